@@ -1,0 +1,122 @@
+"""Names and meanings of the columns that user tables share; the only place that spells them.
+
+A source (``tables``, ``movielens``, ``synthetic``) yields `Tables` in canonical form:
+
+==============  ==================  ====================================================
+column          Arrow type          meaning
+==============  ==================  ====================================================
+``user_id``     int64 or string     external user id, kept as it came
+``item_id``     int64 or string     external item id, kept as it came
+``timestamp``   int64               microseconds since 1970-01-01 UTC
+``label``       float32             outcome of an impression (click, rating, seconds)
+``weight``      float32             weight of the row in the losses, default 1
+``split``       int8                `TRAIN`, `VALIDATION` or `TEST`, where given
+==============  ==================  ====================================================
+
+A flat click table may lack ``user_id``, ``item_id`` and ``timestamp``; then only the ranker can be trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+TIMESTAMP = "timestamp"
+LABEL = "label"
+WEIGHT = "weight"
+SPLIT = "split"
+TITLE = "title"
+REJECTED_REASON = "reason"
+
+RESERVED_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP, LABEL, WEIGHT, SPLIT)
+
+SPLIT_NAMES = ("train", "validation", "test")
+TRAIN, VALIDATION, TEST = range(3)
+
+MICROSECONDS = 1_000_000
+
+
+class DataError(ValueError):
+    """Input that cannot be used; one message lists all its problems.
+
+    Args:
+        problems: One sentence each: file, column, rows, what was received, what is allowed.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """Which column says how an impression ended, and what counts as a positive.
+
+    Args:
+        column: Name of the column in the user's table.
+        minimum: Smallest allowed value.
+        maximum: Largest allowed value.
+        positive_from: Rows with a label of at least this value are positives; the others are
+            impressions that did not succeed, on which the ranker learns.
+    """
+
+    column: str = LABEL
+    minimum: float = 0.0
+    maximum: float = 1.0
+    positive_from: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.minimum < self.positive_from <= self.maximum:
+            raise ValueError(
+                "label: `positive_from` must lie above `minimum` and at most at `maximum`, got "
+                f"minimum={self.minimum}, positive_from={self.positive_from}, "
+                f"maximum={self.maximum}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """The raw tables of one data set in canonical form.
+
+    Args:
+        interactions: One row an event or impression, in the order of the user's table.
+        users: One row a user, or None.
+        items: One row an item, or None.
+        label: How `label` is to be read; None when every row is a positive.
+        context: Columns of `interactions` that are known at request time and may be features.
+        rejected: Rows set aside by ``on_bad_rows=quarantine``, with the reason, or None.
+    """
+
+    interactions: pa.Table
+    users: pa.Table | None = None
+    items: pa.Table | None = None
+    label: Label | None = None
+    context: tuple[str, ...] = ()
+    rejected: pa.Table | None = None
+
+    def has(self, column: str) -> bool:
+        """Whether the interactions carry a column."""
+        return column in self.interactions.column_names
+
+
+class Source(Protocol):
+    """Where tables come from; one implementation a file in this folder."""
+
+    @property
+    def name(self) -> str:
+        """Short name, used for folders."""
+
+    def fingerprint(self) -> str:
+        """Digest of everything that `read` depends on: file contents and options."""
+
+    def read(self) -> Tables:
+        """Read, map and check the tables.
+
+        Raises:
+            DataError: When a table cannot be used; nothing has been written by then.
+        """

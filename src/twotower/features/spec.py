@@ -1,0 +1,154 @@
+"""What the features are (`FeatureSpec`, written by a person) and what models see (`ModelInputs`).
+
+Encoded columns, ``R`` rows each, by kind; row 0 of a table is "missing or never seen in training":
+
+================  ===========  ===================================================================
+kind              shape        content
+================  ===========  ===================================================================
+``id``            (R,)  int64  row of the embedding table
+``categorical``   (R,)  int64  row of the embedding table
+``tags``          (R, T) int64  rows of the embedding table, padded with 0
+``numeric``       (R, 2) f32   standardised value (0 when missing), 1 when missing
+``vector``        (R, D) f32   the vector, unit length (zeros when missing)
+``time``          (R, 4) f32   sine and cosine of the hour of day and of the day of week
+================  ===========  ===================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+Side = Literal["user", "item", "context"]
+Kind = Literal["id", "categorical", "tags", "numeric", "vector", "time"]
+Stage = Literal["retrieval", "ranking"]
+
+TABLE_KINDS: tuple[Kind, ...] = ("id", "categorical", "tags")
+HISTORY_PREFIX = "history."
+HISTORY_MASK = "history.mask"
+RETRIEVAL_SCORE = "retrieval_score"
+
+SPEC_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """One feature as a person declares it.
+
+    Args:
+        name: Name of the feature and, unless `column` is given, of the column.
+        side: Which table it comes from: user, item, or context (the interaction itself).
+        kind: How it is encoded; see the table of this module.
+        column: Column it is read from.
+        dim: Width of its embedding; 0 leaves the width to the model.
+        min_count: Values seen less often in the training part share row 0.
+        stages: Stages whose model may look at it.
+        log: Numeric only: take log(1 + x) before standardising.
+        separator: Tags only: separator when the column holds text instead of lists.
+        max_tags: Tags only: how many are kept.
+    """
+
+    name: str
+    side: Side
+    kind: Kind
+    column: str = ""
+    dim: int = 0
+    min_count: int = 1
+    stages: tuple[Stage, ...] = ("retrieval", "ranking")
+    log: bool = False
+    separator: str = "|"
+    max_tags: int = 8
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"feature `{self.name}`: `{field}` must be one of {', '.join(allowed)}, got {value!r}"
+            for field, value, allowed in (
+                ("side", self.side, get_args(Side)),
+                ("kind", self.kind, get_args(Kind)),
+                *(("stages", stage, get_args(Stage)) for stage in self.stages),
+            )
+            if value not in allowed
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    @property
+    def source_column(self) -> str:
+        """The column the feature is read from."""
+        return self.column or self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """Which of the user's earlier positives a model looks at.
+
+    Args:
+        length: How many of the latest events.
+        features: Item features by which an event is described.
+    """
+
+    length: int = 20
+    features: tuple[str, ...] = ("item_id",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """All features of a data set and the history."""
+
+    features: tuple[Feature, ...]
+    history: History = History()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, fields at their default left out; the form of the YAML file."""
+        rows = []
+        for feature in self.features:
+            row = {f.name: getattr(feature, f.name) for f in fields(feature)}
+            defaults = {f.name: f.default for f in fields(feature)}
+            kept = {k: v for k, v in row.items() if defaults[k] != v}
+            rows.append({k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()})
+        history = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.history).items()}
+        return {"version": SPEC_VERSION, "features": rows, "history": history}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureInput:
+    """One encoded column as a model sees it.
+
+    Args:
+        name: Key of the column in the model's input.
+        side: user, item or context.
+        kind: See the table of this module.
+        dim: Width of the embedding the user asked for; 0 leaves it to the model.
+        num_rows: Rows of the embedding table, row 0 included; 0 for kinds without a table.
+        width: Second dimension of the encoded column; 0 for (R,).
+    """
+
+    name: str
+    side: Side
+    kind: Kind
+    dim: int
+    num_rows: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInputs:
+    """What one stage's model is given.
+
+    A batch is a dict: the columns of the table above by feature name, and for the history
+    ``history.<item feature>`` of shape (B, L, ...), oldest first and padded on the left, with
+    ``history.mask`` (B, L) bool, True where there is an event. The ranker may also be given
+    ``retrieval_score`` (B,) float32.
+    """
+
+    features: tuple[FeatureInput, ...]
+    history_length: int
+    history_features: tuple[str, ...]
+
+    def of(self, *sides: Side) -> tuple[FeatureInput, ...]:
+        """The features of some sides, in the order of the spec."""
+        return tuple(f for f in self.features if f.side in sides)
+
+    def history(self) -> tuple[FeatureInput, ...]:
+        """The item features that describe an event of the history."""
+        return tuple(f for f in self.features if f.name in self.history_features)
