@@ -13,7 +13,8 @@ column          Arrow type          meaning
 ``split``       int8                `TRAIN`, `VALIDATION` or `TEST`, where given
 ==============  ==================  ====================================================
 
-A flat click table may lack ``user_id``, ``item_id`` and ``timestamp``; then only the ranker can be trained.
+A flat click table may lack ``user_id``, ``item_id`` and ``timestamp``; then only the ranker can be
+trained.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ LABEL = "label"
 WEIGHT = "weight"
 SPLIT = "split"
 TITLE = "title"
+POSITION = "position"
 REJECTED_REASON = "reason"
+
+HISTORY_PREFIX = "history."
+HISTORY_MASK = "history.mask"
+RETRIEVAL_SCORE = "retrieval_score"
 
 RESERVED_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP, LABEL, WEIGHT, SPLIT)
 

@@ -16,19 +16,22 @@ kind              shape        content
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Literal, TypeVar, get_args
+
+from twotower.data.schema import HISTORY_MASK as HISTORY_MASK
+from twotower.data.schema import HISTORY_PREFIX as HISTORY_PREFIX
+from twotower.data.schema import RETRIEVAL_SCORE as RETRIEVAL_SCORE
 
 Side = Literal["user", "item", "context"]
 Kind = Literal["id", "categorical", "tags", "numeric", "vector", "time"]
 Stage = Literal["retrieval", "ranking"]
 
 TABLE_KINDS: tuple[Kind, ...] = ("id", "categorical", "tags")
-HISTORY_PREFIX = "history."
-HISTORY_MASK = "history.mask"
-RETRIEVAL_SCORE = "retrieval_score"
-
 SPEC_VERSION = 1
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +109,74 @@ class FeatureSpec:
             defaults = {f.name: f.default for f in fields(feature)}
             kept = {k: v for k, v in row.items() if defaults[k] != v}
             rows.append({k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()})
-        history = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.history).items()}
+        history = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.history).items()
+        }
         return {"version": SPEC_VERSION, "features": rows, "history": history}
+
+
+def spec_from_dict(document: Mapping[str, Any]) -> FeatureSpec:
+    """Read the form that `FeatureSpec.to_dict` gives.
+
+    Args:
+        document: Keys ``features`` (a list), ``history`` and, optionally, ``version``.
+
+    Raises:
+        ValueError: Lists every unknown key, missing name and value that is not allowed.
+    """
+    problems = [
+        f"feature spec: unknown key `{key}`; allowed: version, features, history"
+        for key in document
+        if key not in ("version", "features", "history")
+    ]
+    if document.get("version", SPEC_VERSION) != SPEC_VERSION:
+        problems.append(
+            f"feature spec: version {document['version']!r}, this release reads {SPEC_VERSION}"
+        )
+    features = [
+        parsed
+        for number, row in enumerate(document.get("features") or [], start=1)
+        if (parsed := _parse(Feature, row, f"feature {number}", problems)) is not None
+    ]
+    history = _parse(History, document.get("history") or {}, "history", problems)
+    names = [feature.name for feature in features]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    problems += [f"feature spec: the name `{name}` is used more than once" for name in repeated]
+    if problems or history is None:
+        raise ValueError("\n".join(problems))
+    return FeatureSpec(features=tuple(features), history=history)
+
+
+def _parse(cls: type[T], row: Mapping[str, Any], where: str, problems: list[str]) -> T | None:
+    allowed = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    required = [name for name, f in allowed.items() if f.default is MISSING]
+    wrong = [
+        f"{where}: unknown key `{key}`; allowed: {', '.join(allowed)}"
+        for key in row
+        if key not in allowed
+    ]
+    wrong += [f"{where}: `{key}` is missing" for key in required if key not in row]
+    for key, value in row.items():
+        default = allowed[key].default if key in allowed else MISSING
+        expected = (
+            (list, tuple)
+            if isinstance(default, tuple)
+            else str
+            if default is MISSING
+            else type(default)
+        )
+        if key in allowed and (
+            not isinstance(value, expected) or isinstance(value, bool) != (expected is bool)
+        ):
+            name = "list" if isinstance(expected, tuple) else expected.__name__
+            wrong.append(f"{where}: `{key}` must be of type {name}, got {value!r}")
+    if not wrong:
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+        except ValueError as error:
+            wrong.append(f"{where}: {error}")
+    problems.extend(wrong)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,138 @@
+"""One way to run every command: compose, check, run, exit status.
+
+=====  ==============================================================
+0      done
+1      unexpected error, with a traceback
+2      bad configuration or input, with one message
+3      a gate or an alert said no (`Refused`)
+130    interrupted from the keyboard
+=====  ==============================================================
+
+Hydra runs the command (``--help``, ``--cfg job``, ``--multirun``), but only after the config has
+been composed and checked here, so that a mistake leaves no run folder behind. Nothing heavy is
+imported before that: ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.utils import env_override
+from hydra.errors import HydraException
+from omegaconf.errors import InterpolationResolutionError
+
+from twotower.config import VERSION_BASE, ConfigError, Refused, check, compose, config_dir
+from twotower.config_compose import first_values
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+DONE, UNEXPECTED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
+
+# Hydra's switch for complete tracebacks; where a user has set it, bad input shows one too.
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+# What a wrong path, config or table leads to; anything else is a fault of the program.
+USER_ERRORS = (
+    ValueError,
+    HydraException,
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
+
+
+def run_command(
+    config_name: str,
+    function: Callable[[DictConfig], object],
+    argv: Sequence[str] | None = None,
+    *,
+    needs: Collection[str] = (),
+) -> int:
+    """Run a command and say how it ended.
+
+    Args:
+        config_name: Name of the primary config.
+        function: The command; called with the composed config, once for every job of a sweep.
+        argv: Arguments without the program's name; those of the process by default.
+        needs: Names of arguments that `function` passes to `build`, so that YAML need not.
+
+    Returns:
+        The exit status; see the table of this module.
+    """
+    report = functools.partial(_report, with_traceback=os.environ.get(FULL_ERROR) == "1")
+    given = sys.argv[1:] if argv is None else argv
+    # `quiet` is a field of every command; `+quiet=true` is how Hydra users write a switch.
+    arguments = ["quiet=" + a[7:] if a.startswith("+quiet=") else a for a in given]
+    outcomes = [DONE]
+    own_argv = sys.argv
+
+    # Hydra names the job and its log after the module of the function it finds under the wrapper.
+    @functools.wraps(function)
+    def job(cfg: DictConfig) -> object:
+        sys.argv = own_argv  # The processes of other GPUs are started with these.
+        try:
+            return function(cfg)
+        except Exception as error:
+            outcomes.append(report(error))
+            return None
+
+    try:
+        options = get_args_parser().parse_intermixed_args(arguments)
+        _check_jobs(config_name, options, needs)
+        flags = [a for a in arguments if a not in options.overrides]
+        sys.argv = [own_argv[0], *options.overrides, *flags]  # Hydra wants the overrides together.
+        with env_override({FULL_ERROR: "1"}):  # Hydra shall raise instead of reporting.
+            hydra.main(str(config_dir()), config_name, VERSION_BASE)(job)()
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        outcomes.append(report(error))
+    finally:
+        sys.argv = own_argv
+    return max(outcomes)
+
+
+def _check_jobs(config_name: str, options: argparse.Namespace, needs: Collection[str]) -> None:
+    """Compose and check every job, before Hydra makes a folder for the first."""
+    if options.help or options.hydra_help or options.info or options.shell_completion:
+        return
+    if options.config_path or options.experimental_rerun:
+        raise ConfigError(
+            ["--config-path and --experimental-rerun are not supported; --config-dir adds a folder"]
+        )
+    jobs = first_values(options.overrides) if options.multirun else [options.overrides]
+    for overrides in jobs:
+        cfg = compose(options.config_name or config_name, overrides, extra_dir=options.config_dir)
+        if not options.cfg:
+            check(cfg, needs)
+
+
+def _report(error: BaseException, *, with_traceback: bool) -> int:
+    """Tell the user what went wrong and return the exit status that says so."""
+    if isinstance(error, SystemExit):
+        # Lightning turns an interrupt into an exit.
+        interrupted = isinstance(error.__context__, KeyboardInterrupt)
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        return INTERRUPTED if interrupted else status
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    expected = isinstance(error, (Refused, *USER_ERRORS))
+    if with_traceback or not expected:
+        traceback.print_exception(error)
+    if not expected:
+        return UNEXPECTED
+    message = str(error)
+    if isinstance(error, InterpolationResolutionError):  # A resolver of ours refused its arguments.
+        message = message.splitlines()[0].rpartition("interpolation: ")[2]
+    print(f"{'refused' if isinstance(error, Refused) else 'error'}: {message}", file=sys.stderr)
+    return REFUSED if isinstance(error, Refused) else BAD_INPUT

@@ -1,0 +1,255 @@
+"""From the command line to checked configs and objects; home of Hydra besides the commands.
+
+`compose` reads YAML and overrides, `check` holds the result against the signatures it names,
+`build` makes the objects. A field that our own code reads stands in a dataclass below; a field that
+is only handed to a constructor is typed by the signature of that constructor.
+
+Registered here for use in YAML:
+
+- ``train_schema``, ``export_schema``, ... in a defaults list: the typed fields of a command;
+- ``no_run_folder`` in a defaults list: the command writes no run folder and no log file;
+- ``${run_dir:name,resume}``: a new folder for a run, or the folder of the run to be resumed.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from twotower.config_check import find_problems
+from twotower.config_compose import COMPOSE_ERRORS, misspelt_choices, override_problems
+from twotower.config_types import PARTIAL, TARGET
+
+VERSION_BASE = "1.3"
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; one message lists all its problems.
+
+    Args:
+        problems: One sentence each, beginning with the path of the key.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class Refused(Exception):  # noqa: N818
+    """A gate or an alert said no: the work was done and its result is not acceptable."""
+
+
+@dataclass
+class TrainConfig:
+    """Fields that `train` reads."""
+
+    name: str = MISSING
+    seed: int = MISSING
+    stages: list[str] = field(default_factory=list)
+    output_dir: str = MISSING
+    prepared_dir: str = MISSING
+    resume: str | None = None
+    quiet: bool = False
+    data: Any = MISSING
+    split: Any = MISSING
+    features: Any = MISSING
+    models: Any = MISSING
+    losses: Any = MISSING
+    training: Any = MISSING
+    trainer: Any = MISSING
+    evaluation: Any = MISSING
+
+
+@dataclass
+class PrepareConfig:
+    """Fields that `prepare` reads."""
+
+    prepared_dir: str = MISSING
+    quiet: bool = False
+    data: Any = MISSING
+    split: Any = MISSING
+    features: Any = MISSING
+
+
+@dataclass
+class ExportConfig:
+    """Fields that `export` reads."""
+
+    run: str = MISSING
+    output_dir: str = MISSING
+    quiet: bool = False
+    index: Any = MISSING
+    gates: Any = MISSING
+
+
+@dataclass
+class EvaluateConfig:
+    """Fields that `evaluate` reads."""
+
+    bundle: str = MISSING
+    quiet: bool = False
+    evaluation: Any = MISSING
+
+
+@dataclass
+class RecommendConfig:
+    """Fields that `recommend` reads."""
+
+    bundle: str = MISSING
+    user: int | str | None = None
+    history: list[int | str] = field(default_factory=list)
+    k: int = 10
+    quiet: bool = False
+
+
+NO_RUN_FOLDER = {
+    "hydra": {
+        "run": {"dir": "."},
+        "output_subdir": None,
+        # The handler of the log file stays unattached; delayed, it never opens the file.
+        "job_logging": {
+            "handlers": {"file": {"delay": True}, "console": {"stream": "ext://sys.stderr"}},
+            "root": {"handlers": ["console"]},
+        },
+    }
+}
+
+
+def config_dir() -> Path:
+    """The folder of YAML files: in the package when installed, else at the top of the checkout."""
+    packaged = Path(__file__).parent / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def run_dir(name: str, resume: str | None, root: str = "runs") -> str:
+    """The folder of a run; a new one is created, so that two runs never share it.
+
+    Args:
+        name: Name of the run, a folder below `root`.
+        resume: Folder of the run to go on with, or None.
+        root: Folder of all runs.
+
+    Returns:
+        `resume`, or `<root>/<name>/<date>_<time>` with a number appended when that is taken.
+
+    Raises:
+        ValueError: When there is nothing to resume.
+    """
+    if resume is not None:
+        if not Path(resume).is_dir():
+            raise ValueError(f"`resume`: no run folder `{resume}`")
+        return resume
+    parent = Path(root) / name
+    parent.mkdir(parents=True, exist_ok=True)
+    stem = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for number in count(1):
+        folder = parent / (stem if number == 1 else f"{stem}_{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        break
+    return str(folder)
+
+
+def compose(
+    config_name: str, overrides: Sequence[str] = (), *, extra_dir: str | None = None
+) -> DictConfig:
+    """Compose a config from the YAML files and overrides.
+
+    Args:
+        config_name: Name of the primary config, such as ``train``.
+        overrides: Overrides in Hydra's syntax, such as ``data=synthetic`` or ``seed=3``.
+        extra_dir: A further folder of configs.
+
+    Returns:
+        The config without Hydra's own part.
+
+    Raises:
+        ConfigError: When an override, a file or a folder is wrong; wrong overrides are all listed.
+    """
+    given = list(overrides)
+    if extra_dir is not None:
+        if not Path(extra_dir).is_dir():
+            raise ConfigError([f"no folder of configs `{extra_dir}`"])
+        given.append(f"hydra.searchpath=['file://{Path(extra_dir).absolute()}']")
+    with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        try:
+            cfg = hydra_compose(config_name, overrides=given)
+        except COMPOSE_ERRORS as error:
+            raise ConfigError(override_problems(config_name, given, error)) from None
+        problems = misspelt_choices(given)
+    if problems:
+        raise ConfigError(problems)
+    return cfg
+
+
+def check(cfg: DictConfig, runtime: Collection[str] = ()) -> None:
+    """Refuse a config whose objects could not be built; nothing is built here.
+
+    Args:
+        cfg: A composed config. Values that only exist inside a running job, ``${hydra:...}``, count
+            as missing.
+        runtime: Names of arguments that are passed to `build` and so may be missing.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    problems = find_problems(cfg, runtime)
+    if problems:
+        raise ConfigError(problems)
+
+
+def build(node: DictConfig, **runtime: Any) -> Any:  # noqa: ANN401
+    """Build the object that a mapping with ``_target_`` describes.
+
+    Nested mappings with ``_target_`` are built first; those with ``_partial_: true`` become
+    factories. Objects given here reach the constructor as they are: Hydra would copy or convert
+    some of them if it were handed them.
+
+    Args:
+        node: A checked mapping with ``_target_``.
+        runtime: Arguments that do not stand in YAML.
+
+    Returns:
+        The object; a factory when `node` itself is marked ``_partial_: true``.
+
+    Raises:
+        ConfigError: When a nested constructor refuses its arguments.
+    """
+    if TARGET not in node:
+        raise ConfigError([f"nothing to build: no `{TARGET}` among {', '.join(map(str, node))}"])
+    try:
+        factory = instantiate(node, _partial_=True, _convert_="all")
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise
+        place = re.search(r"full_key: (\S+)", str(error))
+        path = f"`{place[1]}`: " if place else ""
+        raise ConfigError([path + str(error.__cause__)]) from error.__cause__
+    return functools.partial(factory, **runtime) if node.get(PARTIAL) else factory(**runtime)
+
+
+def _register() -> None:
+    store = ConfigStore.instance()
+    for schema in (TrainConfig, PrepareConfig, ExportConfig, EvaluateConfig, RecommendConfig):
+        name = schema.__name__.removesuffix("Config").lower()
+        store.store(name=f"{name}_schema", node=schema)
+    store.store(name="no_run_folder", node=NO_RUN_FOLDER, package="_global_")
+    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)
+
+
+_register()

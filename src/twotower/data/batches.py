@@ -1,0 +1,214 @@
+"""Batches gathered out of the prepared columns, and a loader that continues where it stopped.
+
+A training example is one number, the position of its event; features and histories are cut out of
+the columns by vectorised gathers when a batch is assembled, on the device where the columns live.
+
+Shape letters: B batch, L history length, P known positives of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from twotower.data.prepared import Prepared
+from twotower.data.schema import HISTORY_MASK, HISTORY_PREFIX, TRAIN
+
+Batch = dict[str, Tensor]
+
+USER_ROWS = "user_rows"
+ITEM_ROWS = "item_rows"
+WEIGHTS = "weights"
+LABELS = "labels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnNames:
+    """Which encoded columns a batch holds.
+
+    Args:
+        user: User features.
+        item: Item features.
+        context: Features of the interaction.
+        history: Item features that describe an event of the history.
+        history_length: ``L``; 0 for no history.
+    """
+
+    user: Sequence[str]
+    item: Sequence[str]
+    context: Sequence[str]
+    history: Sequence[str]
+    history_length: int
+
+
+class Columns:
+    """The columns of a prepared data set as tensors, and gathers from them.
+
+    Args:
+        prepared: The data set.
+        names: Which columns batches hold.
+        device: Where the columns live and the gathers run.
+    """
+
+    def __init__(self, prepared: Prepared, names: ColumnNames, device: torch.device) -> None:
+        self.names = names
+        self.device = device
+        users, items, events = prepared.users, prepared.items, prepared.events
+        self._users = {} if users is None else self._tensors(users.columns, names.user)
+        item_names = {*names.item, *names.history}
+        self._items = {} if items is None else self._tensors(items.columns, item_names)
+        self._context = self._tensors(prepared.interactions.context, names.context)
+        self._log = prepared.interactions
+        self._offsets = None if events is None else self._tensor(events.offsets)
+        self._event_items = None if events is None else self._tensor(events.item_rows)
+        self._train_end = None if events is None else self._tensor(events.part_end(TRAIN))
+
+    def items(self, item_rows: Tensor) -> Batch:
+        """Item features (B, ...) of some items (B,)."""
+        return {name: _gather(self._items[name], item_rows) for name in self.names.item}
+
+    def users(self, user_rows: Tensor) -> Batch:
+        """User features (B, ...) of some users (B,)."""
+        return {name: _gather(self._users[name], user_rows) for name in self.names.user}
+
+    def context(self, interactions: Tensor) -> Batch:
+        """Context features (B, ...) of some interactions (B,)."""
+        return {name: _gather(self._context[name], interactions) for name in self.names.context}
+
+    def history(self, user_rows: Tensor, ends: Tensor) -> Batch:
+        """The latest events before some ends, oldest first, padded on the left.
+
+        Args:
+            user_rows: (B,) users.
+            ends: (B,) absolute end of each history in the events.
+
+        Returns:
+            ``history.<feature>`` (B, L, ...) and ``history.mask`` (B, L) bool.
+        """
+        length = self.names.history_length
+        if (
+            not length
+            or not self.names.history
+            or self._offsets is None
+            or self._event_items is None
+        ):
+            return {}
+        positions = ends[:, None] - torch.arange(length, 0, -1, device=self.device)  # (B, L)
+        mask = positions >= self._offsets[user_rows][:, None]  # (B, L)
+        if not len(self._event_items):
+            item_rows = torch.zeros_like(positions)
+        else:
+            item_rows = self._event_items[positions.clamp(min=0)].long()  # (B, L)
+        columns: Batch = {HISTORY_MASK: mask}
+        for name in self.names.history:
+            values = _gather(self._items[name], item_rows.flatten()).unflatten(0, mask.shape)
+            keep = mask.reshape(mask.shape + (1,) * (values.dim() - 2))
+            columns[HISTORY_PREFIX + name] = torch.where(keep, values, torch.zeros_like(values))
+        return columns
+
+    def queries(self, interactions: Tensor) -> Batch:
+        """Query features of some interactions (B,): user, context, and the history before each."""
+        rows = interactions.cpu().numpy()
+        batch = self.context(interactions)
+        if self._log.user_rows is not None:
+            user_rows = self._tensor(self._log.user_rows[rows]).long()
+            ends = self._tensor(self._log.history_end[rows])
+            batch |= self.users(user_rows) | self.history(user_rows, ends) | {USER_ROWS: user_rows}
+        return batch
+
+    def examples(self, interactions: Tensor) -> Batch:
+        """Queries, candidate items, labels and weights of some interactions (B,)."""
+        rows = interactions.cpu().numpy()
+        batch = self.queries(interactions)
+        if self._log.item_rows is not None:
+            item_rows = self._tensor(self._log.item_rows[rows]).long()
+            batch |= self.items(item_rows) | {ITEM_ROWS: item_rows}
+        positive = self._tensor(self._log.positive[rows]).float()
+        return batch | {LABELS: positive, WEIGHTS: self._tensor(self._log.weights[rows])}
+
+    def known_positives(self, user_rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Training positives of some users as flat pairs.
+
+        Args:
+            user_rows: (B,) users.
+
+        Returns:
+            Owner (P,), a position in the batch, and item row (P,).
+        """
+        if self._offsets is None or self._train_end is None or self._event_items is None:
+            empty = torch.zeros(0, dtype=torch.long, device=self.device)
+            return empty, empty
+        starts, counts = (
+            self._offsets[user_rows],
+            self._train_end[user_rows] - self._offsets[user_rows],
+        )
+        owners = torch.repeat_interleave(torch.arange(len(user_rows), device=self.device), counts)
+        firsts = torch.cumsum(counts, 0) - counts  # (B,)
+        places = torch.arange(len(owners), device=self.device) - firsts[owners]
+        return owners, self._event_items[starts[owners] + places].long()
+
+    def _tensors(
+        self, columns: Mapping[str, npt.NDArray[Any]], names: Sequence[str] | set[str]
+    ) -> Batch:
+        return {name: self._tensor(columns[name]) for name in names}
+
+    def _tensor(self, values: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.array(values)).to(self.device)
+
+
+def _gather(column: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a column; ids come out as int64, whatever they are stored as."""
+    values = column.index_select(0, rows)
+    return values if values.is_floating_point() else values.long()
+
+
+class ShuffledBatches:
+    """A seeded permutation of examples, cut into batches; remembers where it stands.
+
+    Args:
+        examples: (E,) int64 what an example is, such as the row of an interaction.
+        batch_size: Examples a batch; the last one of an epoch may be smaller.
+        seed: Together with the epoch number it fixes the order.
+        assemble: Turns examples (B,) into a batch.
+    """
+
+    def __init__(
+        self,
+        examples: Tensor,
+        *,
+        batch_size: int,
+        seed: int,
+        assemble: Callable[[Tensor], Batch],
+    ) -> None:
+        self.examples = examples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.assemble = assemble
+        self.epoch = 0
+        self.position = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.examples) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.examples), generator=generator)
+        while self.position < len(order):
+            chosen = order[self.position : self.position + self.batch_size]
+            self.position += len(chosen)
+            yield self.assemble(self.examples[chosen])
+        self.epoch, self.position = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader stands."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue with the batch after the last one of a saved state."""
+        self.epoch, self.position = state["epoch"], state["position"]

@@ -1,0 +1,232 @@
+"""Files to a `RawTable`: Parquet, CSV or Arrow; one file, a pattern, or a folder.
+
+A folder is read with all its files in the order of their names; folders called ``key=value`` inside
+it give a column (hive partitions). CSV is read as text and typed later, column by column, so that
+one bad cell is found by its row and ids above 2^53 stay exact.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import glob
+import io
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.ipc as ipc
+import pyarrow.parquet as pq
+
+from twotower.data.columns import decode
+from twotower.data.raw_table import NUM_EXAMPLES, RawTable, count_rows
+from twotower.data.schema import DataError
+
+log = logging.getLogger(__name__)
+
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+ENDINGS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """The files of one table, in the order of their rows.
+
+    Args:
+        base: Folder that names of files are given relative to.
+        paths: The files.
+    """
+
+    base: Path
+    paths: tuple[Path, ...]
+
+
+def read_raw(location: str) -> RawTable:
+    """Read a file, a pattern or a folder.
+
+    Raises:
+        DataError: When there is no such file, or one is of an unknown format or damaged.
+    """
+    files = find_files(location)
+    tables: list[pa.Table] = []
+    text: set[str] = set()
+    problems: list[str] = []
+    for path in files.paths:
+        try:
+            table = _read_file(path)
+        except DataError as error:
+            problems += error.problems
+            continue
+        keys = _partition_keys(path.relative_to(files.base), table.column_names)
+        for key, value in keys.items():
+            table = table.append_column(key, pa.repeat(pa.scalar(value, pa.string()), len(table)))
+        text |= set(table.column_names if _format(path) == "csv" else keys)
+        tables.append(table)
+    if problems:
+        raise DataError(problems)
+    names = [path.relative_to(files.base).as_posix() for path in files.paths]
+    parts = tuple((name, len(table)) for name, table in zip(names, tables, strict=True))
+    data = _concatenate(location, tables, parts)
+    return RawTable(location=location, data=data, text=frozenset(text), parts=parts)
+
+
+def find_files(location: str) -> Files:
+    """The files of a table in the order of their names; hidden ones in folders do not count."""
+    path = Path(location).expanduser()
+    if path.is_file():
+        found = Files(base=path.parent, paths=(path,))
+    elif path.is_dir():
+        found = Files(base=path, paths=_inside(path))
+    else:
+        matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+        if not matches:
+            raise DataError([f"{location}: no such file or folder; {_neighbours(path)}"])
+        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+        paths = [p for match in matches for p in (_inside(match) if match.is_dir() else (match,))]
+        found = Files(base=Path(*fixed), paths=tuple(dict.fromkeys(paths)))
+    unknown = [str(p) for p in found.paths if not _format(p)]
+    formats = {_format(p) for p in found.paths}
+    if unknown or not found.paths:
+        what = ", ".join(unknown[:NUM_EXAMPLES]) or f"{location}, where there is no table"
+        raise DataError([f"{what}: not a supported format; allowed: {', '.join(ENDINGS)}"])
+    if len(formats) > 1:
+        raise DataError([f"{location}: files of several formats; allowed: one format a table"])
+    return found
+
+
+def _inside(folder: Path) -> tuple[Path, ...]:
+    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and _format(p))
+    return tuple(p for p in found if not _hidden(p.relative_to(folder)))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
+
+
+def _format(path: Path) -> str:
+    """Format by the ending of the name, or nothing."""
+    name = path.name.lower()
+    return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), "")
+
+
+def _neighbours(path: Path) -> str:
+    """What the user may have meant."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    names = sorted(p.name for p in path.parent.iterdir() if not _hidden(Path(p.name)))
+    close = difflib.get_close_matches(path.name, names, n=NUM_EXAMPLES)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"{path.parent} has {', '.join(names[:NUM_EXAMPLES]) or 'no files'}"
+
+
+def _partition_keys(path: Path, names: Sequence[str]) -> dict[str, str | None]:
+    """Columns told by folders called ``key=value``; a column of the file itself comes first."""
+    pairs = (part.split("=", 1) for part in path.parts[:-1] if "=" in part)
+    values = {unquote(key): unquote(value) for key, value in pairs if unquote(key) not in names}
+    return {key: None if value == HIVE_NULL else value for key, value in values.items()}
+
+
+def _concatenate(
+    location: str, tables: Sequence[pa.Table], parts: Sequence[tuple[str, int]]
+) -> pa.Table:
+    names = set().union(*(table.column_names for table in tables))
+    for (name, _), table in zip(parts, tables, strict=True):
+        if lacking := sorted(names - set(table.column_names)):
+            log.warning("%s: %s has no %s: null there", location, name, ", ".join(lacking))
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+        raise DataError(
+            [f"{location}: its files disagree about a column: {_first_line(error)}"]
+        ) from error
+
+
+def _read_file(path: Path) -> pa.Table:
+    kind = _format(path)
+    try:
+        table = READERS[kind](path)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError([f"{path}: cannot be read as {kind}: {_first_line(error)}"]) from error
+    columns = [decode(column) for column in table.columns]
+    return pa.table(columns, names=table.column_names)
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read()
+
+
+def _read_arrow(path: Path) -> pa.Table:
+    """The file form (also called Feather 2) or the stream form."""
+    with pa.memory_map(str(path)) as source:
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        reader = ipc.open_file(source) if is_file else ipc.open_stream(source)
+        return reader.read_all()
+
+
+def _read_csv(path: Path) -> pa.Table:
+    """All columns as text, nothing as null; quoted line breaks are allowed."""
+    with io.TextIOWrapper(pa.input_stream(str(path)), encoding="utf-8-sig", newline="") as stream:
+        header = next(csv.reader(stream), [])
+    if not header:
+        raise DataError([f"{path}: the file is empty; a header and at least one row are needed"])
+    convert = pacsv.ConvertOptions(
+        column_types=dict.fromkeys(header, pa.string()),
+        null_values=[""],
+        strings_can_be_null=True,
+    )
+    parse = pacsv.ParseOptions(newlines_in_values=True)
+    try:
+        return pacsv.read_csv(path, parse_options=parse, convert_options=convert)
+    except pa.ArrowInvalid as error:
+        ragged = _ragged_rows(path, convert)
+        if not ragged:
+            raise
+        first = ", ".join(str(row) for row in ragged[:NUM_EXAMPLES])
+        problem = (
+            f"{path}: {count_rows(len(ragged))} with more or fewer cells than the header, at data "
+            f"row {first} (from 1, header not counted); allowed: {len(header)} cells a row"
+        )
+        raise DataError([problem]) from error
+
+
+def _ragged_rows(path: Path, convert: pacsv.ConvertOptions) -> list[int]:
+    """Data rows whose number of cells is not that of the header, from 1."""
+    rows: list[int] = []
+
+    def skip(row: pacsv.InvalidRow) -> str:
+        rows.append(row.number - 1)  # the header is row 1
+        return "skip"
+
+    parse = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip)
+    in_order = pacsv.ReadOptions(use_threads=False)  # only then are rows numbered
+    try:
+        pacsv.read_csv(path, parse_options=parse, convert_options=convert, read_options=in_order)
+    except pa.ArrowInvalid:
+        return []
+    return rows
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+READERS: dict[str, Callable[[Path], pa.Table]] = {
+    "parquet": _read_parquet,
+    "csv": _read_csv,
+    "arrow": _read_arrow,
+}

@@ -1,0 +1,98 @@
+"""The user's own tables as a source: interactions, users and items in Parquet, CSV or Arrow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from hashlib import blake2b, file_digest
+from typing import get_args
+
+from twotower.data.files import find_files, read_raw
+from twotower.data.naming import INTERACTIONS, ITEMS, USERS, OnBadRows, Reading
+from twotower.data.raw_table import RawTable
+from twotower.data.schema import DataError, Label, Tables
+from twotower.data.validate import build_tables
+
+
+class TableSource:
+    """Reads interactions and, where there are any, users and items from files.
+
+    Args:
+        interactions: File, pattern or folder of the interactions.
+        users: The same for the users, one row a user.
+        items: The same for the items, one row an item.
+        columns: Canonical name to the name in the files, e.g. ``{"user_id": "visitorid"}``. A users
+            or items table may also use the canonical name.
+        label: Which column says how an impression ended; None when every row is a positive.
+        context: Columns of the interactions that are known at request time.
+        on_bad_rows: ``fail``, or ``quarantine`` to go on without rows that have a null id or a bad
+            time, label or weight; they are returned as `Tables.rejected`.
+        name: Short name of the data set.
+
+    Raises:
+        ValueError: When `on_bad_rows` is something else.
+    """
+
+    def __init__(
+        self,
+        *,
+        interactions: str,
+        users: str | None = None,
+        items: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        label: Label | None = None,
+        context: Sequence[str] | None = None,
+        on_bad_rows: OnBadRows = "fail",
+        name: str = "tables",
+    ) -> None:
+        if on_bad_rows not in get_args(OnBadRows):
+            allowed = ", ".join(get_args(OnBadRows))
+            raise ValueError(f"data.on_bad_rows: got {on_bad_rows!r}; allowed: {allowed}")
+        locations = {INTERACTIONS: interactions, USERS: users, ITEMS: items}
+        self._locations = {kind: at for kind, at in locations.items() if at is not None}
+        self._reading = Reading(
+            columns=dict(columns or {}),
+            label=label,
+            context=tuple(context or ()),
+            on_bad_rows=on_bad_rows,
+        )
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """Short name, used for folders."""
+        return self._name
+
+    def fingerprint(self) -> str:
+        """Digest of the contents of all files and of the options; where files lie does not count.
+
+        A file that is not there counts as such: `read` reports it with all other problems.
+        """
+        digest = blake2b(json.dumps(asdict(self._reading), sort_keys=True).encode())
+        for kind, location in self._locations.items():
+            try:
+                files = find_files(location)
+            except DataError as error:
+                digest.update(json.dumps([kind, error.problems]).encode())
+                continue
+            for path in files.paths:
+                name = path.relative_to(files.base).as_posix()
+                digest.update(json.dumps([kind, name]).encode())
+                with path.open("rb") as stream:
+                    digest.update(file_digest(stream, "blake2b").digest())
+        return digest.hexdigest()
+
+    def read(self) -> Tables:
+        """Read, map and check the tables.
+
+        Raises:
+            DataError: Lists everything that is wrong with any of the tables.
+        """
+        raw: dict[str, RawTable | DataError] = {}
+        for kind, location in self._locations.items():
+            try:
+                raw[kind] = read_raw(location)
+            except DataError as error:
+                raw[kind] = error
+        return build_tables(raw, self._reading)

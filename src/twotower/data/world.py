@@ -1,0 +1,320 @@
+"""The truth of the built-in world: who likes what, what is shown, and what is clicked.
+
+Users and items live in one latent space around topic centres. A user has a share of interest in
+every topic, an item belongs to one topic; popularity follows Zipf's law. A slate is filled by a
+logging policy that mixes popularity, the user's topics and chance:
+
+    exposure(i | u) = 0.3 zipf(i) + 0.4 share(u, topic(i)) zipf(i | topic(i)) + 0.3 / N
+
+and what is shown is clicked under the examination model, slots being numbered from 1:
+
+    P(click | u, i, slot) = slot^-0.5 * sigmoid(7 taste(u) . item(i) + quality(i) - 4)
+
+From the time of a `Drift` on, tastes turn from every topic towards the next one and popularity
+towards another order of the items. Nothing else ever changes.
+
+Examination model: Craswell et al., "An experimental comparison of click position-bias models",
+WSDM 2008.
+
+Shapes: U users, N items, T topics, D latent dimensions, n rows; a leading 2 means before the
+drift and from it on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from twotower.data.schema import MICROSECONDS
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Strings = NDArray[np.str_]
+
+NUM_TOPICS = 20
+LATENT_DIM = 16
+
+TASTE_WEIGHT = 7.0
+CLICK_BIAS = -4.0
+QUALITY_SPREAD = 0.5
+EXAMINATION_EXPONENT = 0.5
+ZIPF_EXPONENT = 0.7
+POPULAR_SHARE = 0.3
+TASTE_SHARE = 0.4
+UNIFORM_SHARE = 0.3
+
+INTEREST_CONCENTRATION = 0.06
+PERSONAL_SPREAD = 0.4
+ITEM_SPREAD = 0.5
+
+LAUNCH_SHARE = 0.12
+LATE_LAUNCH_SHARE = 0.25
+
+START = 1_704_067_200 * MICROSECONDS  # 2024-01-01 00:00 UTC
+DAY = 86_400 * MICROSECONDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """A change of the world at one time.
+
+    Args:
+        start_share: Share of the period after which the change sets in.
+        taste_shift: How far tastes move to the next topic: 0 not at all, 1 wholly. The clicks
+            that a user and an item lead to change, the items shown hardly.
+        popularity_shift: How far popularity moves to another order of the items, from 0 to 1.
+            The items shown change, the clicks that a user and an item lead to do not.
+    """
+
+    start_share: float
+    taste_shift: float = 0.0
+    popularity_shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems = (
+            []
+            if 0 < self.start_share < 1
+            else [
+                f"drift: `start_share` must lie between 0 and 1, both excluded, got {self.start_share}"
+            ]
+        )
+        problems += [
+            f"drift: `{field}` must lie between 0 and 1, got {value}"
+            for field, value in (
+                ("taste_shift", self.taste_shift),
+                ("popularity_shift", self.popularity_shift),
+            )
+            if not 0 <= value <= 1
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Users:
+    """The users' truth.
+
+    Args:
+        ids: External ids (U,).
+        topic_shares: Interest in every topic, summing to 1 (2, U, T).
+        vectors: Tastes, of unit length (2, U, D).
+    """
+
+    ids: Strings
+    topic_shares: Floats
+    vectors: Floats
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Items:
+    """The items' truth.
+
+    Args:
+        ids: External ids (N,).
+        topics: Topic of every item (N,).
+        vectors: Places in the latent space, of unit length (N, D).
+        quality: What the click logit gains whoever looks (N,).
+        popularity: Zipf weights, summing to 1 (2, N).
+        launch_times: Microseconds since 1970 before which an item is not shown (N,).
+    """
+
+    ids: Strings
+    topics: Integers
+    vectors: Floats
+    quality: Floats
+    popularity: Floats
+    launch_times: Integers
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class World:
+    """Everything that decides what is shown and clicked.
+
+    Args:
+        users: The users.
+        items: The items.
+        centres: Topic centres in the latent space, of unit length (T, D).
+        slate_size: Slots of a slate.
+        end: End of the period in microseconds since 1970; it begins at `START`.
+        drift_time: From when on the second half of the truth holds, in microseconds since 1970;
+            `end` when nothing drifts.
+    """
+
+    users: Users
+    items: Items
+    centres: Floats
+    slate_size: int
+    end: int
+    drift_time: int
+
+    @property
+    def user_ids(self) -> Strings:
+        """External ids of the users (U,)."""
+        return self.users.ids
+
+    @property
+    def item_ids(self) -> Strings:
+        """External ids of the items (N,)."""
+        return self.items.ids
+
+    @property
+    def launch_times(self) -> Integers:
+        """When items were first there to be shown, in microseconds since 1970 (N,)."""
+        return self.items.launch_times
+
+    def click_probability(
+        self,
+        user_rows: Integers,
+        item_rows: Integers,
+        positions: Integers,
+        timestamps: Integers | None = None,
+    ) -> Floats:
+        """Probability that an impression is clicked.
+
+        Args:
+            user_rows: Rows of the users (n,).
+            item_rows: Rows of the items (n,).
+            positions: Slots, from 1 (n,).
+            timestamps: When they are shown, in microseconds since 1970 (n,); without them, at the
+                end of the period.
+        """
+        drifted = self._drifted(timestamps)
+        tastes = self.users.vectors[drifted, user_rows]  # (n, D)
+        match = np.einsum("nd,nd->n", tastes, self.items.vectors[item_rows])
+        return examination(positions) * attraction(match, self.items.quality[item_rows])
+
+    def exposure(self, user_rows: Integers, item_rows: Integers | None = None) -> Floats:
+        """Probability that one draw of the logging policy at the end of the period is an item.
+
+        Args:
+            user_rows: Rows of the users (B,).
+            item_rows: Rows of the items (M,); all of them when None.
+
+        Returns:
+            Probabilities (B, M); over all items they sum to 1.
+        """
+        popularity = self.items.popularity[1]
+        of_topic = np.bincount(self.items.topics, weights=popularity, minlength=NUM_TOPICS)  # (T,)
+        rows = slice(None) if item_rows is None else item_rows
+        topics, popularity = self.items.topics[rows], popularity[rows]
+        shares = self.users.topic_shares[1, user_rows][:, topics]  # (B, M)
+        return (
+            POPULAR_SHARE * popularity
+            + TASTE_SHARE * shares * (popularity / of_topic[topics])
+            + UNIFORM_SHARE / len(self.item_ids)
+        )
+
+    def affinity(self, user_rows: Integers, item_rows: Integers | None = None) -> Floats:
+        """Expected clicks of a user on an item in one session at the end of the period.
+
+        Ranking the items a user has not clicked yet by it gives the best recall there is.
+
+        Args:
+            user_rows: Rows of the users (B,).
+            item_rows: Rows of the items (M,); all of them when None.
+
+        Returns:
+            Expected clicks (B, M).
+        """
+        rows = slice(None) if item_rows is None else item_rows
+        shown = 1 - (1 - self.exposure(user_rows, item_rows)) ** self.slate_size  # (B, M)
+        match = self.users.vectors[1, user_rows] @ self.items.vectors[rows].T  # (B, M)
+        seen = examination(np.arange(1, self.slate_size + 1)).mean()
+        return seen * shown * attraction(match, self.items.quality[rows])
+
+    def _drifted(self, timestamps: Integers | None) -> Integers | int:
+        return 1 if timestamps is None else (timestamps >= self.drift_time).astype(np.int64)
+
+
+def examination(positions: Integers) -> Floats:
+    """Probability that a slot is looked at, slots being numbered from 1 (n,)."""
+    return np.asarray(positions, dtype=np.float64) ** -EXAMINATION_EXPONENT
+
+
+def attraction(match: Floats, quality: Floats) -> Floats:
+    """Probability that an item is clicked when it is looked at.
+
+    Args:
+        match: Inner product of taste and item, from -1 to 1 (..., M).
+        quality: Quality of the items (M,).
+    """
+    return expit(TASTE_WEIGHT * match + quality + CLICK_BIAS)
+
+
+def create_world(
+    *,
+    num_users: int,
+    num_items: int,
+    num_days: int,
+    slate_size: int,
+    seed: int,
+    drift: Drift | None,
+) -> World:
+    """Draw a world; the same arguments give the same world, and a drift alters only what follows it."""
+    topic_rng, user_rng, item_rng = (np.random.default_rng([seed, part]) for part in range(3))
+    period = num_days * DAY
+    centres = _unit(topic_rng.standard_normal((NUM_TOPICS, LATENT_DIM)))
+    return World(
+        users=_create_users(num_users, centres, drift.taste_shift if drift else 0.0, user_rng),
+        items=_create_items(
+            num_items, centres, drift.popularity_shift if drift else 0.0, period, item_rng
+        ),
+        centres=centres,
+        slate_size=slate_size,
+        end=START + period,
+        drift_time=START + (int(drift.start_share * period) if drift else period),
+    )
+
+
+def _create_users(num_users: int, centres: Floats, shift: float, rng: np.random.Generator) -> Users:
+    shares = rng.dirichlet(np.full(NUM_TOPICS, INTEREST_CONCENTRATION), num_users)  # (U, T)
+    moved = (1 - shift) * shares + shift * np.roll(shares, 1, axis=1)
+    topic_shares = np.stack([shares, moved])  # (2, U, T)
+    personal = PERSONAL_SPREAD * _gaussian(num_users, rng)  # (U, D)
+    return Users(
+        ids=_ids("u", num_users, 6),
+        topic_shares=topic_shares,
+        vectors=_unit(_unit(topic_shares @ centres) + personal),  # (2, U, D)
+    )
+
+
+def _create_items(
+    num_items: int, centres: Floats, shift: float, period: int, rng: np.random.Generator
+) -> Items:
+    topics = rng.permutation(num_items) % NUM_TOPICS
+    zipf = np.arange(1, num_items + 1) ** -ZIPF_EXPONENT
+    before, after = (rng.permutation(zipf / zipf.sum()) for _ in range(2))
+    return Items(
+        ids=_ids("i", num_items, 5),
+        topics=topics,
+        vectors=_unit(centres[topics] + ITEM_SPREAD * _gaussian(num_items, rng)),
+        quality=QUALITY_SPREAD * rng.standard_normal(num_items),
+        popularity=np.stack([before, (1 - shift) * before + shift * after]),
+        launch_times=START + _launch_delays(num_items, period, rng),
+    )
+
+
+def _launch_delays(num_items: int, period: int, rng: np.random.Generator) -> Integers:
+    """Delays in microseconds (N,): most items are there from the start, some come in the last tenth."""
+    num_launched = round(LAUNCH_SHARE * num_items)
+    num_late = int(np.ceil(LATE_LAUNCH_SHARE * num_launched))
+    shares = np.zeros(num_items)
+    shares[:num_late] = rng.uniform(0.9, 0.98, num_late)
+    shares[num_late:num_launched] = rng.uniform(0, 0.9, num_launched - num_late)
+    return (rng.permutation(shares) * period).astype(np.int64)
+
+
+def _gaussian(num_rows: int, rng: np.random.Generator) -> Floats:
+    """Gaussian vectors of expected squared length 1 (num_rows, D)."""
+    return rng.standard_normal((num_rows, LATENT_DIM)) / np.sqrt(LATENT_DIM)
+
+
+def _unit(vectors: Floats) -> Floats:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def _ids(letter: str, count: int, digits: int) -> Strings:
+    return np.strings.add(letter, np.strings.zfill(np.arange(count).astype(np.str_), digits))

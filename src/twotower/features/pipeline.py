@@ -1,0 +1,240 @@
+"""All fitted features of one spec; one object encodes training data, batch jobs and requests.
+
+Stored as ``features.json`` (spec, numbers, record of the rows it was fitted on) and one Arrow file
+a vocabulary; see `FeaturePipeline.save`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from twotower.data.leakage import FittedOn
+from twotower.data.prepare import TrainingPart
+from twotower.data.prepared import read_arrow, write_arrow
+from twotower.data.schema import DataError
+from twotower.features.spec import (
+    TABLE_KINDS,
+    Feature,
+    FeatureInput,
+    FeatureSpec,
+    ModelInputs,
+    Stage,
+    spec_from_dict,
+)
+from twotower.features.transforms import (
+    Categorical,
+    Numeric,
+    Tags,
+    Time,
+    Transform,
+    Vector,
+    fit_transform,
+)
+from twotower.features.vocabulary import Vocabulary
+
+FEATURES_FILE = "features.json"
+
+Array = npt.NDArray[Any]
+Side = Literal["user", "item", "context"]
+
+
+@dataclass(frozen=True)
+class FeaturePipeline:
+    """A feature spec with its fitted state.
+
+    Args:
+        spec: What the user declared or `infer` found.
+        transforms: Fitted transform of every feature by name.
+        fitted_on: Record of the interactions it was fitted on.
+    """
+
+    spec: FeatureSpec
+    transforms: Mapping[str, Transform]
+    fitted_on: FittedOn
+
+    @staticmethod
+    def fit(spec: FeatureSpec, part: TrainingPart) -> FeaturePipeline:
+        """Fit every feature on the training part.
+
+        Ids are counted in the interactions; attributes of users and items over the users and items
+        that occur in them.
+
+        Raises:
+            DataError: Lists every feature whose column is missing or of an unfit type.
+        """
+        problems: list[str] = []
+        transforms: dict[str, Transform] = {}
+        for feature in spec.features:
+            table = _training_table(feature, part)
+            if table is None or feature.source_column not in table.column_names:
+                columns = "none" if table is None else ", ".join(table.column_names)
+                problems.append(
+                    f"feature `{feature.name}`: no column `{feature.source_column}` on the "
+                    f"{feature.side} side; columns: {columns}"
+                )
+                continue
+            try:
+                transforms[feature.name] = fit_transform(
+                    feature, table.column(feature.source_column)
+                )
+            except ValueError as error:
+                problems.append(f"feature `{feature.name}` of kind {feature.kind}: {error}")
+        known = {f.name for f in spec.features if f.side == "item"}
+        problems += [
+            f"history: `{name}` is no item feature; allowed: {', '.join(sorted(known))}"
+            for name in spec.history.features
+            if name not in known and spec.history.length
+        ]
+        if problems:
+            raise DataError(problems)
+        return FeaturePipeline(spec, transforms, part.fitted_on)
+
+    def encode(self, side: Side, table: pa.Table) -> dict[str, Array]:
+        """Encode one table.
+
+        Args:
+            side: Whose features.
+            table: R rows; a column that is missing counts as null.
+
+        Returns:
+            Encoded columns by feature name, (R, ...) each.
+
+        Raises:
+            DataError: Lists every feature whose values cannot be encoded.
+        """
+        problems: list[str] = []
+        encoded: dict[str, Array] = {}
+        for feature in self.spec.features:
+            if feature.side != side:
+                continue
+            present = feature.source_column in table.column_names
+            values = (
+                table.column(feature.source_column)
+                if present
+                else self._nulls(feature, table.num_rows)
+            )
+            try:
+                encoded[feature.name] = self.transforms[feature.name].apply(values)
+            except ValueError as error:
+                problems.append(f"feature `{feature.name}` of kind {feature.kind}: {error}")
+        if problems:
+            raise DataError(problems)
+        return encoded
+
+    def inputs(self, stage: Stage) -> ModelInputs:
+        """What the model of a stage is given."""
+        chosen = [f for f in self.spec.features if stage in f.stages]
+        history = self.spec.history
+        names = {f.name for f in chosen}
+        return ModelInputs(
+            features=tuple(self._input(f) for f in chosen),
+            history_length=history.length,
+            history_features=tuple(n for n in history.features if n in names and history.length),
+        )
+
+    def digest(self) -> str:
+        """Digest of the spec and all fitted state; two pipelines with the same one encode alike."""
+        state = {name: _state(transform) for name, transform in self.transforms.items()}
+        digest = blake2b(
+            json.dumps([self.spec.to_dict(), state], sort_keys=True).encode(), digest_size=16
+        )
+        for name, transform in self.transforms.items():
+            if isinstance(transform, (Categorical, Tags)):
+                digest.update(name.encode())
+                digest.update(
+                    "\x1f".join(map(str, transform.vocabulary.values.to_pylist())).encode()
+                )
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write the spec and the fitted state into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: _state(transform) for name, transform in self.transforms.items()}
+        document = {
+            "spec": self.spec.to_dict(),
+            "state": state,
+            "fitted_on": asdict(self.fitted_on),
+        }
+        (folder / FEATURES_FILE).write_text(json.dumps(document, indent=1))
+        for name, transform in self.transforms.items():
+            if isinstance(transform, (Categorical, Tags)):
+                write_arrow(
+                    folder / f"{name}.arrow", pa.table({"value": transform.vocabulary.values})
+                )
+
+    @staticmethod
+    def load(folder: Path) -> FeaturePipeline:
+        """Read what `save` wrote."""
+        document = json.loads((folder / FEATURES_FILE).read_text())
+        spec = spec_from_dict(document["spec"])
+        transforms = {
+            feature.name: _restore(feature, document["state"][feature.name], folder)
+            for feature in spec.features
+        }
+        return FeaturePipeline(spec, transforms, FittedOn(**document["fitted_on"]))
+
+    def _nulls(self, feature: Feature, num_rows: int) -> pa.Array:
+        if feature.kind in ("id", "categorical"):
+            return pa.nulls(num_rows, pa.string())
+        is_list = feature.kind in ("tags", "vector")
+        item = pa.string() if feature.kind == "tags" else pa.float32()
+        return pa.nulls(num_rows, pa.list_(item) if is_list else pa.float64())
+
+    def _input(self, feature: Feature) -> FeatureInput:
+        transform = self.transforms[feature.name]
+        return FeatureInput(
+            name=feature.name,
+            side=feature.side,
+            kind=feature.kind,
+            dim=feature.dim,
+            num_rows=transform.num_rows if feature.kind in TABLE_KINDS else 0,
+            width=transform.width,
+        )
+
+
+def _training_table(feature: Feature, part: TrainingPart) -> pa.Table | None:
+    if feature.kind == "id" or feature.side == "context":
+        return part.interactions
+    return part.users if feature.side == "user" else part.items
+
+
+def _state(transform: Transform) -> dict[str, Any]:
+    if isinstance(transform, Numeric):
+        return {"mean": transform.mean, "scale": transform.scale}
+    return {"width": transform.width}
+
+
+def _restore(feature: Feature, state: Mapping[str, Any], folder: Path) -> Transform:
+    if feature.kind == "numeric":
+        return Numeric(mean=state["mean"], scale=state["scale"], log=feature.log)
+    if feature.kind == "vector":
+        return Vector(width=state["width"])
+    if feature.kind == "time":
+        return Time()
+    values = read_arrow(folder / f"{feature.name}.arrow").column("value").combine_chunks()
+    vocabulary = Vocabulary(values)
+    if feature.kind == "tags":
+        return Tags(vocabulary, state["width"], feature.separator)
+    return Categorical(vocabulary)
+
+
+def empty_query(inputs: ModelInputs) -> dict[str, Array]:
+    """One query about which nothing is known: (1, ...) zeros, numbers marked as missing."""
+    columns: dict[str, Array] = {}
+    for feature in inputs.of("user", "context"):
+        shape = (1,) if feature.width == 0 else (1, feature.width)
+        columns[feature.name] = np.zeros(
+            shape, np.int32 if feature.kind in TABLE_KINDS else np.float32
+        )
+        if feature.kind == "numeric":
+            columns[feature.name][:, 1] = 1.0
+    return columns

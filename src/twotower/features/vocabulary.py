@@ -1,0 +1,58 @@
+"""Values to rows of an embedding table; row 0 is "missing or not seen often enough"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+class Vocabulary:
+    """The known values of a feature, in the order of their rows.
+
+    Args:
+        values: (V,) distinct values, int64 or string; value ``i`` has row ``i + 1``.
+
+    Example:
+        >>> colours = Vocabulary.fit(pa.array(["red", "blue", "red", None]), min_count=1)
+        >>> colours.rows(pa.array(["blue", "green", None, "red"])).tolist()
+        [2, 0, 0, 1]
+    """
+
+    def __init__(self, values: pa.Array) -> None:
+        self.values = values
+
+    @staticmethod
+    def fit(values: pa.Array | pa.ChunkedArray, *, min_count: int) -> Vocabulary:
+        """The values that occur at least `min_count` times, most frequent first, ties by value."""
+        counted = as_key(values).value_counts()
+        table = pa.table({"value": counted.field("values"), "count": counted.field("counts")})
+        kept = table.filter(
+            pc.and_(pc.is_valid(table["value"]), pc.greater_equal(table["count"], min_count))
+        )
+        ordered = kept.sort_by([("count", "descending"), ("value", "ascending")])
+        return Vocabulary(ordered.column("value").combine_chunks())
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the embedding table, row 0 included."""
+        return len(self.values) + 1
+
+    def rows(self, values: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int32]:
+        """Row of every value, 0 where it is null or unknown."""
+        keys = as_key(values).cast(self.values.type)
+        found: Any = pc.index_in(keys, value_set=self.values, skip_nulls=True)
+        return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False) + 1, np.int32)
+
+
+def as_key(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Values as int64 where they are integers, else as text."""
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_null(array.type):
+        return array.cast(pa.string())
+    return array.cast(pa.int64() if pa.types.is_integer(array.type) else pa.string())

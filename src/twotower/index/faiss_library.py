@@ -1,0 +1,17 @@
+"""FAISS itself, imported in one place so that its absence has one message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    import faiss as _faiss
+except ImportError as error:
+    raise ImportError(
+        "FAISS is not installed; install `twotower[cpu]`, or on a machine with an NVIDIA GPU "
+        "`twotower[gpu]` or `twotower[gpu-cuvs]` (never two of them)"
+    ) from error
+
+# FAISS' own type stubs are incomplete: half of the GPU classes and most attributes are missing.
+faiss: Any = _faiss
+Handle = Any  # an object of FAISS

@@ -1,0 +1,147 @@
+"""Which items stand against the targets of a batch, and how often each is expected among them.
+
+`MixedNegatives` pools the targets of the batch (Yi et al. 2019) with items drawn uniformly from the
+catalogue (Yang et al. 2020, "Mixed Negative Sampling for Learning Two-tower Neural Networks in
+Recommendations"). A batch of B events, its targets drawn with the probabilities p, puts item j
+(B - 1) p_j times among the other queries' targets, on average, and M uniform draws from N items put
+it there M / N times:
+
+    E[count of j] = (B - 1) p_j + M / N.
+
+The count may be above one, and nothing is clipped: a rare item keeps its full correction.
+
+Shapes: B queries, C candidates, M uniform draws, N items, D width of the vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolRows:
+    """The candidates of a batch, before they are embedded.
+
+    Args:
+        rows: Item rows, ``(C,)``; an item may be there more than once.
+        log_expected_count: Log of the number of times that a candidate's item was to be expected
+            in the pool, ``(C,)`` float32; zeros when every item is there exactly once.
+        num_in_batch: How many candidates are the targets of the batch, in their order; they come
+            first.
+    """
+
+    rows: Tensor
+    log_expected_count: Tensor
+    num_in_batch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """The candidates of a batch, embedded.
+
+    Args:
+        vectors: ``(C, D)``.
+        rows: Item rows, ``(C,)``.
+        log_expected_count: As in `PoolRows`, ``(C,)``.
+    """
+
+    vectors: Tensor
+    rows: Tensor
+    log_expected_count: Tensor
+
+
+class Negatives(Protocol):
+    """Draws the candidates of a batch."""
+
+    def draw(
+        self, target_rows: Tensor, item_probability: Tensor, generator: torch.Generator | None
+    ) -> PoolRows:
+        """Draw candidates.
+
+        Args:
+            target_rows: Item rows of the targets, ``(B,)`` int64.
+            item_probability: Share of the training events that an item is the target of, ``(N,)``.
+            generator: Random state on the device of `target_rows`; None for the global one.
+        """
+
+
+class MixedNegatives:
+    """The batch's own targets, uniform draws from the catalogue, or both.
+
+    Args:
+        in_batch: Whether the targets of the batch are candidates.
+        num_uniform: How many items are drawn uniformly, with replacement.
+
+    Raises:
+        ValueError: When there would be no candidates, or `num_uniform` is negative.
+    """
+
+    def __init__(self, *, in_batch: bool, num_uniform: int) -> None:
+        if num_uniform < 0 or (num_uniform == 0 and not in_batch):
+            raise ValueError(
+                "negatives: `num_uniform` must be at least 1 without `in_batch`, and at least 0 "
+                f"with it, got in_batch={in_batch}, num_uniform={num_uniform}"
+            )
+        self.in_batch = in_batch
+        self.num_uniform = num_uniform
+
+    def draw(
+        self, target_rows: Tensor, item_probability: Tensor, generator: torch.Generator | None
+    ) -> PoolRows:
+        """Draw candidates; see `Negatives`."""
+        num_in_batch = target_rows.numel() if self.in_batch else 0
+        uniform = torch.randint(
+            item_probability.numel(),
+            (self.num_uniform,),
+            generator=generator,
+            device=target_rows.device,
+        )
+        rows = torch.cat([target_rows[:num_in_batch], uniform])  # (C,)
+        return PoolRows(
+            rows=rows,
+            log_expected_count=log_expected_count(
+                item_probability[rows],
+                num_in_batch=num_in_batch,
+                num_uniform=self.num_uniform,
+                num_items=item_probability.numel(),
+            ),
+            num_in_batch=num_in_batch,
+        )
+
+
+class WholeCatalogue:
+    """Every item, once."""
+
+    def draw(
+        self, target_rows: Tensor, item_probability: Tensor, generator: torch.Generator | None
+    ) -> PoolRows:
+        """List all items; see `Negatives`."""
+        num_items, device = item_probability.numel(), target_rows.device
+        return PoolRows(
+            rows=torch.arange(num_items, device=device),
+            log_expected_count=torch.zeros(num_items, device=device),
+            num_in_batch=0,
+        )
+
+
+def log_expected_count(
+    probability: Tensor, *, num_in_batch: int, num_uniform: int, num_items: int
+) -> Tensor:
+    """Log of the expected count of items among the candidates of one query.
+
+    Args:
+        probability: Probability that a target is the item, ``(C,)``.
+        num_in_batch: How many targets of the batch are candidates, the query's own included; that
+            one is not a random draw and does not count.
+        num_uniform: How many uniform draws.
+        num_items: How many items they are drawn from.
+
+    Returns:
+        ``(C,)`` float32; minus infinity for an item that could not have been drawn.
+    """
+    from_batch = max(num_in_batch - 1, 0) * probability.double()
+    return (from_batch + num_uniform / num_items).log().float()

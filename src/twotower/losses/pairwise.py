@@ -1,0 +1,80 @@
+"""Bayesian personalised ranking: the target shall score above every candidate, one by one.
+
+    loss = mean over candidates c not masked of log(1 + exp((s_c - s_t) / T))
+
+Rendle et al. 2009, "BPR: Bayesian Personalized Ranking from Implicit Feedback", where candidates
+are drawn uniformly and T is 1. Candidates count as they were drawn: with targets of the batch as
+candidates popular items are pushed down more often, which this loss does not correct.
+
+Shapes: B queries, C candidates, D width of the vectors.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from twotower.losses.negatives import Pool
+from twotower.losses.reduction import weighted_mean
+from twotower.losses.sampled_softmax import check_temperature
+from twotower.losses.scores import Scores, pool_scores
+
+
+def bayesian_personalised_ranking(scores: Scores, masked: Tensor, temperature: float) -> Tensor:
+    """Loss of every query; see the formula of this module.
+
+    Args:
+        scores: Scores of targets and candidates.
+        masked: ``(B, C)`` bool, True where a candidate must not stand against the query.
+        temperature: T, above 0.
+
+    Returns:
+        ``(B,)``; 0 for a query without candidates.
+    """
+    gaps = (scores.candidates - scores.targets.unsqueeze(1)) / temperature  # (B, C)
+    losses = functional.softplus(gaps.masked_fill(masked, -math.inf))  # (B, C)
+    num_candidates = (~masked).sum(dim=1)  # (B,)
+    return losses.sum(dim=1) / num_candidates.clamp(min=1)
+
+
+class BPR(nn.Module):
+    """Bayesian personalised ranking.
+
+    Args:
+        temperature: Divides the scores; 1 for dot products. Cosines differ by 2 at most, with 1
+            they could never be told apart well.
+
+    Raises:
+        ValueError: When the temperature is not above 0.
+    """
+
+    def __init__(self, *, temperature: float = 1.0) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        self.temperature = temperature
+
+    def forward(
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        pool: Pool,
+        masked: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of a batch.
+
+        Args:
+            queries: ``(B, D)``.
+            targets: Vectors of the targets, ``(B, D)``.
+            pool: The candidates; their expected counts are not looked at.
+            masked: ``(B, C)`` bool, True for the target and other positives of the query's user.
+            weights: Weights of the queries ``(B,)``, or None.
+
+        Returns:
+            A scalar, the weighted mean in nats.
+        """
+        scores = pool_scores(queries, targets, pool.vectors)
+        losses = bayesian_personalised_ranking(scores, masked, self.temperature)
+        return weighted_mean(losses, weights)

@@ -1,0 +1,140 @@
+"""Softmax over the catalogue, estimated from a pool of candidates.
+
+With s the score, T the temperature and E_c the expected count of candidate c's item in the pool:
+
+    loss = -s_t / T + log( exp(s_t / T) + sum_{c not masked} exp(s_c / T - log E_c) ).
+
+Every item but the target enters the sum E_c times on average, with weight 1 / E_c: the argument of
+the logarithm is an unbiased estimate of the full softmax's partition function. The temperature
+comes first, or 1 / T would blow the correction up. The target is always there, it is not a draw: it
+is not corrected, and it must be masked among the candidates.
+
+Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", who
+correct the target too; against that, "Correcting the LogQ Correction: Revisiting Sampled Softmax
+for Large-Scale Retrieval", 2025.
+
+Shapes: B queries, C candidates, D width of the vectors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from twotower.losses.negatives import Pool
+from twotower.losses.reduction import weighted_mean
+from twotower.losses.scores import Scores, pool_scores
+
+
+def sampled_softmax(
+    scores: Scores, log_expected_count: Tensor, masked: Tensor, temperature: float
+) -> Tensor:
+    """Loss of every query; see the formula of this module.
+
+    Args:
+        scores: Scores of targets and candidates.
+        log_expected_count: ``(C,)``.
+        masked: ``(B, C)`` bool, True where a candidate must not stand against the query.
+        temperature: T, above 0.
+
+    Returns:
+        ``(B,)``; at least 0, and 0 for a query without candidates.
+    """
+    targets = scores.targets / temperature  # (B,)
+    candidates = scores.candidates / temperature - log_expected_count  # (B, C)
+    candidates = candidates.masked_fill(masked, -math.inf)
+    logits = torch.cat([targets.unsqueeze(1), candidates], dim=1)  # (B, 1 + C)
+    return logits.logsumexp(dim=1) - targets
+
+
+class SampledSoftmax(nn.Module):
+    """Sampled softmax with the correction for how often a candidate was to be expected.
+
+    Args:
+        temperature: Divides the scores; about 0.05 for cosines, 1 for dot products.
+
+    Raises:
+        ValueError: When the temperature is not above 0.
+    """
+
+    def __init__(self, *, temperature: float) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        self.temperature = temperature
+
+    def forward(
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        pool: Pool,
+        masked: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of a batch.
+
+        Args:
+            queries: ``(B, D)``.
+            targets: Vectors of the targets, ``(B, D)``.
+            pool: The candidates.
+            masked: ``(B, C)`` bool, True for the target and other positives of the query's user.
+            weights: Weights of the queries ``(B,)``, or None.
+
+        Returns:
+            A scalar, the weighted mean in nats.
+        """
+        scores = pool_scores(queries, targets, pool.vectors)
+        losses = sampled_softmax(scores, pool.log_expected_count, masked, self.temperature)
+        return weighted_mean(losses, weights)
+
+
+class FullSoftmax(nn.Module):
+    """Softmax over the whole catalogue: the same loss with every item as a candidate.
+
+    For catalogues of which every item can be embedded in every step; goes with
+    `twotower.losses.negatives.WholeCatalogue`.
+
+    Args:
+        temperature: Divides the scores.
+
+    Raises:
+        ValueError: When the temperature is not above 0.
+    """
+
+    def __init__(self, *, temperature: float) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        self.temperature = temperature
+
+    def forward(
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        pool: Pool,
+        masked: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of a batch; the arguments are those of `SampledSoftmax`.
+
+        Raises:
+            ValueError: When the candidates are a sample.
+        """
+        if bool(pool.log_expected_count.any()):
+            raise ValueError(
+                "FullSoftmax needs every item once as a candidate (negatives: WholeCatalogue), got "
+                f"a sample of {pool.rows.numel()} candidates; use SampledSoftmax for samples"
+            )
+        scores = pool_scores(queries, targets, pool.vectors)
+        losses = sampled_softmax(scores, pool.log_expected_count, masked, self.temperature)
+        return weighted_mean(losses, weights)
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not above 0.
+
+    Raises:
+        ValueError: When it is not.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"`temperature` must be a number above 0, got {temperature}")

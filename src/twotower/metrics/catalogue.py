@@ -1,0 +1,113 @@
+"""What the lists do to the catalogue: how much of it they show, how obvious they are.
+
+- coverage: share of the catalogue that stands in at least one list.
+- novelty: mean of -log2 p(item) over a list, ``p`` the item's share of the training interactions
+  (self-information; Zhou et al., "Solving the apparent diversity-accuracy dilemma of recommender
+  systems", PNAS 2010).
+- popularity lift: mean popularity of a list over that of the items the user chose, less one
+  (Abdollahpouri et al., "The unfairness of popularity bias in recommendation", 2019, by user).
+
+Letters: ``Q`` queries, ``K`` columns of a ranked list, ``N`` items.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from twotower.metrics.top_k import NO_ITEM, FloatArray, IntArray, Relevant
+
+
+def catalogue_coverage(ranked: IntArray, num_items: int) -> float:
+    """Share of the catalogue that stands in at least one list.
+
+    Args:
+        ranked: (Q, K) item rows, padded with -1.
+        num_items: ``N``.
+
+    Raises:
+        ValueError: When a row lies outside the catalogue or the catalogue is empty.
+    """
+    if num_items < 1:
+        raise ValueError(f"num_items must be at least 1, got {num_items}")
+    _check_rows("ranked", ranked, num_items)
+    shown = np.zeros(num_items, bool)
+    shown[ranked[ranked != NO_ITEM]] = True
+    return float(shown.mean())
+
+
+def novelty(ranked: IntArray, item_counts: IntArray) -> FloatArray:
+    """Mean information of the items of each list, in bits.
+
+    One is added to every count, so that an item never seen in training has a finite value.
+
+    Args:
+        ranked: (Q, K) item rows, padded with -1.
+        item_counts: (N,) training interactions of each item.
+
+    Returns:
+        (Q,); NaN for an empty list.
+
+    Raises:
+        ValueError: When a row lies outside the catalogue or a count is negative.
+    """
+    _check_counts(ranked, item_counts)
+    counts = item_counts + 1.0
+    return _list_means(ranked, -np.log2(counts / counts.sum()))
+
+
+def popularity_lift(ranked: IntArray, chosen: Relevant, item_counts: IntArray) -> FloatArray:
+    """By how much more popular a list is than what its user chose; 0 is as popular.
+
+    Args:
+        ranked: (Q, K) item rows, padded with -1.
+        chosen: Items that the user of each query chose: its history, or the relevant items.
+        item_counts: (N,) training interactions of each item.
+
+    Returns:
+        (Q,), at least -1; NaN where the list or the choice is empty, or no chosen item has a count.
+
+    Raises:
+        ValueError: When the arguments do not fit together, a row lies outside the catalogue, or a
+            count is negative.
+    """
+    _check_counts(ranked, item_counts)
+    _check_rows("chosen", chosen.item_rows, len(item_counts))
+    if len(ranked) != chosen.num_queries:
+        raise ValueError(
+            "ranked and chosen must have the same queries, got "
+            f"{len(ranked)} and {chosen.num_queries}"
+        )
+    popularity = item_counts.astype(np.float64)
+    totals = np.bincount(chosen.query_index, popularity[chosen.item_rows], len(ranked))
+    usual = _ratio(totals.astype(np.float64), chosen.counts)
+    return _ratio(_list_means(ranked, popularity), usual) - 1
+
+
+def _list_means(ranked: IntArray, values: FloatArray) -> FloatArray:
+    """Mean (Q,) of the values (N,) of each list's items."""
+    kept = ranked != NO_ITEM
+    return _ratio((values[ranked] * kept).sum(axis=1), kept.sum(axis=1))
+
+
+def _ratio(numerator: FloatArray, denominator: IntArray | FloatArray) -> FloatArray:
+    """Quotient (Q,), NaN where the denominator is zero."""
+    quotient = np.full(len(numerator), np.nan)
+    np.divide(numerator, denominator, out=quotient, where=denominator != 0)
+    return quotient
+
+
+def _check_counts(ranked: IntArray, item_counts: IntArray) -> None:
+    if item_counts.ndim != 1 or bool((item_counts < 0).any()):
+        raise ValueError(
+            "item_counts must have shape (N,) and be at least 0, got "
+            f"{np.array2string(item_counts, threshold=6)}"
+        )
+    _check_rows("ranked", ranked, len(item_counts))
+
+
+def _check_rows(name: str, rows: IntArray, num_items: int) -> None:
+    if rows.size and (rows.min() < NO_ITEM or rows.max() >= num_items):
+        raise ValueError(
+            f"{name} must hold item rows 0..{num_items - 1}, or -1 as padding, got "
+            f"{rows.min()}..{rows.max()}"
+        )

@@ -1,0 +1,175 @@
+"""DCN-v2: the ranker that says how likely a user takes a candidate.
+
+All features of user, request and candidate, the history and the score of the retrieval stand in one
+vector x_0, which goes through a cross network and a multi-layer perceptron, one after the other
+(`Stacked`) or side by side (`Parallel`), and a last linear layer to one logit.
+
+Wang et al. 2021, "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale
+Learning to Rank Systems".
+
+Shapes: B pairs of a query and a candidate, L events of a history, W width of x_0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from twotower.features.spec import (
+    HISTORY_MASK,
+    HISTORY_PREFIX,
+    RETRIEVAL_SCORE,
+    ModelInputs,
+)
+from twotower.models.cross import CrossNetwork
+from twotower.models.embedding import FeatureEmbedder
+from twotower.models.history import HistoryEncoder
+from twotower.models.mlp import MLP
+from twotower.models.two_tower import history_names
+
+
+class Body(Protocol):
+    """What stands between the features and the last layer; a `torch.nn.Module`."""
+
+    def output_width(self, input_width: int) -> int:
+        """Width of the output for inputs of a width."""
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Map ``(B, input_width)`` to ``(B, output_width)``."""
+
+
+class Stacked(nn.Module):
+    """The perceptron on top of the cross network.
+
+    Args:
+        cross: Cross network for inputs of width W.
+        deep: Perceptron for inputs of width W.
+    """
+
+    def __init__(self, *, cross: CrossNetwork, deep: MLP) -> None:
+        super().__init__()
+        self.cross = cross
+        self.deep = deep
+
+    def output_width(self, input_width: int) -> int:
+        """Width of the output for inputs of a width."""
+        return self.deep.width
+
+    def forward(self, x0: Tensor) -> Tensor:
+        """Map ``(B, W)`` to ``(B, output_width)``."""
+        outputs: Tensor = self.deep(self.cross(x0))
+        return outputs
+
+
+class Parallel(nn.Module):
+    """The cross network beside the perceptron, their outputs concatenated.
+
+    Args:
+        cross: Cross network for inputs of width W.
+        deep: Perceptron for inputs of width W.
+    """
+
+    def __init__(self, *, cross: CrossNetwork, deep: MLP) -> None:
+        super().__init__()
+        self.cross = cross
+        self.deep = deep
+
+    def output_width(self, input_width: int) -> int:
+        """Width of the output for inputs of a width."""
+        return input_width + self.deep.width
+
+    def forward(self, x0: Tensor) -> Tensor:
+        """Map ``(B, W)`` to ``(B, output_width)``."""
+        return torch.cat([self.cross(x0), self.deep(x0)], dim=-1)
+
+
+class DCNv2(nn.Module):
+    """The ranking model.
+
+    Args:
+        inputs: The features and the history that the model is given.
+        embedding_dim: Width of a feature's embedding where the feature does not ask for one.
+        structure: Builds the body from `cross` and `deep`: `Stacked` or `Parallel`.
+        cross: Builds the cross network from a width.
+        deep: Builds the perceptron from an `input_width`.
+        history: Encoder of the history; not used when `inputs` has none.
+        retrieval_score: Whether the batch carries the retrieval's score of the candidate.
+        sparse: Whether tables have sparse gradients.
+
+    Raises:
+        ValueError: When the model would have nothing to look at.
+    """
+
+    def __init__(
+        self,
+        *,
+        inputs: ModelInputs,
+        embedding_dim: int,
+        structure: Callable[..., Body],
+        cross: Callable[[int], CrossNetwork],
+        deep: Callable[..., MLP],
+        history: HistoryEncoder,
+        retrieval_score: bool,
+        sparse: bool = True,
+    ) -> None:
+        super().__init__()
+        if not inputs.features:
+            raise ValueError("the ranker has no feature; at least one is needed")
+        self.history_names = history_names(inputs)
+        self.query_embedder = FeatureEmbedder(
+            features=inputs.of("user", "context"),
+            default_dim=embedding_dim,
+            vector_dim=embedding_dim,
+            sparse=sparse,
+        )
+        self.item_embedder = FeatureEmbedder(
+            features=inputs.of("item"),
+            default_dim=embedding_dim,
+            vector_dim=embedding_dim,
+            sparse=sparse,
+        )
+        width = self.query_embedder.width + self.item_embedder.width
+        if self.history_names:
+            self.history = history
+            width += history.output_width(self.item_embedder.width_of(self.history_names))
+        self.score_scale = _identity() if retrieval_score else None
+        self.width = width + int(retrieval_score)
+        self.body = structure(cross=cross(self.width), deep=deep(input_width=self.width))
+        self.logit = nn.Linear(self.body.output_width(self.width), 1)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits of query-candidate pairs.
+
+        Args:
+            batch: User, context and item columns ``(B, ...)``; where the model looks at them,
+                ``history.<item feature>`` ``(B, L, ...)``, ``history.mask`` ``(B, L)`` and
+                ``retrieval_score`` ``(B,)``.
+
+        Returns:
+            ``(B,)``; the sigmoid is the probability.
+        """
+        logits: Tensor = self.logit(self.body(self._features(batch)))  # (B, 1)
+        return logits.squeeze(-1)  # (B,)
+
+    def _features(self, batch: Mapping[str, Tensor]) -> Tensor:
+        parts = [
+            embedder(batch)
+            for embedder in (self.query_embedder, self.item_embedder)
+            if embedder.features
+        ]
+        if self.history_names:
+            events = self.item_embedder(batch, HISTORY_PREFIX, self.history_names)  # (B, L, ...)
+            parts.append(self.history(events, batch[HISTORY_MASK]))
+        if self.score_scale is not None:
+            parts.append(self.score_scale(batch[RETRIEVAL_SCORE].unsqueeze(-1)))  # (B, 1)
+        return torch.cat(parts, dim=-1)  # (B, W)
+
+
+def _identity() -> nn.Linear:
+    layer = nn.Linear(1, 1)
+    nn.init.ones_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

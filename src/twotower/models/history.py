@@ -1,0 +1,97 @@
+"""A user's earlier events to one vector.
+
+Events are ordered oldest first and padded on the left: the latest stands in the last column.
+
+Shapes: B queries, L events, W width of one embedded event.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class HistoryEncoder(Protocol):
+    """What a tower expects of an encoder of histories; a `torch.nn.Module`."""
+
+    def output_width(self, input_width: int) -> int:
+        """Width of the output for events of a width."""
+
+    def __call__(self, events: Tensor, mask: Tensor) -> Tensor:
+        """Encode embedded events ``(B, L, W)`` with a bool mask ``(B, L)``, True = event."""
+
+
+def masked_mean(events: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the events that are there.
+
+    Args:
+        events: ``(B, L, W)``.
+        mask: ``(B, L)`` bool, True where there is an event.
+
+    Returns:
+        ``(B, W)``; zeros for an empty history.
+    """
+    present = mask.unsqueeze(-1).to(events.dtype)  # (B, L, 1)
+    return (events * present).sum(dim=1) / present.sum(dim=1).clamp(min=1)  # (B, W)
+
+
+class MeanPooling(nn.Module):
+    """The mean of all events; zeros for an empty history.
+
+    Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations".
+    """
+
+    def output_width(self, input_width: int) -> int:
+        """Width of the output for events of a width."""
+        return input_width
+
+    def forward(self, events: Tensor, mask: Tensor) -> Tensor:
+        """Encode ``(B, L, W)`` events with a ``(B, L)`` mask to ``(B, W)``."""
+        return masked_mean(events, mask)
+
+
+class RecentAndMean(nn.Module):
+    """The latest events one by one, and the mean of all.
+
+    The order of the latest events is kept, which a mean loses. Where a history is shorter, zeros
+    stand in place of the missing events.
+
+    Args:
+        num_recent: How many of the latest events are kept apart; at least 1.
+
+    Raises:
+        ValueError: When `num_recent` is below 1.
+    """
+
+    def __init__(self, *, num_recent: int) -> None:
+        super().__init__()
+        if num_recent < 1:
+            raise ValueError(f"`num_recent` must be at least 1, got {num_recent}")
+        self.num_recent = num_recent
+
+    def output_width(self, input_width: int) -> int:
+        """Width of the output for events of a width."""
+        return (self.num_recent + 1) * input_width
+
+    def forward(self, events: Tensor, mask: Tensor) -> Tensor:
+        """Encode histories.
+
+        Args:
+            events: ``(B, L, W)``, oldest first, padded on the left.
+            mask: ``(B, L)`` bool, True where there is an event.
+
+        Returns:
+            ``(B, (num_recent + 1) * W)``: oldest to latest of the recent events, then the mean.
+
+        Raises:
+            ValueError: When histories hold fewer than `num_recent` columns.
+        """
+        if events.shape[1] < self.num_recent:
+            raise ValueError(
+                f"`num_recent` is {self.num_recent} but histories are {events.shape[1]} events "
+                "long; lower `num_recent` or raise the length of the history"
+            )
+        recent = events[:, -self.num_recent :] * mask[:, -self.num_recent :].unsqueeze(-1)
+        return torch.cat([recent.flatten(start_dim=1), masked_mean(events, mask)], dim=1)

@@ -1,0 +1,165 @@
+"""Two towers: a query and an item become vectors whose dot product says how well they fit.
+
+The query tower sees the user's and the request's features and the user's history, the item tower
+the item's features. Events of the history are embedded with the item tower's tables, so what is
+learnt of an item as a target is known of it as history (Covington et al. 2016, "Deep Neural
+Networks for YouTube Recommendations"; Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling
+for Large Corpus Item Recommendations").
+
+Shapes: B queries or items, L events of a history, D width of the vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from twotower.features.spec import HISTORY_MASK, HISTORY_PREFIX, ModelInputs
+from twotower.models.embedding import FeatureEmbedder
+from twotower.models.history import HistoryEncoder
+from twotower.models.mlp import MLP
+
+SMALLEST_NORM = 1e-6
+
+
+class Similarity(Protocol):
+    """How vectors are compared: what is done to them before the dot product."""
+
+    metric: str
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Map ``(..., D)`` to the vectors whose dot product is the score."""
+
+
+class Cosine(nn.Module):
+    """Scale vectors to unit length, so that the dot product is the cosine, in [-1, 1]."""
+
+    metric = "cosine"
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Scale ``(..., D)`` vectors to unit length."""
+        return functional.normalize(vectors, dim=-1, eps=SMALLEST_NORM)
+
+
+class Dot(nn.Module):
+    """Leave vectors as they are; their length carries popularity."""
+
+    metric = "dot"
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return ``(..., D)`` vectors as they are."""
+        return vectors
+
+
+class TwoTower(nn.Module):
+    """The retrieval model.
+
+    Args:
+        inputs: The features and the history that the model is given.
+        dim: Width D of the query and item vectors.
+        embedding_dim: Width of a feature's embedding where the feature does not ask for one.
+        hidden: Widths of the hidden layers, the same for both towers.
+        history: Encoder of the history; not used when `inputs` has none.
+        similarity: `Cosine` or `Dot`.
+        dropout: Share of the hidden outputs that is dropped in training.
+        sparse: Whether tables have sparse gradients.
+
+    Raises:
+        ValueError: When one of the towers would have nothing to look at.
+    """
+
+    def __init__(
+        self,
+        *,
+        inputs: ModelInputs,
+        dim: int,
+        embedding_dim: int,
+        hidden: Sequence[int],
+        history: HistoryEncoder,
+        similarity: Similarity,
+        dropout: float = 0.0,
+        sparse: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_inputs(inputs)
+        query_features, item_features = inputs.of("user", "context"), inputs.of("item")
+        self.history_names = history_names(inputs)
+        self.query_embedder = FeatureEmbedder(
+            features=query_features,
+            default_dim=embedding_dim,
+            vector_dim=embedding_dim,
+            sparse=sparse,
+        )
+        self.item_embedder = FeatureEmbedder(
+            features=item_features,
+            default_dim=embedding_dim,
+            vector_dim=embedding_dim,
+            sparse=sparse,
+        )
+        query_width = self.query_embedder.width
+        if self.history_names:
+            self.history = history
+            query_width += history.output_width(self.item_embedder.width_of(self.history_names))
+        self.query_mlp = MLP(
+            input_width=query_width, hidden=hidden, dropout=dropout, output_width=dim
+        )
+        self.item_mlp = MLP(
+            input_width=self.item_embedder.width, hidden=hidden, dropout=dropout, output_width=dim
+        )
+        self.similarity = similarity
+
+    @property
+    def metric(self) -> str:
+        """``cosine`` or ``dot``: what the index must rank by."""
+        return self.similarity.metric
+
+    def embed_queries(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Vectors of queries.
+
+        Args:
+            batch: User and context columns ``(B, ...)`` and, where the model looks at the
+                history, ``history.<item feature>`` ``(B, L, ...)`` and ``history.mask`` ``(B, L)``.
+
+        Returns:
+            ``(B, D)``; the dot product with an item's vector is the score.
+        """
+        parts = []
+        if self.query_embedder.features:
+            parts.append(self.query_embedder(batch))  # (B, query features)
+        if self.history_names:
+            events = self.item_embedder(batch, HISTORY_PREFIX, self.history_names)  # (B, L, W)
+            parts.append(self.history(events, batch[HISTORY_MASK]))  # (B, history)
+        vectors: Tensor = self.query_mlp(torch.cat(parts, dim=-1))  # (B, D)
+        return self.similarity(vectors)
+
+    def embed_items(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Vectors of items.
+
+        Args:
+            batch: Item columns ``(B, ...)``.
+
+        Returns:
+            ``(B, D)``.
+        """
+        vectors: Tensor = self.item_mlp(self.item_embedder(batch))  # (B, D)
+        return self.similarity(vectors)
+
+
+def history_names(inputs: ModelInputs) -> tuple[str, ...]:
+    """Names of the item features that describe an event; empty when there is no history."""
+    return tuple(f.name for f in inputs.history()) if inputs.history_length else ()
+
+
+def _check_inputs(inputs: ModelInputs) -> None:
+    problems = []
+    if not inputs.of("user", "context") and not history_names(inputs):
+        problems.append("the query tower has no user or context feature and no history")
+    if not inputs.of("item"):
+        problems.append("the item tower has no item feature")
+    if problems:
+        given = ", ".join(f"{f.name} ({f.side})" for f in inputs.features) or "none"
+        raise ValueError("\n".join(f"{problem}; features given: {given}" for problem in problems))

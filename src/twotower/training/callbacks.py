@@ -1,0 +1,94 @@
+"""Lightning callbacks: metrics over the whole catalogue, examples a second, random state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+
+class ValidationMetrics(pl.Callback):
+    """Computes exact metrics after every epoch and logs them, before early stopping looks.
+
+    Args:
+        evaluate: Gives the metrics by full name, such as ``retrieval/validation/recall@20``.
+    """
+
+    def __init__(self, evaluate: Callable[[], Mapping[str, float]]) -> None:
+        self.evaluate = evaluate
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate and log."""
+        for name, value in self.evaluate().items():
+            pl_module.log(name, torch.tensor(value, dtype=torch.float32), prog_bar=False)
+
+
+class Throughput(pl.Callback):
+    """Logs examples a second and the learning rates every `every` steps.
+
+    Args:
+        stage: Prefix of the names.
+        every: Steps between two entries.
+    """
+
+    def __init__(self, *, stage: str, every: int) -> None:
+        self.stage = stage
+        self.every = every
+        self._since = 0.0
+        self._examples = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock: time spent in evaluation is not training time."""
+        self._since, self._examples = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Mapping[str, Tensor],
+        batch_idx: int,
+    ) -> None:
+        """Count the batch, log now and then."""
+        self._examples += len(next(iter(batch.values())))
+        if (batch_idx + 1) % self.every:
+            return
+        now = time.perf_counter()
+        rates = {f"{self.stage}/train/examples_per_second": self._examples / (now - self._since)}
+        groups = trainer.optimizers[0].param_groups
+        names = ("learning_rate", "table_learning_rate")
+        rates |= {
+            f"{self.stage}/train/{name}": group["lr"]
+            for name, group in zip(names, groups, strict=False)
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(rates, step=trainer.global_step)
+        self._since, self._examples = now, 0
+
+
+class RandomState(pl.Callback):
+    """Keeps the state of torch's generators in the checkpoint, so that a resumed run draws on."""
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """States of the CPU's and every GPU's generator."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the states until training starts."""
+        self._restored = state_dict
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the generators back, once, after everything that might draw on the way here."""
+        if self._restored:
+            torch.set_rng_state(self._restored["cpu"].cpu())
+            if torch.cuda.is_available() and self._restored["cuda"]:
+                torch.cuda.set_rng_state_all([state.cpu() for state in self._restored["cuda"]])
+            self._restored = {}

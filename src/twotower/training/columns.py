@@ -1,0 +1,27 @@
+"""The columns that the model of a stage looks at, out of a prepared data set."""
+
+from __future__ import annotations
+
+import torch
+
+from twotower.data.batches import ColumnNames, Columns
+from twotower.data.prepared import Prepared
+from twotower.features.spec import ModelInputs
+
+
+def stage_columns(prepared: Prepared, inputs: ModelInputs, device: torch.device) -> Columns:
+    """Tensors of the features of a stage.
+
+    Args:
+        prepared: The data set.
+        inputs: What the stage's model is given.
+        device: Where the columns shall live.
+    """
+    names = ColumnNames(
+        user=[f.name for f in inputs.of("user")],
+        item=[f.name for f in inputs.of("item")],
+        context=[f.name for f in inputs.of("context")],
+        history=inputs.history_features,
+        history_length=inputs.history_length,
+    )
+    return Columns(prepared, names, device)

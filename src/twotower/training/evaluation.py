@@ -1,0 +1,90 @@
+"""What validation and test look at: the whole catalogue ranked for every query, exactly.
+
+Shape letters: Q queries, C items that may be recommended, D width of the vectors, K list length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from twotower.data.batches import Batch, Columns
+from twotower.data.queries import Queries
+from twotower.index.base import Excluded
+from twotower.index.exact import exact_search
+from twotower.metrics.top_k import Relevant, mean_over_queries, top_k_metrics
+from twotower.models.two_tower import TwoTower
+from twotower.training.retrieval import embed_catalogue, evaluating
+
+Array = npt.NDArray[Any]
+
+QUERY_BLOCK = 4096
+
+
+def query_batch(columns: Columns, queries: Queries, start: int, stop: int) -> Batch:
+    """Features of some evaluation queries: user, context, and the history at the cut."""
+    rows = torch.from_numpy(queries.interactions[start:stop]).to(columns.device)
+    user_rows = torch.from_numpy(np.asarray(queries.user_rows[start:stop])).to(columns.device)
+    ends = torch.from_numpy(np.asarray(queries.history_end[start:stop])).to(columns.device)
+    users, history = columns.users(user_rows), columns.history(user_rows, ends)
+    return columns.context(rows) | users | history
+
+
+@torch.no_grad()
+def embed_queries(model: TwoTower, columns: Columns, queries: Queries) -> Tensor:
+    """Vectors (Q, D) of evaluation queries, float32, in blocks."""
+    with evaluating(model):
+        blocks = range(0, len(queries), QUERY_BLOCK)
+        return torch.cat(
+            [
+                model.embed_queries(
+                    query_batch(columns, queries, start, start + QUERY_BLOCK)
+                ).float()
+                for start in blocks
+            ]
+        )
+
+
+def relevant(queries: Queries) -> Relevant:
+    """The truth of evaluation queries in the form that metrics take."""
+    return Relevant(offsets=queries.truth_offsets, item_rows=queries.truth_items)
+
+
+def excluded(queries: Queries, *, remove_seen: bool, num_catalogue: int) -> Excluded | None:
+    """The seen items of evaluation queries that could be recommended, or None when they may be."""
+    if not remove_seen:
+        return None
+    kept = queries.seen_items < num_catalogue
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return Excluded(offsets=before[queries.seen_offsets], item_rows=queries.seen_items[kept])
+
+
+def rank_catalogue(
+    model: TwoTower,
+    columns: Columns,
+    queries: Queries,
+    *,
+    num_catalogue: int,
+    k: int,
+    remove_seen: bool,
+) -> Array:
+    """The exact top `k` of the catalogue for every query.
+
+    Returns:
+        Item rows (Q, k) int64, best first, padded with -1.
+    """
+    items = embed_catalogue(model, columns, num_catalogue)  # (C, D)
+    vectors = embed_queries(model, columns, queries)  # (Q, D)
+    left_out = excluded(queries, remove_seen=remove_seen, num_catalogue=num_catalogue)
+    return exact_search(vectors, items, k, left_out).rows
+
+
+def mean_metrics(ranked: Array, queries: Queries, ks: Sequence[int]) -> Mapping[str, float]:
+    """Means over queries of all top-k metrics."""
+    values = top_k_metrics(ranked, relevant(queries), ks)
+    return {name: mean_over_queries(per_query) for name, per_query in values.items()}

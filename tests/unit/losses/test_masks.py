@@ -1,0 +1,68 @@
+"""The mask of known positives against a loop over pairs."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twotower.losses.masks import known_positive_mask
+
+
+def mask_by_loop(
+    pool: list[int], targets: list[int], known: list[tuple[int, int]]
+) -> list[list[bool]]:
+    taken = [{target} for target in targets]
+    for query, row in known:
+        taken[query].add(row)
+    return [[candidate in rows for candidate in pool] for rows in taken]
+
+
+def mask(pool: list[int], targets: list[int], known: list[tuple[int, int]]) -> list[list[bool]]:
+    result = known_positive_mask(
+        torch.tensor(pool, dtype=torch.int64),
+        torch.tensor(targets, dtype=torch.int64),
+        torch.tensor([query for query, _ in known], dtype=torch.int64),
+        torch.tensor([row for _, row in known], dtype=torch.int64),
+    )
+    assert result.dtype == torch.bool
+    assert result.shape == (len(targets), len(pool))
+    return result.tolist()
+
+
+def test_hand_table() -> None:
+    # Query 0 has target 7 and took 3 and 9 (9 is no candidate); query 1 has target 3 alone.
+    pool = [7, 3, 5, 3, 0]
+    expected = [[True, True, False, True, False], [False, True, False, True, False]]
+    assert mask(pool, [7, 3], [(0, 9), (0, 3)]) == expected
+
+
+def test_targets_are_masked_without_known_positives() -> None:
+    assert mask([2, 1, 2], [2, 5], []) == [[True, False, True], [False, False, False]]
+
+
+def test_rows_beyond_all_candidates_mark_nothing() -> None:
+    assert mask([1, 2], [99, 0], [(0, 50), (1, 99)]) == [[False, False], [False, False]]
+
+
+def test_empty_pool() -> None:
+    assert mask([], [1, 2], [(0, 3)]) == [[], []]
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_equal_to_the_loop(data: st.DataObject) -> None:
+    row = st.integers(0, 12)
+    pool = data.draw(st.lists(row, max_size=20))
+    targets = data.draw(st.lists(row, min_size=1, max_size=6))
+    pair = st.tuples(st.integers(0, len(targets) - 1), row)
+    known = data.draw(st.lists(pair, max_size=30))
+    assert mask(pool, targets, known) == mask_by_loop(pool, targets, known)
+
+
+def test_large_rows_and_order_of_pairs_do_not_matter() -> None:
+    big = 2**40
+    pool, targets = [big, 3, big + 1, 3], [3, big + 1]
+    known = [(0, big), (1, 3), (0, 3), (0, big)]
+    assert mask(pool, targets, known) == mask(pool, targets, known[::-1])
+    assert mask(pool, targets, known) == mask_by_loop(pool, targets, known)

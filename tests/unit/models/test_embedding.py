@@ -1,0 +1,145 @@
+"""Embedded features against tables set by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from twotower.features.spec import FeatureInput, Kind
+from twotower.models.embedding import FeatureEmbedder
+
+
+def feature(
+    name: str, kind: Kind, *, num_rows: int = 0, width: int = 0, dim: int = 0
+) -> FeatureInput:
+    return FeatureInput(name=name, side="item", kind=kind, dim=dim, num_rows=num_rows, width=width)
+
+
+ID = feature("item_id", "id", num_rows=3)
+TAGS = feature("genres", "tags", num_rows=4, width=3, dim=1)
+PRICE = feature("price", "numeric", width=2)
+WHEN = feature("when", "time", width=4)
+IMAGE = feature("image", "vector", width=2)
+
+
+def embedder(*features: FeatureInput, sparse: bool = False) -> FeatureEmbedder:
+    return FeatureEmbedder(features=features, default_dim=2, vector_dim=3, sparse=sparse)
+
+
+def set_parameters(model: FeatureEmbedder, *values: list[list[float]] | list[float]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), values, strict=True):
+            parameter.copy_(torch.tensor(value))
+
+
+def test_every_kind_by_hand() -> None:
+    model = embedder(ID, TAGS, PRICE, WHEN, IMAGE)
+    set_parameters(
+        model,
+        [[0.5, 0.25], [1, 2], [3, 4]],  # item_id, row 0 is a row like the others
+        [[100], [10], [20], [60]],  # genres, row 0 is padding
+        [[1, 0], [0, 1], [1, 1]],  # image: 2 -> 3
+        [0, 0, 0.5],
+    )
+    outputs = model(
+        {
+            "item_id": torch.tensor([2, 0]),
+            "genres": torch.tensor([[1, 3, 0], [0, 0, 0]]),
+            "price": torch.tensor([[-1.5, 0.0], [0.0, 1.0]]),
+            "when": torch.tensor([[0.0, 1.0, 0.6, 0.8], [1.0, 0.0, 0.0, 1.0]]),
+            "image": torch.tensor([[0.6, 0.8], [0.0, 0.0]]),
+            "unused": torch.zeros(7),
+        }
+    )
+    expected = [
+        [3, 4, 35, -1.5, 0, 0, 1, 0.6, 0.8, 0.6, 0.8, 1.9],
+        [0.5, 0.25, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0.5],
+    ]
+    assert model.width == 12
+    torch.testing.assert_close(outputs, torch.tensor(expected))
+
+
+def test_a_history_is_embedded_as_its_events_one_by_one() -> None:
+    model = embedder(ID, TAGS, PRICE, IMAGE)
+    state = torch.Generator().manual_seed(0)
+    columns = {
+        "item_id": torch.randint(3, (5, 4), generator=state),
+        "genres": torch.randint(4, (5, 4, 3), generator=state),
+        "price": torch.randn(5, 4, 2, generator=state),
+        "image": torch.randn(5, 4, 2, generator=state),
+    }
+    outputs = model({f"history.{name}": column for name, column in columns.items()}, "history.")
+    assert outputs.shape == (5, 4, model.width)
+    for event in range(4):
+        one = model({name: column[:, event] for name, column in columns.items()})
+        torch.testing.assert_close(outputs[:, event], one)
+
+
+def test_some_features_alone_in_declared_order() -> None:
+    model = embedder(ID, TAGS, PRICE)
+    columns = {
+        "item_id": torch.tensor([1]),
+        "genres": torch.tensor([[1, 2, 0]]),
+        "price": torch.tensor([[5.0, 0.0]]),
+    }
+    whole = model(columns)
+    assert model.width_of(("price", "item_id")) == 4
+    torch.testing.assert_close(model(columns, names=("price", "item_id")), whole[:, [0, 1, 3, 4]])
+
+
+def test_padding_and_order_of_tags_do_not_matter() -> None:
+    model = embedder(TAGS)
+    outputs = model({"genres": torch.tensor([[3, 1, 0], [1, 3, 0], [0, 1, 3]])})
+    torch.testing.assert_close(outputs[0], outputs[1])
+    torch.testing.assert_close(outputs[0], outputs[2])
+
+
+def test_the_padding_of_tags_is_not_trained_but_unknown_ids_are() -> None:
+    model = embedder(ID, TAGS)
+    outputs = model({"item_id": torch.tensor([0]), "genres": torch.tensor([[0, 2, 0]])})
+    outputs.sum().backward()
+    of_id, of_tags = (parameter.grad for parameter in model.parameters())
+    assert of_id is not None
+    assert of_tags is not None
+    assert of_id.tolist() == [[1, 1], [0, 0], [0, 0]]
+    assert of_tags.tolist() == [[0], [0], [1], [0]]
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_tables_alone_have_sparse_gradients(sparse: bool) -> None:
+    model = embedder(ID, TAGS, IMAGE, sparse=sparse)
+    model(
+        {
+            "item_id": torch.tensor([1, 1]),
+            "genres": torch.tensor([[1, 2, 0], [3, 0, 0]]),
+            "image": torch.ones(2, 2),
+        }
+    ).sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert [g is not None and g.is_sparse for g in gradients] == [sparse, sparse, False, False]
+
+
+def test_a_feature_may_ask_for_its_width() -> None:
+    model = embedder(
+        feature("a", "categorical", num_rows=5, dim=7), feature("b", "vector", width=9, dim=4)
+    )
+    assert model.width == 11
+    assert model({"a": torch.tensor([4]), "b": torch.ones(1, 9)}).shape == (1, 11)
+
+
+def test_names_that_a_module_may_not_have() -> None:
+    # Methods of torch.nn.Module and ModuleDict, and a dot, are fine names for columns.
+    names = ["type", "keys", "image.small", "forward", ""]
+    model = embedder(*(feature(name, "id", num_rows=2) for name in names))
+    columns = {name: torch.tensor([1]) for name in names}
+    copy = embedder(*(feature(name, "id", num_rows=2) for name in names))
+    copy.load_state_dict(model.state_dict())
+    assert torch.equal(copy(columns), model(columns))
+    assert model.width == 10
+
+
+def test_fresh_rows_are_small() -> None:
+    # Rows never trained must not look like strong opinions beside standardised numbers.
+    table = next(embedder(feature("x", "id", num_rows=5000)).parameters())
+    assert table.std().item() < 0.1
+    assert table.abs().sum(dim=1).min() > 0
