@@ -57,10 +57,11 @@ class TrainConfig:
     """Fields that `train` reads."""
 
     name: str = MISSING
-    seed: int = MISSING
-    stages: list[str] = field(default_factory=list)
+    seed: int = 0
+    stages: list[str] = field(default_factory=lambda: ["retrieval", "ranking"])
+    catalogue: str = "all"
     output_dir: str = MISSING
-    prepared_dir: str = MISSING
+    prepared_dir: str = "prepared"
     resume: str | None = None
     quiet: bool = False
     data: Any = MISSING
@@ -77,7 +78,8 @@ class TrainConfig:
 class PrepareConfig:
     """Fields that `prepare` reads."""
 
-    prepared_dir: str = MISSING
+    catalogue: str = "all"
+    prepared_dir: str = "prepared"
     quiet: bool = False
     data: Any = MISSING
     split: Any = MISSING
@@ -201,8 +203,8 @@ def check(cfg: DictConfig, runtime: Collection[str] = ()) -> None:
     """Refuse a config whose objects could not be built; nothing is built here.
 
     Args:
-        cfg: A composed config. Values that only exist inside a running job, ``${hydra:...}``, count
-            as missing.
+        cfg: A composed config. Values that only exist inside a running job, ``${hydra:...}``, are
+            taken as given.
         runtime: Names of arguments that are passed to `build` and so may be missing.
 
     Raises:

@@ -32,6 +32,10 @@ from twotower.config_types import (
 )
 
 OWN = "twotower."
+# What Hydra says of ``${hydra:...}`` before a job runs; the value exists once it does.
+NOT_RUNNING = "HydraConfig was not set"
+# What Hydra says to `${hydra:...}` before the job runs; the value cannot be checked until then.
+ONLY_IN_A_JOB = ("HydraConfig was not set", "Unsupported interpolation type hydra")
 ALLOWED_TARGETS = (OWN, "torch.optim.", "torch.nn.", "pytorch_lightning.")
 
 
@@ -103,8 +107,9 @@ def _plain(node: object, path: str, problems: list[str]) -> object:
     schema = OmegaConf.get_type(node)
     if schema is not None and is_dataclass(schema):
         names = [field.name for field in fields(schema)]
-        problems += [unknown(_join(path, k), str(k), names) for k in node if k not in names]
-        problems += [f"`{_join(path, k)}`: missing" for k in names if k not in node]
+        given = list(node)
+        problems += [unknown(_join(path, k), str(k), names) for k in given if k not in names]
+        problems += [f"`{_join(path, k)}`: missing" for k in names if k not in given]
     return {key: _value(node, key, _join(path, key), problems) for key in node}
 
 
@@ -115,7 +120,9 @@ def _value(node: Any, key: Any, path: str, problems: list[str]) -> object:  # no
     try:
         return _plain(node[key], path, problems)
     except OmegaConfBaseException as error:
-        problems.append(f"`{path}`: {str(error).splitlines()[0]}")
+        reason = str(error).splitlines()[0]
+        if not any(text in reason for text in ONLY_IN_A_JOB):
+            problems.append(f"`{path}`: {reason}")
         return UNKNOWN
 
 
@@ -134,6 +141,18 @@ def _walk(value: object, path: str, runtime: Collection[str], problems: list[str
             _walk(child, f"{path}[{index}]", runtime, problems)
 
 
+def _parameters(target: Any) -> list[inspect.Parameter]:  # noqa: ANN401
+    """Parameters of a class or function; a class whose constructor is a library's takes none.
+
+    A module of torch without parameters of its own has no constructor: it inherits the catch-all of
+    `torch.nn.Module`.
+    """
+    own = target.__init__.__module__ if inspect.isclass(target) else target.__module__
+    if target.__module__.startswith(OWN) and not own.startswith(OWN):
+        return []
+    return list(inspect.signature(target).parameters.values())
+
+
 def _check_node(
     node: dict[Any, Any], path: str, runtime: Collection[str], problems: list[str]
 ) -> None:
@@ -146,7 +165,7 @@ def _check_node(
         problems.append(f"`{where}`: must be a dotted path, got {name!r}")
         return
     try:
-        parameters = inspect.signature(locate(name)).parameters.values()
+        parameters = _parameters(locate(name))
     except ValueError as error:
         problems.append(f"`{where}`: {error}")
         return
@@ -158,7 +177,7 @@ def _check_node(
             "name them in the signature"
         )
         return
-    problems += _argument_problems(node, path, list(parameters), runtime)
+    problems += _argument_problems(node, path, parameters, runtime)
 
 
 def _argument_problems(

@@ -73,8 +73,8 @@ def planted(monkeypatch):
     return module
 
 
-def node(name, **keys):
-    return {"_target_": f"twotower.planted.{name}", **keys}
+def node(target, /, **keys):
+    return {"_target_": f"twotower.planted.{target}", **keys}
 
 
 def problems_of(tree, runtime=("inputs",)):
@@ -262,6 +262,15 @@ class TestCheck:
             "`good.size`: must be int, got 'x'",
         ]
 
+    def test_values_that_only_a_running_job_has_are_taken_as_given(self):
+        tree = {
+            "folder": "${hydra:runtime.output_dir}",
+            "good": node("Loss", temperature=1.0, kind="${folder}"),
+            "bad": node("Loss", temperature="${hydra:job.num}", kind="euclid"),
+        }
+        (problem,) = problems_of(tree)
+        assert problem.startswith("`bad.kind`")
+
 
 class TestBuild:
     def test_runtime_objects_keep_their_identity(self):
@@ -363,7 +372,7 @@ class TestCompose:
         assert problems[3] == (
             "`trainer.max_epoch`: unknown, did you mean `max_epochs`; valid: max_epochs"
         )
-        assert problems[4].startswith("`sed`: unknown, did you mean `seed`; valid: data, ")
+        assert problems[4].startswith("`sed`: unknown, did you mean `seed`; valid: ")
         assert len(problems) == 5
 
     def test_override_of_a_key_that_another_override_brings(self):
@@ -403,6 +412,12 @@ class TestCompose:
 
     def test_key_removed_from_the_top_is_refused_by_check(self):
         assert problems_of(compose("train", ["~seed"])) == ["`seed`: missing"]
+
+    def test_mandatory_field_is_reported_once(self, folder):
+        (folder / "configs" / "evaluate.yaml").write_text(
+            "defaults: [evaluate_schema, _self_]\nevaluation: {}\n"
+        )
+        assert problems_of(compose("evaluate")) == ["`bundle`: missing, a value must be given"]
 
     def test_mandatory_value(self):
         assert problems_of(compose("train", ["data=tables"])) == [
@@ -451,7 +466,7 @@ class TestRunDir:
         assert list(tmp_path.iterdir()) == []
 
     def test_nothing_to_resume(self, tmp_path):
-        with pytest.raises(ValueError, match="`resume`: no run folder `.*gone`"):
+        with pytest.raises(ValueError, match=r"`resume`: no run folder `.*gone`"):
             run_dir("demo", str(tmp_path / "gone"))
 
     def test_resolver(self, tmp_path):

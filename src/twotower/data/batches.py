@@ -199,11 +199,11 @@ class ShuffledBatches:
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.examples), generator=generator)
-        while self.position < len(order):
-            chosen = order[self.position : self.position + self.batch_size]
+        for chosen in order[self.position :].split(self.batch_size):
             self.position += len(chosen)
+            if self.position == len(order):  # nobody need ask for one batch more than there are
+                self.epoch, self.position = self.epoch + 1, 0
             yield self.assemble(self.examples[chosen])
-        self.epoch, self.position = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader stands."""

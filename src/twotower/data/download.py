@@ -7,7 +7,6 @@ import http.client
 import logging
 import os
 import re
-import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -77,11 +76,10 @@ def _fetch(url: str, path: Path, expected: str) -> str:
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
         path.parent.mkdir(parents=True, exist_ok=True)
         size = int(response.headers.get("Content-Length") or 0)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        part = Path(name)
+        part = path.with_name(f".{path.name}-{os.getpid()}")
         try:
             bar = tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name, disable=None)
-            with os.fdopen(handle, "wb") as stream, bar:
+            with part.open("wb") as stream, bar:
                 while block := response.read(CHUNK):
                     stream.write(block)
                     digest.update(block)

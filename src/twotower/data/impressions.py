@@ -32,8 +32,8 @@ from twotower.data.world import (
 MAX_DRAWS = 40
 SESSION_STREAM, SLATE_STREAM, CLICK_STREAM = range(10, 13)
 
-ACTIVITY_SHAPE = 3.0
-EVENING, EVENING_SPREAD = 20.0, 4.0  # hours
+ACTIVITY_SHAPE = 6.0  # sessions of a user: Poisson with a gamma rate of this shape
+EVENING, EVENING_SPREAD = 20.0, 4.0  # hours; when people come
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,7 +100,7 @@ def _draw_sessions(
     rates = rng.gamma(ACTIVITY_SHAPE, slates_per_user / ACTIVITY_SHAPE, num_users)
     counts = rng.poisson(rates)  # (U,)
     users = np.repeat(np.arange(num_users), counts)
-    hours = (rng.normal(20, 4, len(users)) % 24) / 24  # evenings are busy
+    hours = (rng.normal(EVENING, EVENING_SPREAD, len(users)) % 24) / 24
     days = rng.integers(0, num_days, len(users))
     times = START + ((days + hours) * DAY).astype(np.int64)
     times = times[np.lexsort((times, users))]
@@ -171,7 +171,8 @@ class _Policy:
     def _draw_items(self, drifted: Integers, users: Integers, chance: Floats) -> Integers:
         """Draw items with replacement from two uniform random numbers each (2, n, S) -> (n, S)."""
         channel, place = chance
-        by_taste = (channel >= POPULAR_SHARE) & (channel < POPULAR_SHARE + TASTE_SHARE)
+        by_chance = channel >= POPULAR_SHARE + TASTE_SHARE
+        by_taste = (channel >= POPULAR_SHARE) & ~by_chance
         wanted = (channel - POPULAR_SHARE) / TASTE_SHARE  # uniform where by_taste
         shares = self.topic_cumulative[drifted, users]  # (n, T)
         topics = (shares[:, None, :-1] <= wanted[:, :, None]).sum(axis=2)  # (n, S)
@@ -179,17 +180,17 @@ class _Policy:
         low = np.where(by_taste, self.cumulative[phase, self.bounds[topics]], 0.0)
         high = np.where(by_taste, self.cumulative[phase, self.bounds[topics + 1]], 1.0)
         target = low + place * (high - low)
-        last = len(self.order) - 1
         before, after = (np.searchsorted(c[1:], target, side="right") for c in self.cumulative)
-        found = self.order[np.minimum(np.where(phase, after, before), last)]
-        by_chance = channel >= POPULAR_SHARE + TASTE_SHARE
-        return np.where(by_chance, (place * len(self.order)).astype(np.int64), found)
+        found = self.order[np.minimum(np.where(phase, after, before), len(self.order) - 1)]
+        anywhere = (place * len(self.order)).astype(np.int64)
+        items: Integers = np.where(by_chance, anywhere, found)
+        return items
 
 
 def _contains(ascending: Integers, keys: Integers) -> NDArray[np.bool_]:
     """Which keys occur in an ascending array, in the shape of the keys."""
-    places = np.searchsorted(ascending, keys)
-    return np.append(ascending, -1)[places] == keys
+    found: NDArray[np.bool_] = np.append(ascending, -1)[np.searchsorted(ascending, keys)] == keys
+    return found
 
 
 def repeats(items: Integers, is_new: NDArray[np.bool_] | bool = True) -> NDArray[np.bool_]:

@@ -69,8 +69,8 @@ def evaluation_queries(
         draw = np.random.default_rng(seed).choice(len(users), max_users, replace=False)
         users = users[np.sort(draw)]
     first = events.offsets[:-1][users]
-    truth_offsets, truth = _slices(events.item_rows, starts[users], ends[users])
-    seen_offsets, seen = _slices(events.item_rows, first, starts[users])
+    truth_offsets, truth = slices(events.item_rows, starts[users], ends[users])
+    seen_offsets, seen = slices(events.item_rows, first, starts[users])
     owners = np.repeat(np.arange(len(users)), np.diff(truth_offsets))
     pairs = np.unique(owners * len(items) + truth)
     if remove_seen:
@@ -84,7 +84,7 @@ def evaluation_queries(
         )
     seen_starts = seen_offsets[:-1][kept]
     seen_ends = seen_starts + np.diff(seen_offsets)[kept]
-    seen_offsets, seen = _slices(seen, seen_starts, seen_ends)
+    seen_offsets, seen = slices(seen, seen_starts, seen_ends)
     return Queries(
         part=part,
         user_rows=users[kept],
@@ -97,7 +97,7 @@ def evaluation_queries(
     )
 
 
-def _slices(values: Array, starts: Array, ends: Array) -> tuple[Array, Array]:
+def slices(values: Array, starts: Array, ends: Array) -> tuple[Array, Array]:
     """CSR of the slices ``values[start:end]``."""
     counts = ends - starts
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b, file_digest
 from typing import get_args
@@ -40,9 +39,9 @@ class TableSource:
         interactions: str,
         users: str | None = None,
         items: str | None = None,
-        columns: Mapping[str, str] | None = None,
+        columns: dict[str, str] | None = None,
         label: Label | None = None,
-        context: Sequence[str] | None = None,
+        context: list[str] | None = None,
         on_bad_rows: OnBadRows = "fail",
         name: str = "tables",
     ) -> None:

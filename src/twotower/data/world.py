@@ -1,23 +1,23 @@
 """The truth of the built-in world: who likes what, what is shown, and what is clicked.
 
-Users and items live in one latent space around topic centres. A user has a share of interest in
-every topic, an item belongs to one topic; popularity follows Zipf's law. A slate is filled by a
-logging policy that mixes popularity, the user's topics and chance:
+Users and items live in one latent space around orthogonal topic centres. A user has a share of
+interest in every topic, an item belongs to one; popularity follows Zipf's law with exponent 0.8.
+The logging policy mixes popularity, the user's topics and chance; every draw of a slot shows
 
-    exposure(i | u) = 0.3 zipf(i) + 0.4 share(u, topic(i)) zipf(i | topic(i)) + 0.3 / N
+    exposure(i | u) = 0.3 zipf(i) + 0.55 share(u, topic(i)) zipf(i | topic(i)) + 0.15 / N
 
 and what is shown is clicked under the examination model, slots being numbered from 1:
 
-    P(click | u, i, slot) = slot^-0.5 * sigmoid(7 taste(u) . item(i) + quality(i) - 4)
+    P(click | u, i, slot) = slot^-0.6 * sigmoid(5 taste(u) . item(i) + quality(i) - 2.7)
 
-From the time of a `Drift` on, tastes turn from every topic towards the next one and popularity
-towards another order of the items. Nothing else ever changes.
+From the time of a `Drift` on, tastes turn from every topic to the next one and popularity to
+another order of the items. Nothing else ever changes.
 
 Examination model: Craswell et al., "An experimental comparison of click position-bias models",
 WSDM 2008.
 
-Shapes: U users, N items, T topics, D latent dimensions, n rows; a leading 2 means before the
-drift and from it on.
+Shapes: U users, N items, T topics, D latent dimensions, B and M some users and items, n rows; a
+leading 2 means before the drift and from it on.
 """
 
 from __future__ import annotations
@@ -34,24 +34,20 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Strings = NDArray[np.str_]
 
-NUM_TOPICS = 20
+NUM_TOPICS = 12
 LATENT_DIM = 16
 
-TASTE_WEIGHT = 7.0
-CLICK_BIAS = -4.0
-QUALITY_SPREAD = 0.5
-EXAMINATION_EXPONENT = 0.5
-ZIPF_EXPONENT = 0.7
-POPULAR_SHARE = 0.3
-TASTE_SHARE = 0.4
-UNIFORM_SHARE = 0.3
+POPULAR_SHARE, TASTE_SHARE, CHANCE_SHARE = 0.3, 0.55, 0.15
+ZIPF_EXPONENT = 0.8
+EXAMINATION_EXPONENT = 0.6
+TASTE_WEIGHT = 5.0
+CLICK_BIAS = -2.7
 
-INTEREST_CONCENTRATION = 0.06
-PERSONAL_SPREAD = 0.4
-ITEM_SPREAD = 0.5
+INTEREST_CONCENTRATION = 0.05  # Dirichlet; most users live in one or two topics
+PERSONAL_SPREAD, ITEM_SPREAD = 0.2, 0.3
+QUALITY_SPREAD = 0.4
 
-LAUNCH_SHARE = 0.12
-LATE_LAUNCH_SHARE = 0.25
+LAUNCH_SHARE, LATE_LAUNCH_SHARE = 0.12, 0.25  # of all items; of those, in the last tenth
 
 START = 1_704_067_200 * MICROSECONDS  # 2024-01-01 00:00 UTC
 DAY = 86_400 * MICROSECONDS
@@ -74,21 +70,17 @@ class Drift:
     popularity_shift: float = 0.0
 
     def __post_init__(self) -> None:
-        problems = (
-            []
-            if 0 < self.start_share < 1
-            else [
-                f"drift: `start_share` must lie between 0 and 1, both excluded, got {self.start_share}"
-            ]
-        )
-        problems += [
+        shifts = {"taste_shift": self.taste_shift, "popularity_shift": self.popularity_shift}
+        problems = [
             f"drift: `{field}` must lie between 0 and 1, got {value}"
-            for field, value in (
-                ("taste_shift", self.taste_shift),
-                ("popularity_shift", self.popularity_shift),
-            )
+            for field, value in shifts.items()
             if not 0 <= value <= 1
         ]
+        if not 0 < self.start_share < 1:
+            problems.append(
+                "drift: `start_share` must lie between 0 and 1, both excluded, got "
+                f"{self.start_share}"
+            )
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -181,7 +173,7 @@ class World:
             timestamps: When they are shown, in microseconds since 1970 (n,); without them, at the
                 end of the period.
         """
-        drifted = self._drifted(timestamps)
+        drifted = 1 if timestamps is None else (timestamps >= self.drift_time).astype(np.int64)
         tastes = self.users.vectors[drifted, user_rows]  # (n, D)
         match = np.einsum("nd,nd->n", tastes, self.items.vectors[item_rows])
         return examination(positions) * attraction(match, self.items.quality[item_rows])
@@ -201,16 +193,18 @@ class World:
         rows = slice(None) if item_rows is None else item_rows
         topics, popularity = self.items.topics[rows], popularity[rows]
         shares = self.users.topic_shares[1, user_rows][:, topics]  # (B, M)
-        return (
+        exposure: Floats = (
             POPULAR_SHARE * popularity
             + TASTE_SHARE * shares * (popularity / of_topic[topics])
-            + UNIFORM_SHARE / len(self.item_ids)
+            + CHANCE_SHARE / len(self.item_ids)
         )
+        return exposure
 
     def affinity(self, user_rows: Integers, item_rows: Integers | None = None) -> Floats:
         """Expected clicks of a user on an item in one session at the end of the period.
 
-        Ranking the items a user has not clicked yet by it gives the best recall there is.
+        Ranking the items that a user has not clicked yet by it gives the best recall there is,
+        but for items that are launched within the test period.
 
         Args:
             user_rows: Rows of the users (B,).
@@ -220,13 +214,11 @@ class World:
             Expected clicks (B, M).
         """
         rows = slice(None) if item_rows is None else item_rows
-        shown = 1 - (1 - self.exposure(user_rows, item_rows)) ** self.slate_size  # (B, M)
         match = self.users.vectors[1, user_rows] @ self.items.vectors[rows].T  # (B, M)
-        seen = examination(np.arange(1, self.slate_size + 1)).mean()
-        return seen * shown * attraction(match, self.items.quality[rows])
-
-    def _drifted(self, timestamps: Integers | None) -> Integers | int:
-        return 1 if timestamps is None else (timestamps >= self.drift_time).astype(np.int64)
+        looked_at = examination(np.arange(1, self.slate_size + 1)).sum()
+        clicked = attraction(match, self.items.quality[rows])  # (B, M)
+        affinity: Floats = looked_at * self.exposure(user_rows, item_rows) * clicked
+        return affinity
 
 
 def examination(positions: Integers) -> Floats:
@@ -241,7 +233,8 @@ def attraction(match: Floats, quality: Floats) -> Floats:
         match: Inner product of taste and item, from -1 to 1 (..., M).
         quality: Quality of the items (M,).
     """
-    return expit(TASTE_WEIGHT * match + quality + CLICK_BIAS)
+    probability: Floats = expit(TASTE_WEIGHT * match + quality + CLICK_BIAS)
+    return probability
 
 
 def create_world(
@@ -253,19 +246,27 @@ def create_world(
     seed: int,
     drift: Drift | None,
 ) -> World:
-    """Draw a world; the same arguments give the same world, and a drift alters only what follows it."""
+    """Draw a world; the same arguments give the same one, and a drift alters only what follows.
+
+    Args:
+        num_users: U.
+        num_items: N, at least one a topic.
+        num_days: Length of the period in days.
+        slate_size: Slots of a slate.
+        seed: Decides everything that is drawn.
+        drift: A change of tastes or popularity at one time, or None.
+    """
     topic_rng, user_rng, item_rng = (np.random.default_rng([seed, part]) for part in range(3))
+    centres = np.linalg.qr(topic_rng.standard_normal((LATENT_DIM, NUM_TOPICS))).Q.T  # (T, D)
+    change = drift or Drift(start_share=0.5)
     period = num_days * DAY
-    centres = _unit(topic_rng.standard_normal((NUM_TOPICS, LATENT_DIM)))
     return World(
-        users=_create_users(num_users, centres, drift.taste_shift if drift else 0.0, user_rng),
-        items=_create_items(
-            num_items, centres, drift.popularity_shift if drift else 0.0, period, item_rng
-        ),
+        users=_create_users(num_users, centres, change.taste_shift, user_rng),
+        items=_create_items(num_items, centres, change.popularity_shift, period, item_rng),
         centres=centres,
         slate_size=slate_size,
         end=START + period,
-        drift_time=START + (int(drift.start_share * period) if drift else period),
+        drift_time=START + (int(change.start_share * period) if drift else period),
     )
 
 
@@ -273,7 +274,7 @@ def _create_users(num_users: int, centres: Floats, shift: float, rng: np.random.
     shares = rng.dirichlet(np.full(NUM_TOPICS, INTEREST_CONCENTRATION), num_users)  # (U, T)
     moved = (1 - shift) * shares + shift * np.roll(shares, 1, axis=1)
     topic_shares = np.stack([shares, moved])  # (2, U, T)
-    personal = PERSONAL_SPREAD * _gaussian(num_users, rng)  # (U, D)
+    personal = PERSONAL_SPREAD * gaussian(num_users, rng)  # (U, D)
     return Users(
         ids=_ids("u", num_users, 6),
         topic_shares=topic_shares,
@@ -290,7 +291,7 @@ def _create_items(
     return Items(
         ids=_ids("i", num_items, 5),
         topics=topics,
-        vectors=_unit(centres[topics] + ITEM_SPREAD * _gaussian(num_items, rng)),
+        vectors=_unit(centres[topics] + ITEM_SPREAD * gaussian(num_items, rng)),
         quality=QUALITY_SPREAD * rng.standard_normal(num_items),
         popularity=np.stack([before, (1 - shift) * before + shift * after]),
         launch_times=START + _launch_delays(num_items, period, rng),
@@ -298,7 +299,7 @@ def _create_items(
 
 
 def _launch_delays(num_items: int, period: int, rng: np.random.Generator) -> Integers:
-    """Delays in microseconds (N,): most items are there from the start, some come in the last tenth."""
+    """Delays in microseconds (N,): 0 for most items, some in the last tenth of the period."""
     num_launched = round(LAUNCH_SHARE * num_items)
     num_late = int(np.ceil(LATE_LAUNCH_SHARE * num_launched))
     shares = np.zeros(num_items)
@@ -307,13 +308,14 @@ def _launch_delays(num_items: int, period: int, rng: np.random.Generator) -> Int
     return (rng.permutation(shares) * period).astype(np.int64)
 
 
-def _gaussian(num_rows: int, rng: np.random.Generator) -> Floats:
+def gaussian(num_rows: int, rng: np.random.Generator) -> Floats:
     """Gaussian vectors of expected squared length 1 (num_rows, D)."""
-    return rng.standard_normal((num_rows, LATENT_DIM)) / np.sqrt(LATENT_DIM)
+    return rng.normal(0.0, LATENT_DIM**-0.5, (num_rows, LATENT_DIM))
 
 
 def _unit(vectors: Floats) -> Floats:
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    unit: Floats = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return unit
 
 
 def _ids(letter: str, count: int, digits: int) -> Strings:

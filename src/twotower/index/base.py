@@ -226,6 +226,10 @@ def index_recall(found: IntArray, exact: IntArray) -> NDArray[np.float64]:
 
     Raises:
         ValueError: When the two have different numbers of queries.
+
+    Example:
+        >>> index_recall(np.array([[3, 9, 1, 0]]), np.array([[1, 2, 3, 4]]))
+        array([0.5])
     """
     if len(found) != len(exact):
         raise ValueError(

@@ -260,12 +260,12 @@ def _families(shape: tuple[int, ...], k: int, place: Place) -> Iterator[Sequence
     yield [IVFFlat(num_probes=n, device=place) for n in probes]
     if codes and refine > 1:
         yield [IVFPQ(num_probes=n, refine=refine, device=place) for n in probes]
+    if codes:
+        yield [IVFPQ(num_probes=n, refine=0, device=place) for n in probes]
     if place == "cpu":
         yield [HNSW(ef_search=beam, device=place) for beam in beams]
     elif hasattr(faiss, "GpuIndexCagra"):
         yield [Cagra(beam=beam, device=place) for beam in beams]
-    if codes:
-        yield [IVFPQ(num_probes=n, refine=0, device=place) for n in probes]
 
 
 def _measure(builder: Tunable, index: FaissIndex, queries: FloatArray, truth: IntArray) -> Trial:

@@ -36,7 +36,7 @@ class HNSW:
     """
 
     num_links: int = 32
-    ef_construction: int = 200
+    ef_construction: int = 100
     ef_search: int = 128
     device: Device = "auto"
 

@@ -162,6 +162,10 @@ def default_num_cells(num_items: int) -> int:
 
     Args:
         num_items: Items of the corpus, ``N``.
+
+    Example:
+        >>> default_num_cells(1_000_000), default_num_cells(100)
+        (4000, 2)
     """
     return max(1, min(round(4 * math.sqrt(num_items)), num_items // MIN_POINTS_PER_CELL))
 

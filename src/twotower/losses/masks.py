@@ -39,4 +39,4 @@ def known_positive_mask(
     place = torch.where(ordered[place] == rows, place, nowhere)
     marked = torch.zeros(num_queries, num_candidates + 1, dtype=torch.bool, device=device)
     marked[queries, place] = True
-    return marked[:, torch.searchsorted(ordered, pool_rows)]  # (B, C)
+    return marked.index_select(1, torch.searchsorted(ordered, pool_rows))  # (B, C)

@@ -177,9 +177,9 @@ class ItemKNN:
             both.data[both.indices == item] = 0.0
             rows, columns, squares = _best_of_rows(both, self._num_neighbours)
             blocks.append((items[rows], columns, np.sqrt(squares)))
-        candidates, neighbours, cosines = map(np.concatenate, zip(*blocks, strict=True))
-        entries = (cosines, (neighbours, candidates))
-        self._weights = sparse.csr_array(entries, shape=(num_items, num_items))
+        rows, columns, cosines = map(np.concatenate, zip(*blocks, strict=True))
+        shape = (num_items, num_items)  # neighbour by candidate
+        self._weights = sparse.csr_array((cosines, (columns, rows)), shape=shape)
 
     def rank(self, histories: ItemLists, k: int, excluded: ItemLists | None = None) -> IntArray:
         """The items with the largest sum of cosines to each history.
@@ -210,9 +210,8 @@ class ItemKNN:
 
 def _binary(lists: ItemLists, num_items: int) -> sparse.csr_array:
     """Ones where a query has an item, (Q, N), rows sorted."""
-    shape = (len(lists), num_items)
     parts = (np.ones(len(lists.item_rows)), lists.item_rows, lists.offsets)
-    matrix = sparse.csr_array(parts, shape=shape, copy=True)
+    matrix = sparse.csr_array(parts, shape=(len(lists), num_items), copy=True)
     matrix.sum_duplicates()
     matrix.data[:] = 1.0
     return matrix
@@ -235,9 +234,8 @@ def _products(
 def _remove(scores: sparse.csr_array, removed: sparse.csr_array) -> None:
     """Set the entries of a block (B, N) that `removed` (B, N) names to zero, in place."""
     scores.sort_indices()
-    num_items = scores.shape[1]
-    keys = np.append(_row_index(scores) * num_items + scores.indices, -1)
-    wanted = _row_index(removed) * num_items + removed.indices
+    keys = np.append(_row_index(scores) * scores.shape[1] + scores.indices, -1)
+    wanted = _row_index(removed) * scores.shape[1] + removed.indices
     place = np.searchsorted(keys[:-1], wanted)
     scores.data[place[keys[place] == wanted]] = 0.0
 
@@ -298,7 +296,5 @@ def _check_query(histories: ItemLists, k: int, excluded: ItemLists | None, num_i
     if excluded is not None:
         _check_rows("excluded", excluded, num_items)
         if len(excluded) != len(histories):
-            raise ValueError(
-                f"excluded must have one list for each of {len(histories)} queries, got "
-                f"{len(excluded)}"
-            )
+            counts = f"{len(histories)} queries, got {len(excluded)}"
+            raise ValueError(f"excluded must have one list for each of {counts}")

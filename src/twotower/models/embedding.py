@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from twotower.features.spec import TABLE_KINDS, FeatureInput
 
 TABLE_STD = 0.05
+# Below this many rows a dense gradient is cheaper than sorting the ids of a batch.
+MIN_SPARSE_ROWS = 50_000
 
 
 class FeatureEmbedder(nn.Module):
@@ -30,7 +32,8 @@ class FeatureEmbedder(nn.Module):
         features: What is to be embedded; one embedder may look at any of them alone.
         default_dim: Width of a table's rows where the feature does not ask for one.
         vector_dim: Width to which a vector is projected where the feature does not ask for one.
-        sparse: Whether tables have sparse gradients, as the row-wise optimiser wants them.
+        sparse: Whether tables of at least `MIN_SPARSE_ROWS` rows have sparse gradients, so that a
+            step costs the same for every size of the table.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ def _layer(feature: FeatureInput, *, dim: int, sparse: bool) -> nn.Module:
     if feature.kind == "vector":
         return nn.Linear(feature.width, dim)
     padding = 0 if feature.kind == "tags" else None
+    sparse = sparse and feature.num_rows >= MIN_SPARSE_ROWS
     table = nn.Embedding(feature.num_rows, dim, padding_idx=padding, sparse=sparse)
     nn.init.normal_(table.weight, std=TABLE_STD)
     return table

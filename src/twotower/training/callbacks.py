@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor
 
 
@@ -68,6 +69,18 @@ class Throughput(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(rates, step=trainer.global_step)
         self._since, self._examples = now, 0
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar with the loss alone beside it."""
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What stands beside the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 class RandomState(pl.Callback):

@@ -5,7 +5,7 @@ Shape letters: Q queries, C items that may be recommended, D width of the vector
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,6 @@ def rank_catalogue(
     return exact_search(vectors, items, k, left_out).rows
 
 
-def mean_metrics(ranked: Array, queries: Queries, ks: Sequence[int]) -> Mapping[str, float]:
+def mean_metrics(ranked: Array, queries: Queries, ks: Sequence[int]) -> dict[str, float]:
     """Means over queries of all top-k metrics."""
-    values = top_k_metrics(ranked, relevant(queries), ks)
-    return {name: mean_over_queries(per_query) for name, per_query in values.items()}
+    return mean_over_queries(top_k_metrics(ranked, relevant(queries), ks))

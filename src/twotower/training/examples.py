@@ -169,9 +169,9 @@ class CandidateExamples:
         ]
         if not sum(len(block[0]) for block in blocks):
             raise DataError(
-                [f"none of the {len(chosen)} positives of the {SPLIT_NAMES[part]} part is among the "
-                 f"retriever's {self.num_candidates} candidates; raise training.ranking.examples."
-                 "num_candidates or train the retriever longer"]
+                [f"none of the {len(chosen)} positives of the {SPLIT_NAMES[part]} part is among "
+                 f"the retriever's {self.num_candidates} candidates; raise num_candidates of the "
+                 "examples or train the retriever longer"]
             )  # fmt: skip
         parts = [np.concatenate(part) for part in zip(*blocks, strict=True)]
         interactions, item_rows, labels, scores = parts
@@ -273,3 +273,19 @@ class ExampleBatches:
                 )  # fmt: skip
             batch[RETRIEVAL_SCORE] = torch.from_numpy(self.examples.scores[rows]).to(device)
         return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImpressionsElseCandidates:
+    """Impressions where the log has any that did not succeed, else candidates of the retriever.
+
+    Args:
+        candidates: What is done without impressions.
+    """
+
+    candidates: CandidateExamples
+
+    def examples(self, prepared: Prepared, part: int, retriever: Retriever | None) -> Examples:
+        """See `ExampleSource`."""
+        source = ImpressionExamples() if prepared.has_impressions else self.candidates
+        return source.examples(prepared, part, retriever)

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from twotower.data.batches import ShuffledBatches
-from twotower.training.callbacks import RandomState, Throughput, ValidationMetrics
+from twotower.training.callbacks import ProgressBar, RandomState, Throughput, ValidationMetrics
 from twotower.training.optimizers import OptimizerSettings
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def fit_stage(
     )
     metrics = ValidationMetrics(evaluate)
     rates = Throughput(stage=stage, every=trainer_settings.log_every)
-    bar: list[pl.Callback] = [TQDMProgressBar(refresh_rate=10)] if progress else []
+    bar: list[pl.Callback] = [ProgressBar(refresh_rate=10)] if progress else []
     trainer = pl.Trainer(
         accelerator=trainer_settings.device().type.replace("cuda", "gpu"),
         devices=1,

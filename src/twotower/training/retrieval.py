@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -12,18 +10,10 @@ from torch.optim import Optimizer
 
 from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS, Batch, Columns
 from twotower.losses.masks import known_positive_mask
-from twotower.losses.negatives import Negatives, Pool
+from twotower.losses.negatives import Pool
+from twotower.losses.objective import Objective
 from twotower.models.two_tower import TwoTower
 from twotower.training.optimizers import OptimizerSettings
-
-
-class RetrievalLoss(Protocol):
-    """A loss over targets and a shared pool of candidates; see `twotower.losses`."""
-
-    def __call__(
-        self, queries: Tensor, targets: Tensor, pool: Pool, masked: Tensor, weights: Tensor | None
-    ) -> Tensor:
-        """Scalar loss of a batch."""
 
 
 class RetrievalTask(pl.LightningModule):
@@ -31,8 +21,7 @@ class RetrievalTask(pl.LightningModule):
 
     Args:
         model: The towers.
-        loss: What is minimised.
-        negatives: Which items stand against the targets.
+        objective: The loss and which items stand against the targets.
         columns: Where features come from.
         item_probability: (C,) share of the training events that are of an item.
         optimizer: Rates and schedule.
@@ -42,16 +31,14 @@ class RetrievalTask(pl.LightningModule):
         self,
         *,
         model: TwoTower,
-        loss: RetrievalLoss,
-        negatives: Negatives,
+        objective: Objective,
         columns: Columns,
         item_probability: Tensor,
         optimizer: OptimizerSettings,
     ) -> None:
         super().__init__()
         self.model = model
-        self.loss = loss
-        self.negatives = negatives
+        self.objective = objective
         self.columns = columns
         self.item_probability = item_probability
         self.settings = optimizer
@@ -59,7 +46,9 @@ class RetrievalTask(pl.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch of events."""
         targets = batch[ITEM_ROWS]  # (B,)
-        drawn = self.negatives.draw(targets, self.item_probability.to(targets.device), None)
+        drawn = self.objective.negatives.draw(
+            targets, self.item_probability.to(targets.device), None
+        )
         queries = self.model.embed_queries(batch)  # (B, D)
         vectors = self.model.embed_items(self.columns.items(drawn.rows))  # (C, D)
         if drawn.num_in_batch:
@@ -70,8 +59,8 @@ class RetrievalTask(pl.LightningModule):
             drawn.rows, targets, *self.columns.known_positives(batch[USER_ROWS])
         )  # (B, C)
         pool = Pool(vectors=vectors, rows=drawn.rows, log_expected_count=drawn.log_expected_count)
-        loss = self.loss(queries, target_vectors, pool, masked, batch[WEIGHTS])
-        self.log("retrieval/train/loss", loss, batch_size=len(targets))
+        loss = self.objective.loss(queries, target_vectors, pool, masked, batch[WEIGHTS])
+        self.log("retrieval/train/loss", loss, batch_size=len(targets), prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -150,6 +150,17 @@ def test_mixed_precision_settings_change_nothing():
     np.testing.assert_array_equal(mixed.scores, plain.scores)
 
 
+def test_precision_is_raised_and_restored():
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with exact._full_precision("cpu"):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
 def test_half_precision_vectors_are_scored_in_float32():
     vectors = torch.tensor([[1.0, 1 / 512]]).bfloat16()
     assert exact_search(vectors, vectors, 1).scores[0, 0] == 1 + 2.0**-18

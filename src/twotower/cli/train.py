@@ -1,0 +1,37 @@
+"""`twotower train`: prepared data in, a run folder with the trained stages out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from twotower.cli.run import run_command
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# What is known only when a run is put together: features, widths, and the folder.
+NEEDS = ("inputs", "width", "input_width", "cross", "deep", "output_dir")
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Prepare the data, train the stages, write the run folder.
+
+    Args:
+        cfg: The composed and checked config.
+
+    Returns:
+        The figures of ``metrics.json``.
+    """
+    from twotower.cli.training_run import TrainingRun
+
+    run = TrainingRun.start(cfg)
+    trained = run.retrieval() if run.wants("retrieval") else None
+    if run.wants("ranking"):
+        run.ranking(trained)
+    return run.finish()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command("train", train, argv, needs=NEEDS)

@@ -1,0 +1,154 @@
+"""The figures of a finished run: test metrics with intervals, baselines, slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twotower.data.queries import Queries
+from twotower.data.schema import TEST
+from twotower.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_mean
+from twotower.metrics.calibration import ReliabilityTable, reliability
+from twotower.metrics.catalogue import catalogue_coverage, novelty
+from twotower.metrics.top_k import contains, top_k_metrics
+from twotower.models.dcn import DCNv2
+from twotower.training.baselines import ITEM_KNN, rank_baselines
+from twotower.training.evaluation import rank_catalogue, relevant
+from twotower.training.examples import ExampleBatches
+from twotower.training.ranking import probabilities
+from twotower.training.stages import RANKING, RETRIEVAL, Context, Trained, click_metrics
+
+Array = npt.NDArray[Any]
+
+NUM_DECILES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalReport:
+    """Test figures of the retrieval stage.
+
+    Args:
+        metrics: By ``<stage>/test/<metric>``; ends of intervals carry ``/low`` and ``/high``.
+        deciles: (10,) recall of test positives by popularity of the item, least popular first; NaN
+            where no positive falls into a decile.
+    """
+
+    metrics: Mapping[str, float]
+    deciles: Array
+
+
+def report_retrieval(context: Context, trained: Trained) -> RetrievalReport:
+    """Rank the catalogue for every test query, with the model and both baselines.
+
+    Args:
+        context: Data and settings.
+        trained: The trained stage.
+    """
+    prepared, settings = context.prepared, context.evaluation
+    queries = settings.queries(prepared, TEST)
+    longest = max(settings.ks)
+    ranked = rank_catalogue(
+        trained.retriever.model,
+        trained.retriever.columns,
+        queries,
+        num_catalogue=prepared.num_catalogue,
+        k=longest,
+        remove_seen=settings.remove_seen,
+    )
+    lists = {RETRIEVAL: ranked} | dict(
+        rank_baselines(prepared, queries, k=longest, remove_seen=settings.remove_seen)
+    )
+    metrics: dict[str, float] = {}
+    values = {}
+    for name, rows in lists.items():
+        values[name] = top_k_metrics(rows, relevant(queries), settings.ks)
+        for metric, per_query in values[name].items():
+            interval = bootstrap_mean(per_query, num_resamples=settings.num_resamples)
+            metrics |= interval_entries(f"{name}/test/{metric}", interval)
+        metrics[f"{name}/test/coverage@{longest}"] = catalogue_coverage(
+            rows, prepared.num_catalogue
+        )
+    for metric in (f"hit_rate@{settings.ks[0]}", f"ndcg@{settings.ks[0]}"):
+        lift = bootstrap_difference(
+            values[RETRIEVAL][metric],
+            values[ITEM_KNN][metric],
+            num_resamples=settings.num_resamples,
+        )
+        metrics |= interval_entries(f"{RETRIEVAL}/test/{metric}_over_item_knn", lift)
+    counts = trained.frequency.counts
+    metrics[f"{RETRIEVAL}/test/novelty@{longest}"] = float(np.nanmean(novelty(ranked, counts)))
+    metrics |= _cold_items(ranked, queries, counts, longest)
+    deciles = recall_by_popularity(ranked, queries, counts)
+    return RetrievalReport(metrics=metrics, deciles=deciles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingReport:
+    """Test figures of the ranking stage.
+
+    Args:
+        metrics: By ``ranking/test/<metric>``.
+        reliability: Predicted against observed rates on the test examples.
+    """
+
+    metrics: Mapping[str, float]
+    reliability: ReliabilityTable
+
+
+def report_ranking(context: Context, model: DCNv2, examples: ExampleBatches) -> RankingReport:
+    """Score the test examples.
+
+    Args:
+        context: Data and settings.
+        model: The trained ranker.
+        examples: Examples of the test part.
+    """
+    values = click_metrics(context.prepared, model, examples)
+    labels = examples.examples.labels
+    table = reliability(labels, probabilities(model, examples, negative_rate=1.0))
+    metrics = {f"{RANKING}/test/{name}": value for name, value in values.items()}
+    metrics[f"{RANKING}/test/examples"] = float(len(labels))
+    metrics[f"{RANKING}/test/positive_rate"] = float(labels.mean())
+    return RankingReport(metrics=metrics, reliability=table)
+
+
+def interval_entries(name: str, interval: Interval) -> dict[str, float]:
+    """A value and the ends of its interval under the names of ``metrics.json``."""
+    return {name: interval.value, f"{name}/low": interval.low, f"{name}/high": interval.high}
+
+
+def recall_by_popularity(ranked: Array, queries: Queries, counts: Array) -> Array:
+    """Recall of the test positives by decile of popularity.
+
+    Args:
+        ranked: (Q, K) lists.
+        queries: The queries.
+        counts: (C,) training events of every item.
+
+    Returns:
+        (10,), least popular items first; deciles hold equal numbers of items.
+    """
+    hits = contains(ranked, relevant(queries))  # (R,)
+    order = np.lexsort((np.arange(len(counts)), counts))
+    decile = np.empty(len(counts), np.int64)
+    decile[order] = np.arange(len(counts)) * NUM_DECILES // len(counts)
+    inside = queries.truth_items < len(counts)
+    groups = decile[queries.truth_items[inside]]
+    totals = np.bincount(groups, minlength=NUM_DECILES)
+    found = np.bincount(groups, weights=hits[inside], minlength=NUM_DECILES)
+    return np.divide(found, totals, out=np.full(NUM_DECILES, np.nan), where=totals > 0)
+
+
+def _cold_items(ranked: Array, queries: Queries, counts: Array, k: int) -> dict[str, float]:
+    """Recall of positives whose item had no training event, and how many of them there are."""
+    hits = contains(ranked, relevant(queries))
+    known = np.append(counts, np.zeros(1, np.int64))
+    cold = known[np.minimum(queries.truth_items, len(counts))] == 0
+    entries = {f"{RETRIEVAL}/test/cold_positives": float(cold.sum())}
+    if cold.any():
+        entries[f"{RETRIEVAL}/test/cold_recall@{k}"] = float(hits[cold].mean())
+    return entries

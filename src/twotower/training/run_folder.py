@@ -1,0 +1,92 @@
+"""The run folder: everything that is needed to load a run again, and what it measured.
+
+==========================  =====================================================================
+``config.yaml``             the resolved config
+``features/``               feature spec and fitted state, as in the prepared data set
+``features.yaml``           the spec to be edited and given back with ``features=file``
+``prepared.json``           which prepared data set it was trained on
+``<stage>/best.ckpt``       weights of the best epoch
+``<stage>/last.ckpt``       what ``resume=<run>`` continues from
+``versions.json``           versions of Python and of the libraries that matter
+``metrics.json``            figures by ``<stage>/<split>/<metric>``
+``tensorboard/``            curves and plots
+==========================  =====================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from twotower.data.prepared import FEATURES_FOLDER, Prepared
+
+CONFIG = "config.yaml"
+PREPARED = "prepared.json"
+METRICS = "metrics.json"
+VERSIONS = "versions.json"
+RANKER_STATE = "ranker.json"
+
+LIBRARIES = ("twotower", "torch", "pytorch-lightning", "hydra-core", "numpy", "pyarrow", "onnx")
+
+
+def start_run(folder: Path, config: str, prepared: Prepared) -> None:
+    """Write what is known before training.
+
+    Args:
+        folder: The run folder.
+        config: The resolved config as YAML.
+        prepared: The data set.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / CONFIG, config)
+    shutil.copytree(prepared.folder / FEATURES_FOLDER, folder / FEATURES_FOLDER, dirs_exist_ok=True)
+    where = {
+        "folder": str(prepared.folder.resolve()),
+        "fingerprint": prepared.manifest["fingerprint"],
+    }
+    write_json(folder / PREPARED, where)
+    write_json(folder / VERSIONS, versions())
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide what a run computes."""
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            found[library] = "not installed"
+    return found
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
+    """Write the figures of a run; what is not a number becomes null."""
+    entries = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    write_json(folder / METRICS, entries)
+
+
+def point_latest(folder: Path) -> None:
+    """Let ``<name>/latest`` point to a run folder."""
+    link = folder.parent / "latest"
+    staged = folder.parent / f".latest-{os.getpid()}"
+    staged.unlink(missing_ok=True)
+    staged.symlink_to(folder.name, target_is_directory=True)
+    staged.replace(link)
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write JSON, whole or not at all."""
+    write_whole(path, json.dumps(document, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    staged = path.with_name(f".{path.name}-{os.getpid()}")
+    staged.write_text(text)
+    staged.replace(path)

@@ -1,0 +1,276 @@
+"""The two stages, each from its parts to a trained model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from twotower.data.batches import Columns, ShuffledBatches
+from twotower.data.leakage import check_leaks
+from twotower.data.prepared import Prepared
+from twotower.data.queries import Queries, evaluation_queries
+from twotower.data.schema import TRAIN, VALIDATION
+from twotower.features.frequency import ItemFrequency
+from twotower.features.spec import ModelInputs
+from twotower.losses.objective import Objective
+from twotower.metrics.calibration import expected_calibration_error, reliability
+from twotower.metrics.click import auc, grouped_auc, log_loss, normalised_entropy
+from twotower.models.dcn import DCNv2
+from twotower.models.two_tower import TwoTower
+from twotower.training.columns import stage_columns
+from twotower.training.evaluation import mean_metrics, rank_catalogue
+from twotower.training.examples import ExampleBatches, Examples, ExampleSource, Retriever
+from twotower.training.fit import Fitted, StageSettings, TrainerSettings, fit_stage
+from twotower.training.ranking import RankingLoss, RankingTask, probabilities
+from twotower.training.retrieval import RetrievalTask
+
+log = logging.getLogger(__name__)
+
+RETRIEVAL, RANKING = "retrieval", "ranking"
+STAGES = (RETRIEVAL, RANKING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How offline metrics are computed.
+
+    Args:
+        ks: Lengths of the lists.
+        remove_seen: Whether items that a user took before are kept out of the ranking.
+        max_users: Evaluate a random sample of so many users; 0 for all of them.
+        num_resamples: Bootstrap resamples behind every interval.
+    """
+
+    ks: Sequence[int] = (10, 20, 100)
+    remove_seen: bool = True
+    max_users: int = 0
+    num_resamples: int = 1000
+
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1:
+            raise ValueError(f"evaluation: `ks` must be list lengths of at least 1, got {self.ks}")
+
+    def queries(self, prepared: Prepared, part: int) -> Queries:
+        """The queries of a part."""
+        return evaluation_queries(
+            prepared, part, remove_seen=self.remove_seen, max_users=self.max_users
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What both stages share.
+
+    Args:
+        prepared: The data set.
+        folder: The run folder.
+        trainer: Settings of the trainer.
+        evaluation: Settings of the metrics.
+        seed: Seed of the order of batches.
+        progress: Whether progress bars are shown.
+    """
+
+    prepared: Prepared
+    folder: Path
+    trainer: TrainerSettings
+    evaluation: EvaluationSettings
+    seed: int
+    progress: bool
+
+    def columns(self, inputs: ModelInputs) -> Columns:
+        """The columns of a stage on the trainer's device."""
+        return stage_columns(self.prepared, inputs, self.trainer.device())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained retrieval model.
+
+    Args:
+        retriever: The model with its columns and item vectors.
+        frequency: Item counts that its loss was corrected with.
+        fitted: What became of the training.
+    """
+
+    retriever: Retriever
+    frequency: ItemFrequency
+    fitted: Fitted
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRanker:
+    """A trained ranking model.
+
+    Args:
+        model: The ranker.
+        columns: Features of the ranking stage.
+        negative_rate: Share of the negatives that its examples kept.
+        fitted: What became of the training.
+    """
+
+    model: DCNv2
+    columns: Columns
+    negative_rate: float
+    fitted: Fitted
+
+
+def train_retrieval(
+    context: Context,
+    *,
+    model: TwoTower,
+    inputs: ModelInputs,
+    objective: Objective,
+    settings: StageSettings,
+) -> Trained:
+    """Train the two towers on the training events.
+
+    Args:
+        context: Data, folder and settings.
+        model: The towers, fresh.
+        inputs: What they are given.
+        objective: Loss and negatives.
+        settings: Of the stage.
+
+    Raises:
+        LeakError: When the item frequencies have seen more than the training part.
+    """
+    prepared, columns = context.prepared, context.columns(inputs)
+    events, _, _ = prepared.require_events()
+    train_rows = np.flatnonzero(prepared.interactions.split == TRAIN)
+    frequency = ItemFrequency.count(prepared, train_rows)
+    check_leaks({"item frequencies": frequency.fitted_on}, prepared.training)
+    queries = context.evaluation.queries(prepared, VALIDATION)
+    longest = max(context.evaluation.ks)
+
+    def evaluate() -> Mapping[str, float]:
+        ranked = rank_catalogue(
+            model,
+            columns,
+            queries,
+            num_catalogue=prepared.num_catalogue,
+            k=longest,
+            remove_seen=context.evaluation.remove_seen,
+        )
+        means = mean_metrics(ranked, queries, context.evaluation.ks)
+        return {f"{RETRIEVAL}/validation/{name}": value for name, value in means.items()}
+
+    task = RetrievalTask(
+        model=model,
+        objective=objective,
+        columns=columns,
+        item_probability=torch.from_numpy(frequency.probability()),
+        optimizer=settings.optimizer,
+    )
+    examples = torch.from_numpy(events.interactions[prepared.train_events()])
+    fitted = _fit(context, RETRIEVAL, task, examples, columns.examples, evaluate, settings)
+    model.eval()
+    retriever = Retriever.of(model, columns, prepared.num_catalogue)
+    return Trained(retriever=retriever, frequency=frequency, fitted=fitted)
+
+
+def train_ranking(
+    context: Context,
+    *,
+    model: DCNv2,
+    inputs: ModelInputs,
+    loss: RankingLoss,
+    source: ExampleSource,
+    retriever: Retriever | None,
+    settings: StageSettings,
+) -> TrainedRanker:
+    """Train the ranker on impressions or candidates.
+
+    Args:
+        context: Data, folder and settings.
+        model: The ranker, fresh.
+        inputs: What it is given.
+        loss: What is minimised.
+        source: Where examples come from.
+        retriever: The trained retrieval stage, or None.
+        settings: Of the stage.
+
+    Returns:
+        The trained stage.
+    """
+    columns = context.columns(inputs)
+    training = ranking_examples(context, source, TRAIN, model, columns, retriever)
+    validation = ranking_examples(context, source, VALIDATION, model, columns, retriever)
+
+    def evaluate() -> Mapping[str, float]:
+        values = click_metrics(context.prepared, model, validation)
+        return {f"{RANKING}/validation/{name}": value for name, value in values.items()}
+
+    task = RankingTask(model=model, loss=loss, optimizer=settings.optimizer)
+    chosen = torch.arange(len(training))
+    fitted = _fit(context, RANKING, task, chosen, training.batch, evaluate, settings)
+    model.eval()
+    return TrainedRanker(
+        model=model,
+        columns=columns,
+        negative_rate=training.examples.negative_rate,
+        fitted=fitted,
+    )
+
+
+def ranking_examples(
+    context: Context,
+    source: ExampleSource,
+    part: int,
+    model: DCNv2,
+    columns: Columns,
+    retriever: Retriever | None,
+) -> ExampleBatches:
+    """The examples of a part, ready to be gathered."""
+    examples: Examples = source.examples(context.prepared, part, retriever)
+    with_scores = model.score_scale is not None
+    return ExampleBatches(examples=examples, columns=columns, with_scores=with_scores)
+
+
+def click_metrics(prepared: Prepared, model: DCNv2, examples: ExampleBatches) -> dict[str, float]:
+    """AUC, grouped AUC by user, log loss, normalised entropy and calibration error of examples.
+
+    Probabilities are compared with the labels of the sampled examples, so the sampling of negatives
+    is not undone here; it is in what is exported.
+    """
+    labels = examples.examples.labels
+    predicted = probabilities(model, examples, negative_rate=1.0)
+    values = {
+        "auc": auc(labels, predicted),
+        "log_loss": log_loss(labels, predicted),
+        "normalised_entropy": normalised_entropy(labels, predicted),
+        "calibration_error": expected_calibration_error(reliability(labels, predicted)),
+    }
+    users = prepared.interactions.user_rows
+    if users is not None:
+        groups = np.asarray(users[examples.examples.interactions])
+        values["grouped_auc"] = grouped_auc(labels, predicted, groups)
+    return values
+
+
+def _fit(
+    context: Context,
+    stage: str,
+    task: RetrievalTask | RankingTask,
+    examples: torch.Tensor,
+    assemble: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    evaluate: Callable[[], Mapping[str, float]],
+    settings: StageSettings,
+) -> Fitted:
+    loader = ShuffledBatches(
+        examples, batch_size=settings.batch_size, seed=context.seed, assemble=assemble
+    )
+    return fit_stage(
+        stage=stage,
+        task=task,
+        loader=loader,
+        evaluate=evaluate,
+        settings=settings,
+        trainer_settings=context.trainer,
+        folder=context.folder,
+        progress=context.progress,
+    )

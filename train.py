@@ -1,0 +1,8 @@
+"""Train both stages: ``python train.py [group=option] [key=value]``; ``--help`` shows the groups."""
+
+import sys
+
+from twotower.cli.train import main
+
+if __name__ == "__main__":
+    sys.exit(main())
