@@ -25,6 +25,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -91,7 +92,9 @@ class ExportConfig:
     """Fields that `export` reads."""
 
     run: str = MISSING
-    output_dir: str = MISSING
+    name: str | None = None
+    output_dir: str = "bundles"
+    num_candidates: int = 200
     quiet: bool = False
     index: Any = MISSING
     gates: Any = MISSING
@@ -102,6 +105,8 @@ class EvaluateConfig:
     """Fields that `evaluate` reads."""
 
     bundle: str = MISSING
+    prepared: str | None = None
+    output_dir: str = "evaluations"
     quiet: bool = False
     evaluation: Any = MISSING
 
@@ -111,8 +116,8 @@ class RecommendConfig:
     """Fields that `recommend` reads."""
 
     bundle: str = MISSING
-    user: int | str | None = None
-    history: list[int | str] = field(default_factory=list)
+    user: Any = None
+    history: list[Any] = field(default_factory=list)
     k: int = 10
     quiet: bool = False
 
@@ -210,7 +215,12 @@ def check(cfg: DictConfig, runtime: Collection[str] = ()) -> None:
     Raises:
         ConfigError: With every problem found.
     """
-    problems = find_problems(cfg, runtime)
+    job = HydraConfig.instance()
+    outer, job.cfg = job.cfg, None  # The values of an earlier job must not stand in.
+    try:
+        problems = find_problems(cfg, runtime)
+    finally:
+        job.cfg = outer
     if problems:
         raise ConfigError(problems)
 

@@ -7,6 +7,7 @@ split it is all items of the part.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,33 @@ def evaluation_queries(
         truth_offsets=np.concatenate([[0], np.cumsum(counts[kept])]),
         truth_items=pairs % len(items),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How offline metrics are computed.
+
+    Args:
+        ks: Lengths of the lists, the headline one first.
+        remove_seen: Whether items that a user took before are kept out of the ranking.
+        max_users: Evaluate a random sample of so many users; 0 for all of them.
+        num_resamples: Bootstrap resamples behind every interval.
+    """
+
+    ks: Sequence[int] = (10, 20, 100)
+    remove_seen: bool = True
+    max_users: int = 0
+    num_resamples: int = 1000
+
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1:
+            raise ValueError(f"evaluation: `ks` must be list lengths of at least 1, got {self.ks}")
+
+    def queries(self, prepared: Prepared, part: int) -> Queries:
+        """The queries of a part."""
+        return evaluation_queries(
+            prepared, part, remove_seen=self.remove_seen, max_users=self.max_users
+        )
 
 
 def slices(values: Array, starts: Array, ends: Array) -> tuple[Array, Array]:

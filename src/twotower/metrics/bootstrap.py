@@ -40,6 +40,10 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
+    def entries(self, name: str) -> dict[str, float]:
+        """The value as `name`, the ends as ``<name>/low`` and ``<name>/high``; for result files."""
+        return {name: self.value, f"{name}/low": self.low, f"{name}/high": self.high}
+
 
 def bootstrap_mean(
     values: FloatArray, *, num_resamples: int = 1000, level: float = 0.95, seed: int = 0

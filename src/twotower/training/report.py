@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from twotower.data.queries import Queries
 from twotower.data.schema import TEST
-from twotower.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_mean
+from twotower.metrics.bootstrap import bootstrap_difference, bootstrap_mean
 from twotower.metrics.calibration import ReliabilityTable, reliability
 from twotower.metrics.catalogue import catalogue_coverage, novelty
 from twotower.metrics.top_k import contains, top_k_metrics
@@ -68,7 +68,7 @@ def report_retrieval(context: Context, trained: Trained) -> RetrievalReport:
         values[name] = top_k_metrics(rows, relevant(queries), settings.ks)
         for metric, per_query in values[name].items():
             interval = bootstrap_mean(per_query, num_resamples=settings.num_resamples)
-            metrics |= interval_entries(f"{name}/test/{metric}", interval)
+            metrics |= interval.entries(f"{name}/test/{metric}")
         metrics[f"{name}/test/coverage@{longest}"] = catalogue_coverage(
             rows, prepared.num_catalogue
         )
@@ -78,7 +78,7 @@ def report_retrieval(context: Context, trained: Trained) -> RetrievalReport:
             values[ITEM_KNN][metric],
             num_resamples=settings.num_resamples,
         )
-        metrics |= interval_entries(f"{RETRIEVAL}/test/{metric}_over_item_knn", lift)
+        metrics |= lift.entries(f"{RETRIEVAL}/test/{metric}_over_item_knn")
     counts = trained.frequency.counts
     metrics[f"{RETRIEVAL}/test/novelty@{longest}"] = float(np.nanmean(novelty(ranked, counts)))
     metrics |= _cold_items(ranked, queries, counts, longest)
@@ -114,11 +114,6 @@ def report_ranking(context: Context, model: DCNv2, examples: ExampleBatches) -> 
     metrics[f"{RANKING}/test/examples"] = float(len(labels))
     metrics[f"{RANKING}/test/positive_rate"] = float(labels.mean())
     return RankingReport(metrics=metrics, reliability=table)
-
-
-def interval_entries(name: str, interval: Interval) -> dict[str, float]:
-    """A value and the ends of its interval under the names of ``metrics.json``."""
-    return {name: interval.value, f"{name}/low": interval.low, f"{name}/high": interval.high}
 
 
 def recall_by_popularity(ranked: Array, queries: Queries, counts: Array) -> Array:

@@ -13,7 +13,7 @@ import torch
 from twotower.data.batches import Columns, ShuffledBatches
 from twotower.data.leakage import check_leaks
 from twotower.data.prepared import Prepared
-from twotower.data.queries import Queries, evaluation_queries
+from twotower.data.queries import EvaluationSettings
 from twotower.data.schema import TRAIN, VALIDATION
 from twotower.features.frequency import ItemFrequency
 from twotower.features.spec import ModelInputs
@@ -33,33 +33,6 @@ log = logging.getLogger(__name__)
 
 RETRIEVAL, RANKING = "retrieval", "ranking"
 STAGES = (RETRIEVAL, RANKING)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """How offline metrics are computed.
-
-    Args:
-        ks: Lengths of the lists.
-        remove_seen: Whether items that a user took before are kept out of the ranking.
-        max_users: Evaluate a random sample of so many users; 0 for all of them.
-        num_resamples: Bootstrap resamples behind every interval.
-    """
-
-    ks: Sequence[int] = (10, 20, 100)
-    remove_seen: bool = True
-    max_users: int = 0
-    num_resamples: int = 1000
-
-    def __post_init__(self) -> None:
-        if not self.ks or min(self.ks) < 1:
-            raise ValueError(f"evaluation: `ks` must be list lengths of at least 1, got {self.ks}")
-
-    def queries(self, prepared: Prepared, part: int) -> Queries:
-        """The queries of a part."""
-        return evaluation_queries(
-            prepared, part, remove_seen=self.remove_seen, max_users=self.max_users
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,75 @@
+"""`twotower export`: a run folder in, a bundle out, published when its gates pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twotower.cli.run import run_command
+from twotower.config import Refused, build
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from twotower.export.build import ExportResult
+
+
+def export(cfg: DictConfig) -> ExportResult:
+    """Export a run.
+
+    Args:
+        cfg: The composed and checked config.
+
+    Returns:
+        The version folder and how it stood at the gates.
+
+    Raises:
+        Refused: When a gate said no; ``current`` is where it was.
+    """
+    from rich.console import Console
+
+    from twotower.cli.load_run import load_run
+    from twotower.cli.tables import gates_table
+    from twotower.cli.training_run import read_metrics
+    from twotower.export.build import ExportParts, export_bundle
+
+    run = load_run(Path(cfg.run))
+    result = export_bundle(
+        parts=ExportParts(
+            prepared=run.prepared,
+            pipeline=run.pipeline,
+            two_tower=run.two_tower,
+            ranker=run.ranker,
+            negative_rate=run.negative_rate,
+            remove_seen=run.config.evaluation.remove_seen,
+            figures=read_metrics(run.folder),
+        ),
+        root=Path(cfg.output_dir),
+        name=cfg.name or run.config.name,
+        index_builder=build(cfg.index),
+        gate_settings=build(cfg.gates),
+        num_candidates=cfg.num_candidates,
+        progress=not cfg.quiet,
+    )
+    if not cfg.quiet:
+        console = Console()
+        console.print(gates_table(result.gates))
+        console.print(f"bundle: {result.folder}", highlight=False, soft_wrap=True)
+    if not result.published:
+        failed = ", ".join(gate.name for gate in result.gates if not gate.passed)
+        raise Refused(f"not published: {failed}; `current` is where it was")
+    if not cfg.quiet:
+        home = result.folder.parent / "current"
+        console.print(
+            f"published: {home}\nnext: twotower evaluate bundle={home}\n"
+            f"      twotower recommend bundle={home} user=<id>",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command("export", export, argv)

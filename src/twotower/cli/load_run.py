@@ -1,0 +1,104 @@
+"""A finished run read back: its config, its features, its models with the best weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from twotower.config import build
+from twotower.config_files import read_yaml
+from twotower.data.prepared import FEATURES_FOLDER, Prepared, open_prepared
+from twotower.data.schema import DataError
+from twotower.features.pipeline import FeaturePipeline
+from twotower.features.spec import Stage
+from twotower.models.dcn import DCNv2
+from twotower.models.two_tower import TwoTower
+from twotower.training.fit import BEST, FINISHED
+from twotower.training.run_folder import CONFIG, PREPARED, RANKER_STATE
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedRun:
+    """A run read back.
+
+    Args:
+        folder: The run folder.
+        config: Its resolved config.
+        pipeline: Its features.
+        prepared: The data set it was trained on.
+        two_tower: The towers, or None.
+        ranker: The ranker, or None.
+        negative_rate: Share of the negatives that the ranker was trained on; None without one.
+    """
+
+    folder: Path
+    config: DictConfig
+    pipeline: FeaturePipeline
+    prepared: Prepared
+    two_tower: TwoTower | None
+    ranker: DCNv2 | None
+    negative_rate: float | None
+
+
+def load_run(folder: Path) -> LoadedRun:
+    """Read a run folder.
+
+    Args:
+        folder: As `train` wrote it.
+
+    Raises:
+        ValueError: When there is no run, a stage was not finished, or its data set is gone.
+    """
+    if not (folder / CONFIG).is_file():
+        raise DataError([f"{folder}: no run here (no {CONFIG}); runs are written by train.py"])
+    config = read_yaml(folder / CONFIG)
+    unfinished = [stage for stage in config.stages if not (folder / stage / FINISHED).is_file()]
+    if unfinished:
+        names = ", ".join(unfinished)
+        raise DataError([f"{folder}: not finished: {names}; go on with train.py resume={folder}"])
+    pipeline = FeaturePipeline.load(folder / FEATURES_FOLDER)
+    state: dict[str, Any] = {}
+    if "ranking" in config.stages:
+        state = json.loads((folder / RANKER_STATE).read_text())
+        config.models.ranking.retrieval_score = state["retrieval_score"]
+    return LoadedRun(
+        folder=folder,
+        config=config,
+        pipeline=pipeline,
+        prepared=_open_prepared(folder),
+        two_tower=_model(folder, config, pipeline, "retrieval"),
+        ranker=_model(folder, config, pipeline, "ranking"),
+        negative_rate=state.get("negative_rate"),
+    )
+
+
+def _open_prepared(folder: Path) -> Prepared:
+    where = json.loads((folder / PREPARED).read_text())
+    prepared = open_prepared(Path(where["folder"]))
+    if prepared.manifest["fingerprint"] != where["fingerprint"]:
+        raise DataError(
+            [
+                f"{where['folder']}: fingerprint {prepared.manifest['fingerprint']}, the run was "
+                f"trained on {where['fingerprint']}; train again"
+            ]
+        )
+    return prepared
+
+
+def _model(folder: Path, config: DictConfig, pipeline: FeaturePipeline, stage: Stage) -> Any:  # noqa: ANN401
+    if stage not in config.stages:
+        return None
+    model = build(config.models[stage], inputs=pipeline.inputs(stage))
+    path = folder / stage / f"{BEST}.ckpt"
+    weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    prefix = "model."
+    own = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+    model.load_state_dict(own)
+    return model.eval()

@@ -1,0 +1,210 @@
+"""Golden requests: what the trained models answer, to be compared with whatever serves them later.
+
+Histories hold items of the catalogue alone, as in the bundle: a request can then be repeated from
+what the bundle has.
+
+Shapes: Q queries, K candidates, D width of the vectors, C items of the catalogue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from twotower.data.batches import Batch, ColumnNames, Columns
+from twotower.data.prepared import Events, Prepared
+from twotower.data.queries import Queries, slices
+from twotower.data.schema import RETRIEVAL_SCORE, TEST, DataError
+from twotower.export.onnx import LOGIT, PROBABILITY, Ranker
+from twotower.features.spec import ModelInputs
+from twotower.index.base import NO_ITEM, Excluded
+from twotower.models.dcn import DCNv2
+from twotower.models.two_tower import TwoTower
+
+NUM_GOLDEN = 64
+QUERY_BLOCK = 4096
+
+Array = npt.NDArray[Any]
+
+
+def catalogue_only(prepared: Prepared) -> Prepared:
+    """The data set with the events of the catalogue alone.
+
+    Args:
+        prepared: The data set; one without events comes back as it is.
+    """
+    events, log = prepared.events, prepared.interactions
+    if events is None:
+        return prepared
+    kept = np.asarray(events.item_rows) < prepared.num_catalogue  # (E,)
+    before = np.concatenate([[0], np.cumsum(kept)])  # (E + 1,)
+    return replace(
+        prepared,
+        events=Events(
+            offsets=before[events.offsets],
+            item_rows=np.asarray(events.item_rows)[kept],
+            interactions=np.asarray(events.interactions)[kept],
+            split=np.asarray(events.split)[kept],
+        ),
+        interactions=replace(log, history_end=before[log.history_end]),
+    )
+
+
+def stage_columns(prepared: Prepared, inputs: ModelInputs) -> Columns:
+    """The columns that the model of a stage is given, on the CPU."""
+    names = ColumnNames(
+        user=[f.name for f in inputs.of("user")],
+        item=[f.name for f in inputs.of("item")],
+        context=[f.name for f in inputs.of("context")],
+        history=inputs.history_features,
+        history_length=inputs.history_length,
+    )
+    return Columns(prepared, names, torch.device("cpu"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """Queries out of the test part.
+
+    Args:
+        interactions: (Q,) the interaction whose context each query has.
+        user_rows: (Q,) users, or None for a flat click table.
+        history_ends: (Q,) absolute end of each history in the events, or None without events.
+        item_rows: (Q,) the item that was shown, or None where a retrieval stage finds items.
+        excluded: Items that the retrieval may not return, or None.
+    """
+
+    interactions: Array
+    user_rows: Array | None = None
+    history_ends: Array | None = None
+    item_rows: Array | None = None
+    excluded: Excluded | None = None
+
+    def batch(self, columns: Columns) -> Batch:
+        """Features of the queries for one stage."""
+        batch = columns.context(torch.from_numpy(self.interactions))
+        if self.user_rows is not None:
+            batch |= columns.users(torch.from_numpy(self.user_rows))
+        if self.user_rows is not None and self.history_ends is not None:
+            ends = torch.from_numpy(self.history_ends)
+            batch |= columns.history(torch.from_numpy(self.user_rows), ends)
+        return batch
+
+    def candidates(self) -> Array | None:
+        """(Q, 1) the items that were shown, or None."""
+        return None if self.item_rows is None else self.item_rows[:, None]
+
+
+def query_requests(queries: Queries, chosen: Array, *, remove_seen: bool) -> Requests:
+    """Some of the evaluation queries as requests.
+
+    Args:
+        queries: Queries of a part.
+        chosen: (Q,) which of them.
+        remove_seen: Whether the user's seen items may not be returned.
+    """
+    starts, ends = queries.seen_offsets[:-1][chosen], queries.seen_offsets[1:][chosen]
+    offsets, rows = slices(queries.seen_items, starts, ends)
+    return Requests(
+        interactions=np.asarray(queries.interactions[chosen], np.int64),
+        user_rows=np.asarray(queries.user_rows[chosen], np.int64),
+        history_ends=np.asarray(queries.history_end[chosen], np.int64),
+        excluded=Excluded(offsets=offsets, item_rows=rows) if remove_seen else None,
+    )
+
+
+def impression_requests(prepared: Prepared) -> Requests:
+    """Rows of the test part as requests, each for the item that was shown.
+
+    Args:
+        prepared: The data set with the events of the catalogue alone.
+
+    Raises:
+        DataError: When the test part shows nothing of the catalogue.
+    """
+    log = prepared.interactions
+    inside = np.asarray(log.split) == TEST
+    if log.item_rows is not None:
+        inside &= np.asarray(log.item_rows) < prepared.num_catalogue
+    rows = np.flatnonzero(inside)
+    if not len(rows):
+        raise DataError(
+            ["the test part has no row with an item of the catalogue: no golden request"]
+        )
+    rows = rows[spaced(len(rows))]
+    return Requests(
+        interactions=rows,
+        user_rows=_taken(log.user_rows, rows),
+        history_ends=None if prepared.events is None else _taken(log.history_end, rows),
+        item_rows=_taken(log.item_rows, rows),
+    )
+
+
+@torch.no_grad()
+def query_vectors(model: TwoTower, batch: Batch) -> Tensor:
+    """Vectors (Q, D) of queries, in blocks."""
+    return torch.cat([model.embed_queries(block).float() for block in blocks(batch)])
+
+
+@torch.no_grad()
+def ranker_answers(model: DCNv2, negative_rate: float, batch: Batch) -> dict[str, Array]:
+    """Logits and probabilities (n,) of pairs, in blocks, by name of the output."""
+    ranker = Ranker(model, negative_rate)
+    parts = [ranker(block) for block in blocks(batch)]
+    logits, probabilities = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+    return {LOGIT: logits, PROBABILITY: probabilities}
+
+
+def pairs(
+    columns: Columns, requests: Requests, candidates: Array | None, scores: Array | None
+) -> Batch:
+    """What the ranker is given for every query with each of its candidates.
+
+    Args:
+        columns: Features of the ranking stage.
+        requests: Q queries.
+        candidates: Their item rows (Q, K), padded with -1; None without items.
+        scores: Scores of the retrieval (Q, K), or None.
+
+    Returns:
+        Columns (n, ...) of the n pairs that are no padding, query by query.
+    """
+    batch = requests.batch(columns)
+    if candidates is None:
+        return batch
+    owners, places = np.nonzero(candidates != NO_ITEM)
+    batch = {name: column[torch.from_numpy(owners)] for name, column in batch.items()}
+    batch |= columns.items(torch.from_numpy(candidates[owners, places]))
+    if scores is not None:
+        batch[RETRIEVAL_SCORE] = torch.from_numpy(scores[owners, places])
+    return batch
+
+
+def grid(values: Array, candidates: Array | None) -> Array:
+    """Values (n,) of pairs in the places of their candidates (Q, K), NaN where there is none."""
+    if candidates is None:
+        return values[:, None]
+    table = np.full(candidates.shape, np.nan, np.float32)
+    table[candidates != NO_ITEM] = values
+    return table
+
+
+def blocks(batch: Batch) -> list[Batch]:
+    """A batch cut into pieces of at most `QUERY_BLOCK` rows."""
+    num_rows = len(next(iter(batch.values())))
+    starts = range(0, num_rows, QUERY_BLOCK)
+    return [{k: v[start : start + QUERY_BLOCK] for k, v in batch.items()} for start in starts]
+
+
+def spaced(num_rows: int) -> Array:
+    """Positions of `NUM_GOLDEN` rows at most, evenly spaced over all."""
+    return np.linspace(0, num_rows - 1, min(num_rows, NUM_GOLDEN)).astype(np.int64)
+
+
+def _taken(values: Array | None, rows: Array) -> Array | None:
+    return None if values is None else np.asarray(values[rows], np.int64)

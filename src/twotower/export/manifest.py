@@ -1,0 +1,166 @@
+"""What a bundle says about itself: ``manifest.json``, the names of its files, and their digests.
+
+The manifest lists every file of the bundle with its digest, and carries a digest of itself; it is
+written in one form alone, so that a byte that is changed anywhere in it shows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from twotower.data.prepared import checksum
+
+FORMAT = 1
+
+MANIFEST = "manifest.json"
+CURRENT = "current"
+STAGING_PREFIX = ".staging-"
+LINK_PREFIX = ".current-"
+LOCK = ".lock"
+
+FEATURES = "features"
+ITEMS = "items"
+USERS = "users"
+TABLE = "table.arrow"
+EVENTS = "events"
+INDEX = "index"
+TOWER = "index/tower.json"
+ITEM_VECTORS = "item_vectors.npy"
+POPULAR = "popular.npy"
+GOLDEN = "golden.npz"
+QUERY_TOWER = "query_tower.onnx"
+ITEM_TOWER = "item_tower.onnx"
+RANKER = "ranker.onnx"
+
+DIGEST = "digest"
+TOWER_HASH = "tower_hash"
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be read or written; one message lists all that is wrong with it.
+
+    Args:
+        problems: One sentence each: file, what was found, what was expected.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Facts about a bundle.
+
+    Args:
+        format: Version of the form of bundles.
+        name: Name under which the bundle is published.
+        version: Its version, the time of the export; unique under the name.
+        created: Time of the export, ISO 8601, UTC.
+        stages: ``retrieval``, ``ranking`` or both.
+        metric: ``cosine`` or ``dot``; None without a retrieval stage.
+        dim: Width of the vectors; None without a retrieval stage.
+        tower_hash: Digest of both towers, which the index must name too; None without towers.
+        feature_digest: Digest of the feature pipeline.
+        negative_rate: Share of the negatives that the ranker was trained on; None without a ranker.
+        num_candidates: How many items the retrieval hands to the ranker; None without retrieval.
+        retrieval_score: Whether the ranker takes the retrieval's score.
+        remove_seen: Whether items that a user took before are kept out of the recommendations.
+        counts: Numbers of ``items``, ``users`` and ``events``, None where there are none.
+        index: Kind and settings of the index in words; None without a retrieval stage.
+        prepared: ``folder`` and ``fingerprint`` of the prepared data set.
+        figures: Metrics of the run and of the export by name; None where one is not a number.
+        gates: The gates that the bundle was held against, field by field.
+        files: Digest of every other file by its path in the bundle.
+    """
+
+    format: int
+    name: str
+    version: str
+    created: str
+    stages: tuple[str, ...]
+    metric: str | None
+    dim: int | None
+    tower_hash: str | None
+    feature_digest: str
+    negative_rate: float | None
+    num_candidates: int | None
+    retrieval_score: bool
+    remove_seen: bool
+    counts: Mapping[str, int | None]
+    index: str | None
+    prepared: Mapping[str, str]
+    figures: Mapping[str, float | None]
+    gates: Sequence[Mapping[str, Any]]
+    files: Mapping[str, str]
+
+    def to_bytes(self) -> bytes:
+        """The only form in which it is written: JSON with a digest of itself."""
+        document = asdict(self)
+        document["figures"] = {name: _number(value) for name, value in self.figures.items()}
+        return _signed(document)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a version folder.
+
+    Raises:
+        BundleError: When there is none, it is of another format, or it was changed.
+    """
+    path = folder / MANIFEST
+    try:
+        written = path.read_bytes()
+    except OSError as error:
+        raise BundleError([f"{folder}: no bundle here (no {MANIFEST})"]) from error
+    try:
+        document = json.loads(written)
+    except ValueError as error:
+        raise BundleError([f"{path}: not readable JSON: {error}"]) from error
+    found = document.get("format") if isinstance(document, dict) else None
+    if found != FORMAT:
+        raise BundleError([f"{path}: format version {found!r}, this release reads {FORMAT}"])
+    document.pop(DIGEST, None)
+    if _signed(document) != written:
+        raise BundleError([f"{path}: changed since it was written; export the run again"])
+    return Manifest(**document | {"stages": tuple(document["stages"])})
+
+
+def tower_hash(digests: Mapping[str, str]) -> str | None:
+    """Digest of both towers.
+
+    Args:
+        digests: Digest of every file of the bundle by its path.
+
+    Returns:
+        The digest, or None where a tower is missing.
+    """
+    if QUERY_TOWER not in digests or ITEM_TOWER not in digests:
+        return None
+    both = digests[QUERY_TOWER] + digests[ITEM_TOWER]
+    return blake2b(both.encode(), digest_size=16).hexdigest()
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Digest of every file under a folder but the manifest, by its path in it, in order."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {
+        name: checksum(path)
+        for name, path in sorted(paths.items())
+        if path.is_file() and name != MANIFEST
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _signed(document: Mapping[str, Any]) -> bytes:
+    text = json.dumps(document, indent=1, allow_nan=False)
+    digest = blake2b(text.encode(), digest_size=16).hexdigest()
+    return (json.dumps({**document, DIGEST: digest}, indent=1) + "\n").encode()

@@ -1,0 +1,194 @@
+"""The files of each stage: vectors, index and towers; the ranker; golden answers of both.
+
+Shapes: Q queries, K candidates, D width of the vectors, C items of the catalogue, n pairs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from twotower.data.batches import Batch
+from twotower.data.prepared import Prepared, checksum
+from twotower.data.queries import evaluation_queries
+from twotower.data.schema import TEST
+from twotower.export import manifest as names
+from twotower.export.golden import (
+    Requests,
+    grid,
+    pairs,
+    query_requests,
+    query_vectors,
+    ranker_answers,
+    spaced,
+    stage_columns,
+)
+from twotower.export.item_vectors import item_vectors
+from twotower.export.manifest import tower_hash
+from twotower.export.onnx import (
+    VECTOR,
+    export_item_tower,
+    export_query_tower,
+    export_ranker,
+    parity,
+)
+from twotower.features.spec import ModelInputs
+from twotower.index.base import IndexBuilder, SearchResult, index_recall
+from twotower.index.exact import exact_search
+from twotower.models.dcn import DCNv2
+from twotower.models.two_tower import TwoTower
+
+log = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
+
+NUM_INDEX_QUERIES = 1000
+NUM_PARITY_ITEMS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalStage:
+    """What is known of an exported retrieval stage.
+
+    Args:
+        requests: The golden requests.
+        query_vectors: (Q, D) their vectors.
+        found: (Q, K) their candidates by exact search, without seen items where those are removed.
+        index: Kind and settings of the index in words.
+        index_recall: Mean share of the exact best K that the index finds, over held-out queries.
+        parity: Largest difference between the exported and the trained towers.
+    """
+
+    requests: Requests
+    query_vectors: Array
+    found: SearchResult
+    index: str
+    index_recall: float
+    parity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingStage:
+    """What is known of an exported ranker.
+
+    Args:
+        logits: (Q, K) logits of the golden candidates.
+        probabilities: (Q, K) their probabilities.
+        parity: Largest difference between the exported and the trained ranker.
+    """
+
+    logits: Array
+    probabilities: Array
+    parity: float
+
+
+def export_retrieval(
+    model: TwoTower,
+    inputs: ModelInputs,
+    data: Prepared,
+    folder: Path,
+    *,
+    index_builder: IndexBuilder,
+    num_candidates: int,
+    remove_seen: bool,
+    progress: bool,
+) -> RetrievalStage:
+    """Write item vectors, index and both towers.
+
+    Args:
+        model: The towers, on the CPU and in evaluation mode.
+        inputs: What they are given.
+        data: The data set with the events of the catalogue alone.
+        folder: Where the files go.
+        index_builder: Makes the index.
+        num_candidates: How many items the retrieval hands on, K.
+        remove_seen: Whether seen items are no candidates.
+        progress: Whether to show a progress bar.
+    """
+    columns = stage_columns(data, inputs)
+    items = item_vectors(model, columns, data.num_catalogue, progress=progress)  # (C, D)
+    np.save(folder / names.ITEM_VECTORS, items, allow_pickle=False)
+    log.info("export: both towers as ONNX")
+    export_query_tower(model, inputs, folder / names.QUERY_TOWER)
+    export_item_tower(model, inputs, folder / names.ITEM_TOWER)
+
+    queries = evaluation_queries(data, TEST, remove_seen=remove_seen, max_users=NUM_INDEX_QUERIES)
+    every = query_requests(queries, np.arange(len(queries)), remove_seen=False)
+    held_out = query_vectors(model, every.batch(columns))  # (Q, D)
+    log.info("export: index over %d items", len(items))
+    index = index_builder.build(items, queries=held_out.numpy())
+    index.save(folder / names.INDEX)
+    _write_tower_hash(folder)
+    exact = exact_search(held_out, torch.from_numpy(items), num_candidates)
+    recall = index_recall(index.search(held_out.numpy(), num_candidates).rows, exact.rows)
+
+    requests = query_requests(queries, spaced(len(queries)), remove_seen=remove_seen)
+    batch = requests.batch(columns)
+    vectors = query_vectors(model, batch)
+    rows = np.linspace(0, len(items) - 1, min(len(items), NUM_PARITY_ITEMS)).astype(np.int64)
+    item_batch = _numpy(columns.items(torch.from_numpy(rows)))
+    return RetrievalStage(
+        requests=requests,
+        query_vectors=vectors.numpy(),
+        found=exact_search(vectors, torch.from_numpy(items), num_candidates, requests.excluded),
+        index=index.description,
+        index_recall=float(np.mean(recall)),
+        parity=max(
+            parity(folder / names.QUERY_TOWER, _numpy(batch), {VECTOR: vectors.numpy()}),
+            parity(folder / names.ITEM_TOWER, item_batch, {VECTOR: items[rows]}),
+        ),
+    )
+
+
+def export_ranking(
+    model: DCNv2,
+    inputs: ModelInputs,
+    data: Prepared,
+    folder: Path,
+    *,
+    negative_rate: float,
+    requests: Requests,
+    found: SearchResult | None,
+) -> RankingStage:
+    """Write the ranker.
+
+    Args:
+        model: The ranker, on the CPU and in evaluation mode.
+        inputs: What it is given.
+        data: The data set with the events of the catalogue alone.
+        folder: Where the file goes.
+        negative_rate: Share of the negatives that it was trained on.
+        requests: The golden requests.
+        found: Their candidates, or None without a retrieval stage.
+    """
+    log.info("export: ranker as ONNX")
+    path = folder / names.RANKER
+    export_ranker(model, inputs, path, negative_rate=negative_rate)
+    candidates = requests.candidates() if found is None else found.rows
+    scores = None if found is None else found.scores
+    batch = pairs(stage_columns(data, inputs), requests, candidates, scores)
+    answers = ranker_answers(model, negative_rate, batch)
+    logits, probabilities = (grid(values, candidates) for values in answers.values())
+    return RankingStage(
+        logits=logits,
+        probabilities=probabilities,
+        parity=parity(path, _numpy(batch), answers),
+    )
+
+
+def _write_tower_hash(folder: Path) -> None:
+    """Say in the index which towers its vectors come from."""
+    digests = {n: checksum(folder / n) for n in (names.QUERY_TOWER, names.ITEM_TOWER)}
+    text = json.dumps({names.TOWER_HASH: tower_hash(digests)}, indent=1) + "\n"
+    (folder / names.TOWER).write_text(text)
+
+
+def _numpy(batch: Batch) -> dict[str, Array]:
+    return {name: column.numpy() for name, column in batch.items()}
