@@ -1,44 +1,38 @@
 """A trained run to a published bundle: data, both stages, golden requests, gates, publishing.
 
-Shapes: Q queries, K candidates, C items of the catalogue, U users, E events.
+Shape letters: K candidates.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from tqdm import tqdm
 
-from twotower.data.prepared import FEATURES_FOLDER, Entities, Prepared, write_arrow
-from twotower.data.schema import TRAIN
+from twotower.data.prepared import FEATURES_FOLDER, Prepared
 from twotower.export import manifest as names
 from twotower.export.bundle import Golden
+from twotower.export.data_files import catalogue_only, counts, write_data
 from twotower.export.gates import INDEX_RECALL, PARITY, Gate, GateSettings, Measured, check_gates
-from twotower.export.golden import catalogue_only, impression_requests
+from twotower.export.golden import Requests, impression_requests
 from twotower.export.manifest import (
     FORMAT,
     BundleError,
     Manifest,
-    file_digests,
     read_manifest,
-    tower_hash,
 )
 from twotower.export.stages import RankingStage, RetrievalStage, export_ranking, export_retrieval
-from twotower.export.writer import BundleWriter, publish
-from twotower.features.frequency import ItemFrequency
+from twotower.export.writer import BundleWriter, bundle_writer, publish, published
 from twotower.features.pipeline import FeaturePipeline
 from twotower.index.base import IndexBuilder
 from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
 
 log = logging.getLogger(__name__)
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,43 +130,66 @@ def export_bundle(
     """
     _check_features(parts)
     data = catalogue_only(parts.prepared)
-    with BundleWriter(root, name) as writer:
-        _write_data(writer.folder, data, parts.pipeline)
-        retrieval = _retrieval(parts, data, writer.folder, index_builder, num_candidates, progress)
-        ranking = _ranking(parts, data, writer.folder, retrieval)
-        _golden(parts, data, retrieval, ranking).save(writer.folder / names.GOLDEN)
-        figures = _figures(parts, retrieval, ranking)
-        fingerprint = parts.prepared.manifest["fingerprint"]
-        measured = Measured(figures=figures, stages=parts.stages, fingerprint=fingerprint)
-        previous = writer.current()
-        gates = check_gates(gate_settings, measured, _known(previous))
-        folder = writer.finish(
-            Manifest(
-                format=FORMAT,
-                name=name,
-                version=writer.version,
-                created=writer.created.isoformat(timespec="seconds"),
-                stages=parts.stages,
-                metric=None if parts.two_tower is None else parts.two_tower.metric,
-                dim=None if retrieval is None else retrieval.query_vectors.shape[1],
-                tower_hash=tower_hash(file_digests(writer.folder)),
-                feature_digest=parts.pipeline.digest(),
-                negative_rate=parts.negative_rate,
-                num_candidates=None if retrieval is None else num_candidates,
-                retrieval_score=parts.retrieval_score,
-                remove_seen=parts.remove_seen,
-                counts=_counts(data),
-                index=None if retrieval is None else retrieval.index,
-                prepared={"folder": str(data.folder.resolve()), "fingerprint": fingerprint},
-                figures=figures,
-                gates=[asdict(gate) for gate in gates],
-                files={},
-            )
+    with (
+        tqdm(total=_num_steps(parts), disable=not progress, leave=False) as bar,
+        bundle_writer(root, name) as writer,
+    ):
+        write_data(writer.folder, data, parts.pipeline)
+        retrieval = _retrieval(parts, data, writer.folder, index_builder, num_candidates, bar)
+        requests = impression_requests(data) if retrieval is None else retrieval.requests
+        ranking = _ranking(parts, data, writer.folder, requests, retrieval, bar)
+        _golden(data, requests, retrieval, ranking).save(writer.folder / names.GOLDEN)
+        measured = Measured(
+            figures=_figures(parts, retrieval, ranking),
+            stages=parts.stages,
+            fingerprint=parts.prepared.manifest["fingerprint"],
         )
+        previous = published(writer.home)
+        gates = check_gates(gate_settings, measured, _known(previous))
+        k = None if retrieval is None else num_candidates
+        bar.set_description("export: writing")
+        folder = writer.finish(_manifest(writer, parts, data, retrieval, k, measured, gates))
+        bar.update()
         passed = all(gate.passed for gate in gates)
         if passed:
             publish(folder)
     return ExportResult(folder=folder, published=passed, gates=gates, previous=previous)
+
+
+def _num_steps(parts: ExportParts) -> int:
+    return 3 * (parts.two_tower is not None) + (parts.ranker is not None) + 1
+
+
+def _manifest(
+    writer: BundleWriter,
+    parts: ExportParts,
+    data: Prepared,
+    retrieval: RetrievalStage | None,
+    num_candidates: int | None,
+    measured: Measured,
+    gates: Sequence[Gate],
+) -> Manifest:
+    return Manifest(
+        format=FORMAT,
+        name=writer.home.name,
+        version=writer.version,
+        created=writer.created.isoformat(timespec="seconds"),
+        stages=parts.stages,
+        metric=None if parts.two_tower is None else parts.two_tower.metric,
+        dim=None if retrieval is None else retrieval.query_vectors.shape[1],
+        tower_hash=None if retrieval is None else retrieval.tower_hash,
+        feature_digest=parts.pipeline.digest(),
+        negative_rate=parts.negative_rate,
+        num_candidates=num_candidates,
+        retrieval_score=parts.retrieval_score,
+        remove_seen=parts.remove_seen,
+        counts=counts(data),
+        index=None if retrieval is None else retrieval.index,
+        prepared={"folder": str(data.folder.resolve()), "fingerprint": measured.fingerprint},
+        figures=measured.figures,
+        gates=[asdict(gate) for gate in gates],
+        files={},
+    )
 
 
 def _check_features(parts: ExportParts) -> None:
@@ -194,7 +211,7 @@ def _retrieval(
     folder: Path,
     index_builder: IndexBuilder,
     num_candidates: int,
-    progress: bool,
+    bar: tqdm,
 ) -> RetrievalStage | None:
     if parts.two_tower is None:
         return None
@@ -206,12 +223,17 @@ def _retrieval(
         index_builder=index_builder,
         num_candidates=num_candidates,
         remove_seen=parts.remove_seen,
-        progress=progress,
+        bar=bar,
     )
 
 
 def _ranking(
-    parts: ExportParts, data: Prepared, folder: Path, retrieval: RetrievalStage | None
+    parts: ExportParts,
+    data: Prepared,
+    folder: Path,
+    requests: Requests,
+    retrieval: RetrievalStage | None,
+    bar: tqdm,
 ) -> RankingStage | None:
     if parts.ranker is None or parts.negative_rate is None:
         return None
@@ -221,18 +243,18 @@ def _ranking(
         data,
         folder,
         negative_rate=parts.negative_rate,
-        requests=impression_requests(data) if retrieval is None else retrieval.requests,
+        requests=requests,
         found=None if retrieval is None else retrieval.found,
+        bar=bar,
     )
 
 
 def _golden(
-    parts: ExportParts,
     data: Prepared,
+    requests: Requests,
     retrieval: RetrievalStage | None,
     ranking: RankingStage | None,
 ) -> Golden:
-    requests = impression_requests(data) if retrieval is None else retrieval.requests
     context = data.interactions.context
     return Golden(
         context={name: np.asarray(c[requests.interactions]) for name, c in context.items()},
@@ -270,37 +292,3 @@ def _known(version: Path | None) -> Measured | None:
         stages=manifest.stages,
         fingerprint=manifest.prepared["fingerprint"],
     )
-
-
-def _write_data(folder: Path, data: Prepared, pipeline: FeaturePipeline) -> None:
-    """Features, catalogue, users, events and popular items."""
-    pipeline.save(folder / names.FEATURES)
-    if data.items is not None:
-        _write_entities(folder / names.ITEMS, data.items, data.num_catalogue)
-    if data.users is not None:
-        _write_entities(folder / names.USERS, data.users, len(data.users))
-    if data.events is None:
-        return
-    (folder / names.EVENTS).mkdir()
-    columns = {"offsets": data.events.offsets, "item_rows": data.events.item_rows}
-    for name, values in columns.items():
-        np.save(folder / names.EVENTS / f"{name}.npy", values, allow_pickle=False)
-    training = np.flatnonzero(data.interactions.split == TRAIN)
-    counts = ItemFrequency.count(data, training).counts  # (C,)
-    popular = np.argsort(-counts, kind="stable").astype(np.int64)
-    np.save(folder / names.POPULAR, popular, allow_pickle=False)
-
-
-def _write_entities(folder: Path, entities: Entities, num_rows: int) -> None:
-    folder.mkdir()
-    write_arrow(folder / names.TABLE, entities.table.slice(0, num_rows))
-    for name, column in entities.columns.items():
-        np.save(folder / f"{name}.npy", column[:num_rows], allow_pickle=False)
-
-
-def _counts(data: Prepared) -> dict[str, int | None]:
-    return {
-        "items": None if data.items is None else data.num_catalogue,
-        "users": None if data.users is None else len(data.users),
-        "events": None if data.events is None else len(data.events.item_rows),
-    }

@@ -217,23 +217,27 @@ def _problem(expected: str | None, found: str | None) -> str | None:
 
 
 def _tower_problems(folder: Path, manifest: Manifest, digests: Mapping[str, str]) -> list[str]:
+    expected = manifest.tower_hash
+    if expected is None:
+        return []
     problems = []
-    towers = tower_hash(digests)
-    if towers != manifest.tower_hash:
+    towers = tower_hash(*(digests.get(name, "") for name in (names.QUERY_TOWER, names.ITEM_TOWER)))
+    if towers != expected:
+        problems.append(f"{folder}: towers with the digest {towers}, the manifest names {expected}")
+    index = _index_tower(folder / names.TOWER)
+    if index != expected:
         problems.append(
-            f"{folder}: the towers are {towers}, the manifest names {manifest.tower_hash}"
-        )
-    path = folder / names.TOWER
-    try:
-        index_of = json.loads(path.read_bytes())[names.TOWER_HASH] if path.is_file() else None
-    except (ValueError, KeyError, TypeError):
-        index_of = "unreadable"
-    if index_of != manifest.tower_hash:
-        problems.append(
-            f"{folder / names.INDEX}: an index of the towers {index_of}, the bundle's are "
-            f"{manifest.tower_hash}"
+            f"{folder / names.INDEX}: an index of the towers {index}, the manifest names {expected}"
         )
     return problems
+
+
+def _index_tower(path: Path) -> object:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return document.get(names.TOWER_HASH) if isinstance(document, dict) else None
 
 
 def _bundle(folder: Path, manifest: Manifest, pipeline: FeaturePipeline) -> Bundle:

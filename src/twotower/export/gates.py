@@ -155,7 +155,7 @@ def _gate(
     name: str, value: float | None, bound: float, comparison: Comparison, figure: str
 ) -> Gate:
     if value is None:
-        passed, note = False, f"`{figure}` was not measured"
+        passed, note = False, _missing(figure)
     else:
         passed = value >= bound if comparison == "at_least" else value <= bound
         note = figure
@@ -169,20 +169,25 @@ def _quality_drop(
 ) -> Gate:
     metric = settings.quality_metric
     before = None if current is None else current.figure(metric)
-    if quality is not None and (current is None or before is None):
-        reason = "no bundle is published" if current is None else "the published bundle lacks it"
-    elif (
-        quality is not None and current is not None and current.fingerprint != measured.fingerprint
-    ):
+    if current is None:
+        reason = "no bundle is published"
+    elif before is None:
+        reason = "the published bundle does not have it"
+    elif current.fingerprint != measured.fingerprint:
         reason = "the published bundle was tested on other data"
     else:
-        bound = None if before is None else before * (1 - settings.max_quality_drop)
-        return _gate("quality_drop", quality, bound or 0.0, "at_least", metric)
+        bound = before - settings.max_quality_drop * abs(before)
+        return _gate("quality_drop", quality, bound, "at_least", metric)
+    note = f"{metric}: not comparable, {reason}" if quality is not None else _missing(metric)
     return Gate(
         name="quality_drop",
         value=quality,
         bound=None,
         comparison="at_least",
-        passed=True,
-        note=f"{metric} is not comparable: {reason}",
+        passed=quality is not None,
+        note=note,
     )
+
+
+def _missing(figure: str) -> str:
+    return f"{figure}: was not measured"

@@ -1,14 +1,14 @@
 """Golden requests: what the trained models answer, to be compared with whatever serves them later.
 
-Histories hold items of the catalogue alone, as in the bundle: a request can then be repeated from
-what the bundle has.
+The data set that they come from has the events of the catalogue alone, as the bundle has, so that a
+request can be repeated from the bundle.
 
 Shapes: Q queries, K candidates, D width of the vectors, C items of the catalogue.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from twotower.data.batches import Batch, ColumnNames, Columns
-from twotower.data.prepared import Events, Prepared
+from twotower.data.prepared import Prepared
 from twotower.data.queries import Queries, slices
 from twotower.data.schema import RETRIEVAL_SCORE, TEST, DataError
 from twotower.export.onnx import LOGIT, PROBABILITY, Ranker
@@ -30,29 +30,6 @@ NUM_GOLDEN = 64
 QUERY_BLOCK = 4096
 
 Array = npt.NDArray[Any]
-
-
-def catalogue_only(prepared: Prepared) -> Prepared:
-    """The data set with the events of the catalogue alone.
-
-    Args:
-        prepared: The data set; one without events comes back as it is.
-    """
-    events, log = prepared.events, prepared.interactions
-    if events is None:
-        return prepared
-    kept = np.asarray(events.item_rows) < prepared.num_catalogue  # (E,)
-    before = np.concatenate([[0], np.cumsum(kept)])  # (E + 1,)
-    return replace(
-        prepared,
-        events=Events(
-            offsets=before[events.offsets],
-            item_rows=np.asarray(events.item_rows)[kept],
-            interactions=np.asarray(events.interactions)[kept],
-            split=np.asarray(events.split)[kept],
-        ),
-        interactions=replace(log, history_end=before[log.history_end]),
-    )
 
 
 def stage_columns(prepared: Prepared, inputs: ModelInputs) -> Columns:

@@ -1,7 +1,7 @@
 """What a bundle says about itself: ``manifest.json``, the names of its files, and their digests.
 
-The manifest lists every file of the bundle with its digest, and carries a digest of itself; it is
-written in one form alone, so that a byte that is changed anywhere in it shows.
+The manifest lists every file of the bundle with its digest and carries a digest of itself, so that
+one byte that is changed anywhere shows.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ ITEM_TOWER = "item_tower.onnx"
 RANKER = "ranker.onnx"
 
 DIGEST = "digest"
+EMPTY_DIGEST = '""\n}'  # how a manifest ends whose digest is not known yet
 TOWER_HASH = "tower_hash"
 
 
@@ -101,10 +102,12 @@ class Manifest:
     files: Mapping[str, str]
 
     def to_bytes(self) -> bytes:
-        """The only form in which it is written: JSON with a digest of itself."""
+        """JSON with the digest of itself, which is taken while its own place is empty."""
         document = asdict(self)
         document["figures"] = {name: _number(value) for name, value in self.figures.items()}
-        return _signed(document)
+        text = json.dumps({**document, DIGEST: ""}, indent=1, allow_nan=False)
+        head, tail = text[: -len(EMPTY_DIGEST)], text[-len(EMPTY_DIGEST) :]
+        return (head + tail.replace('""', f'"{_digest(text.encode())}"')).encode()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -125,29 +128,19 @@ def read_manifest(folder: Path) -> Manifest:
     found = document.get("format") if isinstance(document, dict) else None
     if found != FORMAT:
         raise BundleError([f"{path}: format version {found!r}, this release reads {FORMAT}"])
-    document.pop(DIGEST, None)
-    if _signed(document) != written:
+    digest = document.pop(DIGEST, None)
+    if not isinstance(digest, str) or digest != _digest(written.replace(digest.encode(), b"")):
         raise BundleError([f"{path}: changed since it was written; export the run again"])
     return Manifest(**document | {"stages": tuple(document["stages"])})
 
 
-def tower_hash(digests: Mapping[str, str]) -> str | None:
-    """Digest of both towers.
-
-    Args:
-        digests: Digest of every file of the bundle by its path.
-
-    Returns:
-        The digest, or None where a tower is missing.
-    """
-    if QUERY_TOWER not in digests or ITEM_TOWER not in digests:
-        return None
-    both = digests[QUERY_TOWER] + digests[ITEM_TOWER]
-    return blake2b(both.encode(), digest_size=16).hexdigest()
+def tower_hash(query_tower: str, item_tower: str) -> str:
+    """Digest of both towers, given the digests of their files."""
+    return _digest(f"{query_tower}{item_tower}".encode())
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """Digest of every file under a folder but the manifest, by its path in it, in order."""
+    """Digest of every file under a folder but the manifest, by its path, in order."""
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     return {
         name: checksum(path)
@@ -160,7 +153,5 @@ def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _signed(document: Mapping[str, Any]) -> bytes:
-    text = json.dumps(document, indent=1, allow_nan=False)
-    digest = blake2b(text.encode(), digest_size=16).hexdigest()
-    return (json.dumps({**document, DIGEST: digest}, indent=1) + "\n").encode()
+def _digest(content: bytes) -> str:
+    return blake2b(content, digest_size=16).hexdigest()

@@ -6,7 +6,6 @@ Shapes: Q queries, K candidates, D width of the vectors, C items of the catalogu
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm import tqdm
 
-from twotower.data.batches import Batch
+from twotower.data.batches import Batch, Columns
 from twotower.data.prepared import Prepared, checksum
 from twotower.data.queries import evaluation_queries
 from twotower.data.schema import TEST
@@ -33,6 +33,8 @@ from twotower.export.golden import (
 from twotower.export.item_vectors import item_vectors
 from twotower.export.manifest import tower_hash
 from twotower.export.onnx import (
+    LOGIT,
+    PROBABILITY,
     VECTOR,
     export_item_tower,
     export_query_tower,
@@ -44,8 +46,6 @@ from twotower.index.base import IndexBuilder, SearchResult, index_recall
 from twotower.index.exact import exact_search
 from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
-
-log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
@@ -63,6 +63,7 @@ class RetrievalStage:
         found: (Q, K) their candidates by exact search, without seen items where those are removed.
         index: Kind and settings of the index in words.
         index_recall: Mean share of the exact best K that the index finds, over held-out queries.
+        tower_hash: Digest of both towers.
         parity: Largest difference between the exported and the trained towers.
     """
 
@@ -71,6 +72,7 @@ class RetrievalStage:
     found: SearchResult
     index: str
     index_recall: float
+    tower_hash: str
     parity: float
 
 
@@ -98,7 +100,7 @@ def export_retrieval(
     index_builder: IndexBuilder,
     num_candidates: int,
     remove_seen: bool,
-    progress: bool,
+    bar: tqdm,
 ) -> RetrievalStage:
     """Write item vectors, index and both towers.
 
@@ -110,39 +112,41 @@ def export_retrieval(
         index_builder: Makes the index.
         num_candidates: How many items the retrieval hands on, K.
         remove_seen: Whether seen items are no candidates.
-        progress: Whether to show a progress bar.
+        bar: Progress, moved on by 3 steps.
     """
     columns = stage_columns(data, inputs)
-    items = item_vectors(model, columns, data.num_catalogue, progress=progress)  # (C, D)
+    bar.set_description("export: item vectors")
+    items = item_vectors(model, columns, data.num_catalogue, progress=not bar.disable)  # (C, D)
     np.save(folder / names.ITEM_VECTORS, items, allow_pickle=False)
-    log.info("export: both towers as ONNX")
-    export_query_tower(model, inputs, folder / names.QUERY_TOWER)
-    export_item_tower(model, inputs, folder / names.ITEM_TOWER)
+    bar.update()
+    bar.set_description("export: towers")
+    towers = _export_towers(model, inputs, folder)
+    bar.update()
 
+    bar.set_description("export: index")
     queries = evaluation_queries(data, TEST, remove_seen=remove_seen, max_users=NUM_INDEX_QUERIES)
     every = query_requests(queries, np.arange(len(queries)), remove_seen=False)
-    held_out = query_vectors(model, every.batch(columns))  # (Q, D)
-    log.info("export: index over %d items", len(items))
+    held_out = query_vectors(model, every.batch(columns))  # (Q', D)
     index = index_builder.build(items, queries=held_out.numpy())
     index.save(folder / names.INDEX)
-    _write_tower_hash(folder)
+    (folder / names.TOWER).write_text(json.dumps({names.TOWER_HASH: towers}) + "\n")
     exact = exact_search(held_out, torch.from_numpy(items), num_candidates)
     recall = index_recall(index.search(held_out.numpy(), num_candidates).rows, exact.rows)
+    bar.update()
 
     requests = query_requests(queries, spaced(len(queries)), remove_seen=remove_seen)
     batch = requests.batch(columns)
-    vectors = query_vectors(model, batch)
-    rows = np.linspace(0, len(items) - 1, min(len(items), NUM_PARITY_ITEMS)).astype(np.int64)
-    item_batch = _numpy(columns.items(torch.from_numpy(rows)))
+    vectors = query_vectors(model, batch)  # (Q, D)
     return RetrievalStage(
         requests=requests,
         query_vectors=vectors.numpy(),
         found=exact_search(vectors, torch.from_numpy(items), num_candidates, requests.excluded),
         index=index.description,
         index_recall=float(np.mean(recall)),
+        tower_hash=towers,
         parity=max(
             parity(folder / names.QUERY_TOWER, _numpy(batch), {VECTOR: vectors.numpy()}),
-            parity(folder / names.ITEM_TOWER, item_batch, {VECTOR: items[rows]}),
+            _item_parity(folder / names.ITEM_TOWER, columns, items),
         ),
     )
 
@@ -156,6 +160,7 @@ def export_ranking(
     negative_rate: float,
     requests: Requests,
     found: SearchResult | None,
+    bar: tqdm,
 ) -> RankingStage:
     """Write the ranker.
 
@@ -167,27 +172,35 @@ def export_ranking(
         negative_rate: Share of the negatives that it was trained on.
         requests: The golden requests.
         found: Their candidates, or None without a retrieval stage.
+        bar: Progress, moved on by 1 step.
     """
-    log.info("export: ranker as ONNX")
+    bar.set_description("export: ranker")
     path = folder / names.RANKER
     export_ranker(model, inputs, path, negative_rate=negative_rate)
     candidates = requests.candidates() if found is None else found.rows
     scores = None if found is None else found.scores
     batch = pairs(stage_columns(data, inputs), requests, candidates, scores)
     answers = ranker_answers(model, negative_rate, batch)
-    logits, probabilities = (grid(values, candidates) for values in answers.values())
+    bar.update()
     return RankingStage(
-        logits=logits,
-        probabilities=probabilities,
+        logits=grid(answers[LOGIT], candidates),
+        probabilities=grid(answers[PROBABILITY], candidates),
         parity=parity(path, _numpy(batch), answers),
     )
 
 
-def _write_tower_hash(folder: Path) -> None:
-    """Say in the index which towers its vectors come from."""
-    digests = {n: checksum(folder / n) for n in (names.QUERY_TOWER, names.ITEM_TOWER)}
-    text = json.dumps({names.TOWER_HASH: tower_hash(digests)}, indent=1) + "\n"
-    (folder / names.TOWER).write_text(text)
+def _export_towers(model: TwoTower, inputs: ModelInputs, folder: Path) -> str:
+    """Write both towers; their digest."""
+    export_query_tower(model, inputs, folder / names.QUERY_TOWER)
+    export_item_tower(model, inputs, folder / names.ITEM_TOWER)
+    return tower_hash(checksum(folder / names.QUERY_TOWER), checksum(folder / names.ITEM_TOWER))
+
+
+def _item_parity(path: Path, columns: Columns, items: Array) -> float:
+    """Parity of the item tower on items (C, D) spread evenly over the catalogue."""
+    rows = np.linspace(0, len(items) - 1, min(len(items), NUM_PARITY_ITEMS)).astype(np.int64)
+    batch = columns.items(torch.from_numpy(rows))
+    return parity(path, _numpy(batch), {VECTOR: items[rows]})
 
 
 def _numpy(batch: Batch) -> dict[str, Array]:

@@ -1,20 +1,20 @@
 """Writing a bundle: into a hidden folder first, renamed when it is whole, then published.
 
 An export that is killed leaves at most a hidden folder, which readers do not look at and the next
-export removes. Exports of one name run one at a time: the lock belongs to the process and goes with
-it.
+export removes. Exports of one name run one at a time; their lock ends with the process.
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 
 from twotower.export.manifest import (
     CURRENT,
@@ -30,57 +30,21 @@ from twotower.export.manifest import (
 VERSION_FORMAT = "%Y-%m-%d_%H-%M-%S"
 
 
+@dataclass(frozen=True, kw_only=True)
 class BundleWriter:
-    """Stages one version of a bundle; a context manager.
-
-    Inside the block files are written into `folder`; `finish` makes a bundle of them. When the
-    block is left without it, nothing stays.
+    """One version of a bundle in the making.
 
     Args:
-        root: Folder of all bundles.
-        name: Name of the bundle.
-
-    Raises:
-        BundleError: When the name cannot be that of a folder, or, on entering, when another export
-            of that name runs.
+        home: Folder of all versions of the name.
+        version: Name of the version folder, unique under `home`.
+        created: When the export began.
+        folder: Hidden folder that the files are written into.
     """
 
-    def __init__(self, root: Path, name: str) -> None:
-        if not name or name.startswith(".") or "/" in name or name == CURRENT:
-            raise BundleError(
-                [f"bundle name: must be the name of a folder that is not hidden, got {name!r}"]
-            )
-        self.name = name
-        self.home = root / name
-        self.created = datetime.now(UTC)
-        self.version = ""
-        self.folder = self.home
-        self._lock = -1
-
-    def __enter__(self) -> BundleWriter:
-        self.home.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.home)
-        _remove_leftovers(self.home)
-        self.version = _free_version(self.home, self.created)
-        self.folder = self.home / f"{STAGING_PREFIX}{self.version}"
-        self.folder.mkdir()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if self.folder.name.startswith(STAGING_PREFIX):
-                shutil.rmtree(self.folder, ignore_errors=True)
-        finally:
-            os.close(self._lock)
-
-    def current(self) -> Path | None:
-        """The published version, or None."""
-        return _target(self.home)
+    home: Path
+    version: str
+    created: datetime
+    folder: Path
 
     def finish(self, manifest: Manifest) -> Path:
         """Write the manifest with the digests of all files and move the folder into place.
@@ -89,18 +53,46 @@ class BundleWriter:
             manifest: The facts; its `files` are filled in here.
 
         Returns:
-            The version folder.
+            The version folder, all of it on the disk.
         """
         digests = file_digests(self.folder)
-        for path in sorted(self.folder.rglob("*")):
-            _sync(path)
         path = self.folder / MANIFEST
         path.write_bytes(replace(manifest, files=digests).to_bytes())
-        _sync(path)
+        for part in sorted(self.folder.rglob("*")):
+            _sync(part)
         _sync(self.folder)
-        self.folder = self.folder.rename(self.home / self.version)
+        folder = self.folder.rename(self.home / self.version)
         _sync(self.home)
-        return self.folder
+        return folder
+
+
+@contextmanager
+def bundle_writer(root: Path, name: str) -> Iterator[BundleWriter]:
+    """Stage a new version; what is not finished when the block is left is removed.
+
+    Args:
+        root: Folder of all bundles.
+        name: Name of the bundle.
+
+    Raises:
+        BundleError: When the name cannot be that of a folder or another export of it is running.
+    """
+    if not name or name.startswith(".") or "/" in name or name == CURRENT:
+        raise BundleError(
+            [f"bundle name: must be the name of a folder that is not hidden, got {name!r}"]
+        )
+    home = root / name
+    home.mkdir(parents=True, exist_ok=True)
+    with _lock(home):
+        _remove_leftovers(home)
+        created = datetime.now(UTC)
+        version = _free_version(home, created)
+        staging = home / f"{STAGING_PREFIX}{version}"
+        staging.mkdir()
+        try:
+            yield BundleWriter(home=home, version=version, created=created, folder=staging)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def publish(folder: Path) -> Path | None:
@@ -113,36 +105,41 @@ def publish(folder: Path) -> Path | None:
         The version that ``current`` pointed to before, or None.
 
     Raises:
-        BundleError: When the folder is no version of a bundle, or ``current`` is no link.
+        BundleError: When the folder is no version of a bundle or ``current`` is no link.
     """
     version = folder.resolve()
-    link = version.parent / CURRENT
+    home, link = version.parent, version.parent / CURRENT
     if not (version / MANIFEST).is_file() or version.name.startswith("."):
-        raise BundleError([f"{folder}: no version of a bundle, it cannot be published"])
+        raise BundleError([f"{folder}: no version of a bundle, so it cannot be published"])
     if link.exists() and not link.is_symlink():
         raise BundleError([f"{link}: not a link; remove it to publish a version"])
-    previous = _target(version.parent)
-    staged = version.parent / f"{LINK_PREFIX}{os.getpid()}"
+    previous = published(home)
+    staged = home / f"{LINK_PREFIX}{os.getpid()}"
     staged.unlink(missing_ok=True)
     staged.symlink_to(version.name, target_is_directory=True)
     staged.replace(link)
-    _sync(version.parent)
+    _sync(home)
     return previous
 
 
-def _target(home: Path) -> Path | None:
+def published(home: Path) -> Path | None:
+    """The version that ``current`` points to, or None.
+
+    Args:
+        home: Folder of all versions of a name.
+    """
     link = home / CURRENT
     return link.resolve() if link.exists() else None
 
 
-def _locked(home: Path) -> int:
-    handle = os.open(home / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise BundleError([f"{home}: another export of this name is running"]) from error
-    return handle
+@contextmanager
+def _lock(home: Path) -> Iterator[None]:
+    with (home / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BundleError([f"{home}: another export of this name is running"]) from error
+        yield
 
 
 def _remove_leftovers(home: Path) -> None:
@@ -154,19 +151,12 @@ def _remove_leftovers(home: Path) -> None:
 
 def _free_version(home: Path, created: datetime) -> str:
     first = created.strftime(VERSION_FORMAT)
-    return next(name for name in _numbered(first) if not (home / name).exists())
-
-
-def _numbered(first: str) -> Iterator[str]:
-    yield first
-    number = 2
-    while True:
-        yield f"{first}-{number}"
-        number += 1
+    names = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if not (home / name).exists())
 
 
 def _sync(path: Path) -> None:
-    """Make sure that a file or the entries of a folder are on the disk."""
+    """Make sure that a file, or the list of entries of a folder, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

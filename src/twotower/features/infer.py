@@ -46,12 +46,15 @@ class AutoSpec:
 
     Args:
         history_length: How many of the user's latest positives a model sees; 0 for none.
+        history_features: Item features that describe an event; by default the id and every vector,
+            so that a new item in the history says something too.
         min_count: Ids seen less often in the training part share one row.
         time: Whether the time of the request is a feature, where there are timestamps.
         exclude: Columns that are no features.
     """
 
     history_length: int = 20
+    history_features: tuple[str, ...] | list[str] | None = None
     min_count: int = 1
     time: bool = True
     exclude: tuple[str, ...] | list[str] = ()
@@ -60,8 +63,13 @@ class AutoSpec:
         """See `SpecProvider`."""
         features = [f for f in self._features(part) if f.name not in self.exclude]
         has_history = part.users is not None and part.items is not None
-        length = self.history_length if has_history else 0
-        return FeatureSpec(features=tuple(features), history=History(length=length))
+        described_by = self.history_features or [
+            f.name for f in features if f.side == "item" and f.kind in ("id", "vector")
+        ]
+        history = History(
+            length=self.history_length if has_history else 0, features=tuple(described_by)
+        )
+        return FeatureSpec(features=tuple(features), history=history)
 
     def fingerprint(self) -> str:
         """See `SpecProvider`."""

@@ -1,14 +1,15 @@
-"""Lightning callbacks: metrics over the whole catalogue, examples a second, random state."""
+"""Lightning callbacks: metrics over the whole catalogue, early stopping, resume, rates, progress."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, TQDMProgressBar
 from torch import Tensor
 
 
@@ -28,6 +29,47 @@ class ValidationMetrics(pl.Callback):
             pl_module.log(name, torch.tensor(value, dtype=torch.float32), prog_bar=False)
 
 
+class Stopping(EarlyStopping):
+    """Early stopping that remembers, in a resumed run, that it had already said stop."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop at once where the run was killed between its last epoch and its end."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class ResumePoint(Checkpoint):
+    """Writes the checkpoint that a killed run is resumed from: every few steps, and after epochs.
+
+    None is written between the last step of an epoch and its evaluation. Lightning takes an epoch
+    for complete when it resumes there, and the metrics of that epoch would be left out.
+
+    Args:
+        path: The file, replaced as a whole every time.
+        every: Steps between two checkpoints within an epoch.
+    """
+
+    def __init__(self, *, path: Path, every: int) -> None:
+        self.path = path
+        self.every = every
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Mapping[str, Tensor],
+        batch_idx: int,
+    ) -> None:
+        """Save now and then."""
+        if trainer.global_step % self.every == 0 and not trainer.is_last_batch:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save with the metrics of the epoch accounted for."""
+        trainer.save_checkpoint(self.path)
+
+
 class Throughput(pl.Callback):
     """Logs examples a second and the learning rates every `every` steps.
 
@@ -41,6 +83,10 @@ class Throughput(pl.Callback):
         self.every = every
         self._since = 0.0
         self._examples = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock; a resumed run begins within an epoch."""
+        self._since, self._examples = time.perf_counter(), 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock: time spent in evaluation is not training time."""
@@ -72,7 +118,21 @@ class Throughput(pl.Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar with the loss alone beside it."""
+    """Lightning's bar with the stage before it and the loss alone beside it.
+
+    Args:
+        stage: Name of the stage.
+    """
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(refresh_rate=10)
+        self.stage = stage
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *arguments: object) -> None:
+        """Show which epoch of the stage it is."""
+        super().on_train_epoch_start(trainer, *arguments)
+        epoch = f"{self.stage}, epoch {trainer.current_epoch + 1} of at most {trainer.max_epochs}"
+        self.train_progress_bar.set_description(epoch)
 
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
@@ -80,7 +140,7 @@ class ProgressBar(TQDMProgressBar):
         """What stands beside the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        return metrics
+        return {name.rpartition("/")[2]: value for name, value in metrics.items()}
 
 
 class RandomState(pl.Callback):
@@ -98,10 +158,9 @@ class RandomState(pl.Callback):
         """Remember the states until training starts."""
         self._restored = state_dict
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the generators back, once, after everything that might draw on the way here."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the generators back, after everything that might draw on the way here."""
         if self._restored:
             torch.set_rng_state(self._restored["cpu"].cpu())
             if torch.cuda.is_available() and self._restored["cuda"]:
                 torch.cuda.set_rng_state_all([state.cpu() for state in self._restored["cuda"]])
-            self._restored = {}

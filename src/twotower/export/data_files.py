@@ -1,0 +1,85 @@
+"""What a bundle takes from the prepared data set: the catalogue, all users, and their events.
+
+Shapes: C items of the catalogue, U users, E events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from twotower.data.prepared import Entities, Events, Prepared, write_arrow
+from twotower.data.schema import TRAIN
+from twotower.export import manifest as names
+from twotower.features.frequency import ItemFrequency
+from twotower.features.pipeline import FeaturePipeline
+
+
+def catalogue_only(prepared: Prepared) -> Prepared:
+    """The data set with the events of the catalogue alone.
+
+    Args:
+        prepared: The data set; one without events comes back as it is.
+    """
+    events, log = prepared.events, prepared.interactions
+    if events is None:
+        return prepared
+    kept = np.asarray(events.item_rows) < prepared.num_catalogue  # (E,)
+    before = np.concatenate([[0], np.cumsum(kept)])  # (E + 1,)
+    return replace(
+        prepared,
+        events=Events(
+            offsets=before[events.offsets],
+            item_rows=np.asarray(events.item_rows)[kept],
+            interactions=np.asarray(events.interactions)[kept],
+            split=np.asarray(events.split)[kept],
+        ),
+        interactions=replace(log, history_end=before[log.history_end]),
+    )
+
+
+def write_data(folder: Path, data: Prepared, pipeline: FeaturePipeline) -> None:
+    """Write features, catalogue, users, events and popular items.
+
+    Args:
+        folder: Where the files go.
+        data: The data set with the events of the catalogue alone.
+        pipeline: The features with their fitted state.
+    """
+    pipeline.save(folder / names.FEATURES)
+    if data.items is not None:
+        _write_entities(folder / names.ITEMS, data.items, data.num_catalogue)
+    if data.users is not None:
+        _write_entities(folder / names.USERS, data.users, len(data.users))
+    if data.events is None:
+        return
+    (folder / names.EVENTS).mkdir()
+    columns = {"offsets": data.events.offsets, "item_rows": data.events.item_rows}
+    for name, values in columns.items():
+        np.save(folder / names.EVENTS / f"{name}.npy", values, allow_pickle=False)
+    training = np.flatnonzero(data.interactions.split == TRAIN)
+    frequency = ItemFrequency.count(data, training)
+    popular = np.argsort(-frequency.counts, kind="stable").astype(np.int64)  # (C,)
+    np.save(folder / names.POPULAR, popular, allow_pickle=False)
+
+
+def counts(data: Prepared) -> dict[str, int | None]:
+    """Numbers of items of the catalogue, users and events; None where there are none.
+
+    Args:
+        data: The data set with the events of the catalogue alone.
+    """
+    return {
+        "items": None if data.items is None else data.num_catalogue,
+        "users": None if data.users is None else len(data.users),
+        "events": None if data.events is None else len(data.events.item_rows),
+    }
+
+
+def _write_entities(folder: Path, entities: Entities, num_rows: int) -> None:
+    folder.mkdir()
+    write_arrow(folder / names.TABLE, entities.table.slice(0, num_rows))
+    for name, column in entities.columns.items():
+        np.save(folder / f"{name}.npy", column[:num_rows], allow_pickle=False)
