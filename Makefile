@@ -49,7 +49,7 @@ demo: $(STAMP)
 	$(BIN)/twotower recommend bundle=bundles/demo/current user=u000042
 	@echo
 	@echo "run       runs/demo/latest         (curves: $(BIN)/tensorboard --logdir runs/demo)"
-	@echo "bundle    bundles/demo/current     (evaluation.json is in it)"
+	@echo "bundle    bundles/demo/current     (its evaluation: evaluations/demo)"
 	@echo "next      $(BIN)/twotower recommend bundle=bundles/demo/current user=u000007"
 	@echo "          $(PYTHON) train.py data=tables --help"
 
@@ -66,5 +66,5 @@ test-slow: $(STAMP)
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -rf runs/demo bundles/demo prepared/demo
+	rm -rf runs/demo bundles/demo evaluations/demo prepared/synthetic-*
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,7 +7,8 @@ is only handed to a constructor is typed by the signature of that constructor.
 Registered here for use in YAML:
 
 - ``train_schema``, ``export_schema``, ... in a defaults list: the typed fields of a command;
-- ``no_run_folder`` in a defaults list: the command writes no run folder and no log file;
+- ``run_folder`` in a defaults list: the command writes a run folder, with its log;
+- ``no_run_folder`` in a defaults list: it writes neither;
 - ``${run_dir:name,resume}``: a new folder for a run, or the folder of the run to be resumed.
 """
 
@@ -36,6 +37,9 @@ from twotower.config_types import PARTIAL, TARGET
 
 VERSION_BASE = "1.3"
 
+# What tells a run folder from any other.
+RUN_CONFIG = "config.yaml"
+
 
 class ConfigError(ValueError):
     """A config that cannot be used; one message lists all its problems.
@@ -55,7 +59,7 @@ class Refused(Exception):  # noqa: N818
 
 @dataclass
 class TrainConfig:
-    """Fields that `train` reads."""
+    """Fields that `train` and `prepare` read."""
 
     name: str = MISSING
     seed: int = 0
@@ -73,18 +77,6 @@ class TrainConfig:
     training: Any = MISSING
     trainer: Any = MISSING
     evaluation: Any = MISSING
-
-
-@dataclass
-class PrepareConfig:
-    """Fields that `prepare` reads."""
-
-    catalogue: str = "all"
-    prepared_dir: str = "prepared"
-    quiet: bool = False
-    data: Any = MISSING
-    split: Any = MISSING
-    features: Any = MISSING
 
 
 @dataclass
@@ -122,13 +114,29 @@ class RecommendConfig:
     quiet: bool = False
 
 
+# Log lines on the screen are messages alone; in a log file they have time and origin.
+SCREEN = {"formatter": "screen", "stream": "ext://sys.stderr"}
+SCREEN_FORMATTER = {"screen": {"format": "%(message)s"}}
+
+RUN_FOLDER = {
+    "hydra": {
+        "run": {"dir": "${run_dir:${name},${resume}}"},
+        "sweep": {
+            "dir": "runs/${name}/sweep-${now:%Y-%m-%d_%H-%M-%S}",
+            "subdir": "${hydra.job.num}",
+        },
+        "output_subdir": None,  # The command itself writes the config.
+        "job_logging": {"formatters": SCREEN_FORMATTER, "handlers": {"console": SCREEN}},
+    }
+}
 NO_RUN_FOLDER = {
     "hydra": {
         "run": {"dir": "."},
         "output_subdir": None,
         # The handler of the log file stays unattached; delayed, it never opens the file.
         "job_logging": {
-            "handlers": {"file": {"delay": True}, "console": {"stream": "ext://sys.stderr"}},
+            "formatters": SCREEN_FORMATTER,
+            "handlers": {"file": {"delay": True}, "console": SCREEN},
             "root": {"handlers": ["console"]},
         },
     }
@@ -158,6 +166,8 @@ def run_dir(name: str, resume: str | None, root: str = "runs") -> str:
     if resume is not None:
         if not Path(resume).is_dir():
             raise ValueError(f"`resume`: no run folder `{resume}`")
+        if not (Path(resume) / RUN_CONFIG).is_file():
+            raise ValueError(f"`resume`: no run in `{resume}`, it holds no {RUN_CONFIG}")
         return resume
     parent = Path(root) / name
     parent.mkdir(parents=True, exist_ok=True)
@@ -257,9 +267,10 @@ def build(node: DictConfig, **runtime: Any) -> Any:  # noqa: ANN401
 
 def _register() -> None:
     store = ConfigStore.instance()
-    for schema in (TrainConfig, PrepareConfig, ExportConfig, EvaluateConfig, RecommendConfig):
+    for schema in (TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig):
         name = schema.__name__.removesuffix("Config").lower()
         store.store(name=f"{name}_schema", node=schema)
+    store.store(name="run_folder", node=RUN_FOLDER, package="_global_")
     store.store(name="no_run_folder", node=NO_RUN_FOLDER, package="_global_")
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)
 

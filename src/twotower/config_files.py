@@ -1,5 +1,4 @@
-"""YAML files that are read back: the config of a run, a feature spec written by hand or by
-``auto``.
+"""YAML files that are read back: the config of a run, a feature spec of a person or of ``auto``.
 
 OmegaConf reads them, never PyYAML, which takes ``1e-3`` for text.
 """
@@ -11,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from twotower.features.infer import GivenSpec
 from twotower.features.spec import spec_from_dict
@@ -39,7 +38,7 @@ def read_yaml(path: Path) -> DictConfig:
         raise ValueError(f"no file `{path}`")
     try:
         cfg = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as YAML: {error}") from None
     if not isinstance(cfg, DictConfig):
         raise ValueError(f"{path}: must hold a mapping of keys to values")
@@ -48,7 +47,8 @@ def read_yaml(path: Path) -> DictConfig:
 
 def write_spec(path: Path, spec: dict[str, Any]) -> None:
     """Write a feature spec for a person to edit."""
-    path.write_text(SPEC_HEADER + OmegaConf.to_yaml(OmegaConf.create(spec)))
+    text = SPEC_HEADER + OmegaConf.to_yaml(OmegaConf.create(spec))
+    path.write_text(text, encoding="utf-8")
 
 
 def spec_file(path: str) -> GivenSpec:
@@ -60,8 +60,9 @@ def spec_file(path: str) -> GivenSpec:
     Raises:
         ValueError: When the file cannot be read; lists every wrong key and value.
     """
-    document = OmegaConf.to_container(read_yaml(Path(path)), resolve=True)
+    cfg = read_yaml(Path(path))
     try:
+        document = OmegaConf.to_container(cfg, resolve=True)
         return GivenSpec(given=spec_from_dict(document))  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None

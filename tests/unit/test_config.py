@@ -462,12 +462,15 @@ class TestRunDir:
         assert names == ["2026-03-04_05-06-07", "2026-03-04_05-06-07_2", "2026-03-04_05-06-07_3"]
 
     def test_resume(self, tmp_path):
+        (tmp_path / "config.yaml").write_text("")
         assert run_dir("demo", str(tmp_path)) == str(tmp_path)
-        assert list(tmp_path.iterdir()) == []
+        assert len(list(tmp_path.iterdir())) == 1
 
     def test_nothing_to_resume(self, tmp_path):
         with pytest.raises(ValueError, match=r"`resume`: no run folder `.*gone`"):
             run_dir("demo", str(tmp_path / "gone"))
+        with pytest.raises(ValueError, match=r"`resume`: no run in .*, it holds no config.yaml"):
+            run_dir("demo", str(tmp_path))
 
     def test_resolver(self, tmp_path):
         cfg = OmegaConf.create(

@@ -9,8 +9,9 @@
 =====  ==============================================================
 
 Hydra runs the command (``--help``, ``--cfg job``, ``--multirun``), but only after the config has
-been composed and checked here, so that a mistake leaves no run folder behind. Nothing heavy is
-imported before that: ``--help`` answers at once.
+been composed and checked here, so that a mistake leaves no run folder behind; neither does bad
+input that shows before the work has begun. Nothing heavy is imported before that: ``--help``
+answers at once.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from hydra.errors import HydraException
 from omegaconf.errors import InterpolationResolutionError
@@ -58,6 +62,7 @@ def run_command(
     argv: Sequence[str] | None = None,
     *,
     needs: Collection[str] = (),
+    prelude: Collection[str] = (),
 ) -> int:
     """Run a command and say how it ended.
 
@@ -66,6 +71,8 @@ def run_command(
         function: The command; called with the composed config, once for every job of a sweep.
         argv: Arguments without the program's name; those of the process by default.
         needs: Names of arguments that `function` passes to `build`, so that YAML need not.
+        prelude: What `function` writes into the run folder before its work begins; bad input takes
+            away a folder that holds no more than that.
 
     Returns:
         The exit status; see the table of this module.
@@ -85,6 +92,8 @@ def run_command(
             return function(cfg)
         except Exception as error:
             outcomes.append(report(error))
+            if outcomes[-1] == BAD_INPUT:
+                _remove_unused_folder(prelude)
             return None
 
     try:
@@ -114,6 +123,21 @@ def _check_jobs(config_name: str, options: argparse.Namespace, needs: Collection
         cfg = compose(options.config_name or config_name, overrides, extra_dir=options.config_dir)
         if not options.cfg:
             check(cfg, needs)
+
+
+def _remove_unused_folder(prelude: Collection[str]) -> None:
+    """Remove the folder of a job in which no work was done, and parents that are empty then."""
+    hydra_cfg = HydraConfig.get()
+    folder, here = Path(hydra_cfg.runtime.output_dir).resolve(), Path.cwd()
+    if folder == here:  # The command has no run folder.
+        return
+    expected = {*prelude, hydra_cfg.output_subdir, f"{hydra_cfg.job.name}.log"}
+    if {path.name for path in folder.iterdir()} <= expected:
+        shutil.rmtree(folder)
+        for parent in folder.parents:
+            if here not in parent.parents or any(parent.iterdir()):
+                break
+            parent.rmdir()
 
 
 def _report(error: BaseException, *, with_traceback: bool) -> int:

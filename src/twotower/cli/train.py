@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from twotower.cli.run import run_command
+from twotower.config import check
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -13,18 +14,24 @@ if TYPE_CHECKING:
 # What is known only when a run is put together: features, widths, and the folder.
 NEEDS = ("inputs", "width", "input_width", "cross", "deep", "output_dir")
 
+# What stands in the run folder before a stage begins: `training.run_folder.start_run`.
+PRELUDE = ("config.yaml", "features", "features.yaml", "prepared.json", "versions.json")
+
 
 def train(cfg: DictConfig) -> dict[str, float]:
     """Prepare the data, train the stages, write the run folder.
 
     Args:
-        cfg: The composed and checked config.
+        cfg: The composed and checked config; with ``resume`` that of the run takes its place.
 
     Returns:
         The figures of ``metrics.json``.
     """
-    from twotower.cli.training_run import TrainingRun
+    from twotower.cli.training_run import TrainingRun, config_to_resume
 
+    if cfg.resume is not None:
+        cfg = config_to_resume(cfg)
+        check(cfg, NEEDS)
     run = TrainingRun.start(cfg)
     trained = run.retrieval() if run.wants("retrieval") else None
     if run.wants("ranking"):
@@ -34,4 +41,4 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run_command("train", train, argv, needs=NEEDS)
+    return run_command("train", train, argv, needs=NEEDS, prelude=PRELUDE)

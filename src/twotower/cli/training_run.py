@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytorch_lightning as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
-from rich.table import Table
 
 from twotower.cli.data import prepare_from
+from twotower.cli.tables import figures_table
 from twotower.config import build
-from twotower.config_files import to_yaml, write_spec
+from twotower.config_files import read_yaml, to_yaml, write_spec
 from twotower.data.prepared import FEATURES_FOLDER, Prepared
 from twotower.data.schema import TEST, DataError
 from twotower.features.pipeline import FeaturePipeline
+from twotower.training.baselines import ITEM_KNN, POPULARITY
 from twotower.training.board import Board
+from twotower.training.fit import seed_everything
 from twotower.training.report import report_ranking, report_retrieval
 from twotower.training.run_folder import (
+    CONFIG,
     METRICS,
     RANKER_STATE,
     point_latest,
@@ -38,6 +42,7 @@ from twotower.training.stages import (
     ranking_examples,
     train_ranking,
     train_retrieval,
+    validation_metrics,
 )
 
 if TYPE_CHECKING:
@@ -67,18 +72,22 @@ class TrainingRun:
         """Prepare the data and open the run folder.
 
         Raises:
-            ValueError: When `stages` names something else than the two stages.
+            ValueError: When `stages` names something else than the two stages, or a setting of
+                theirs is out of range.
         """
         check_stages(cfg.stages)
-        pl.seed_everything(cfg.seed, verbose=False)
+        trainer, evaluation = build(cfg.trainer), build(cfg.evaluation)
+        trainer.device()
+        for stage in cfg.stages:
+            build(cfg.training[stage]).check_monitor(validation_metrics(stage, evaluation.ks))
         prepared: Prepared = prepare_from(cfg)
         pipeline = FeaturePipeline.load(prepared.folder / FEATURES_FOLDER)
-        folder = Path(cfg.output_dir)
+        folder = Path(cfg.output_dir).resolve()
         context = Context(
             prepared=prepared,
             folder=folder,
-            trainer=build(cfg.trainer),
-            evaluation=build(cfg.evaluation),
+            trainer=trainer,
+            evaluation=evaluation,
             seed=cfg.seed,
             progress=not cfg.quiet,
         )
@@ -93,7 +102,7 @@ class TrainingRun:
     def retrieval(self) -> Trained:
         """Train and test the two towers."""
         inputs = self.pipeline.inputs(RETRIEVAL)
-        torch.manual_seed(self.cfg.seed)
+        seed_everything(self.cfg.seed)
         model = build(self.cfg.models.retrieval, inputs=inputs)
         trained = train_retrieval(
             self.context,
@@ -108,7 +117,7 @@ class TrainingRun:
         board = Board(self.context.folder, RETRIEVAL)
         board.config(to_yaml(self.cfg))
         board.metrics(report.metrics)
-        board.recall_by_popularity(report.deciles)
+        board.recall_by_popularity(report.deciles, max(self.context.evaluation.ks))
         counts = torch.from_numpy(trained.frequency.counts)
         board.items(trained.retriever.items, items.ids, items.table, counts)
         board.close()
@@ -117,7 +126,7 @@ class TrainingRun:
     def ranking(self, trained: Trained | None) -> None:
         """Train and test the ranker."""
         inputs = self.pipeline.inputs(RANKING)
-        torch.manual_seed(self.cfg.seed)
+        seed_everything(self.cfg.seed)
         if trained is None and self.cfg.models.ranking.retrieval_score:
             log.warning("No retrieval stage in this run: the ranker does without its score")
             self.cfg.models.ranking.retrieval_score = False
@@ -153,7 +162,8 @@ class TrainingRun:
         write_metrics(folder, self.metrics)
         point_latest(folder)
         if not self.cfg.quiet:
-            Console().print(figures_table(self.metrics))
+            names = headline_figures(self.context.evaluation.ks)
+            Console().print(figures_table("Test part", self.metrics, names))
             Console().print(
                 f"run folder: {folder}\n"
                 f"curves:     tensorboard --logdir {folder}\n"
@@ -180,26 +190,39 @@ def check_stages(stages: list[str]) -> None:
         raise DataError([f"stages: must be some of {', '.join(STAGES)}, got {received}"])
 
 
-def figures_table(metrics: dict[str, float]) -> Table:
-    """The headline figures with their intervals."""
-    table = Table(title="Test part")
-    for column in ("figure", "value", "95 % interval"):
-        table.add_column(column, justify="left" if column == "figure" else "right")
-    for name, value in metrics.items():
-        shown = "/test/" in name and not name.endswith(("/low", "/high"))
-        if shown and not name.startswith(tuple(_hidden())):
-            low, high = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
-            interval = "" if low is None or high is None else f"{low:.4f} .. {high:.4f}"
-            table.add_row(name, f"{value:.4f}", interval)
-    return table
+def headline_figures(ks: Sequence[int]) -> list[str]:
+    """Names of the figures in the short table; ``metrics.json`` holds all.
 
-
-def _hidden() -> list[str]:
-    """Figures that stand in ``metrics.json`` but not in the short table."""
-    kinds = ("precision", "mrr", "map")
+    Args:
+        ks: Lengths of the lists, the headline one first.
+    """
+    k, longest = ks[0], max(ks)
+    metrics = dict.fromkeys((f"hit_rate@{k}", f"ndcg@{k}", f"recall@{k}", f"recall@{longest}"))
+    clicks = ("auc", "grouped_auc", "log_loss", "calibration_error")
     return [
-        f"{name}/test/{kind}@" for name in ("retrieval", "popularity", "item_knn") for kind in kinds
+        *(f"{name}/test/{m}" for m in metrics for name in (RETRIEVAL, ITEM_KNN, POPULARITY)),
+        *(f"{RANKING}/test/{name}" for name in clicks),
     ]
+
+
+def config_to_resume(cfg: DictConfig) -> DictConfig:
+    """The config of the run that is to go on, in the place of what was composed now.
+
+    Args:
+        cfg: Composed, with ``resume`` set to a run folder.
+
+    Raises:
+        ValueError: When the run has no config, or other settings are given beside it.
+    """
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    others = [text for text in given if text.lstrip("+").split("=")[0] not in ("resume", "quiet")]
+    if others:
+        raise DataError(
+            [f"resume={cfg.resume}: the run's own config is used; leave out {', '.join(others)}"]
+        )
+    saved = read_yaml(Path(cfg.resume) / CONFIG)
+    saved.output_dir, saved.quiet = cfg.resume, cfg.quiet
+    return saved
 
 
 def read_metrics(folder: Path) -> dict[str, float]:

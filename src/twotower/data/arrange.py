@@ -5,6 +5,7 @@ Shape letters: R interactions, E events, U users, N items, C items that may be r
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from twotower.data.raw_table import NUM_EXAMPLES
 from twotower.data.schema import (
     ITEM_ID,
     LABEL,
@@ -25,6 +27,8 @@ from twotower.data.schema import (
     Tables,
 )
 from twotower.data.split import SplitInput, Splitter
+
+log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 Catalogue = Literal["all", "interacted"]
@@ -84,7 +88,11 @@ def label_and_split(
 def recommendable(
     which: Catalogue, tables: Tables, item_rows: Array, split: Array, num_items: int
 ) -> Array:
-    """(N,) bool: items that may be recommended; one known only from held-out rows may not."""
+    """(N,) bool: items that may be recommended.
+
+    With ``interacted`` these are all items of the log; with ``all``, those of the items table and
+    of the training rows: an item known only from held-out rows is not known to the model either.
+    """
     allowed = np.zeros(num_items, bool)
     if which == "interacted":
         allowed[item_rows] = True
@@ -152,12 +160,20 @@ def _history_end(columns: Mapping[str, Array], events: Mapping[str, Array] | Non
 
 
 def align(key: str, ids: pa.Array | None, side: pa.Table | None) -> pa.Table | None:
-    """One row an entity: the side table's row, or nulls where it has none."""
+    """One row an entity: the side table's row, or nulls and one warning where it has none."""
     if ids is None:
         return None
     if side is None:
         return pa.table({key: ids})
     rows = pc.index_in(ids, value_set=side.column(key).combine_chunks())
+    missing = ids.filter(pc.is_null(rows))
+    if len(missing):
+        first = ", ".join(map(str, missing[:NUM_EXAMPLES].to_pylist()))
+        log.warning(
+            "%d of the %d values of `%s` are in the interactions alone, not in the table that "
+            "describes them; they are kept and their features count as missing. First: %s",
+            *(len(missing), len(ids), key, first),
+        )
     aligned = side.take(rows)
     others = [name for name in side.column_names if name != key]
     return pa.table({key: ids} | {name: aligned.column(name).combine_chunks() for name in others})

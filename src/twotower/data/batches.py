@@ -19,13 +19,12 @@ from torch import Tensor
 
 from twotower.data.prepared import Prepared
 from twotower.data.schema import HISTORY_MASK, HISTORY_PREFIX, TRAIN
+from twotower.data.schema import ITEM_ROWS as ITEM_ROWS
+from twotower.data.schema import LABELS as LABELS
+from twotower.data.schema import USER_ROWS as USER_ROWS
+from twotower.data.schema import WEIGHTS as WEIGHTS
 
 Batch = dict[str, Tensor]
-
-USER_ROWS = "user_rows"
-ITEM_ROWS = "item_rows"
-WEIGHTS = "weights"
-LABELS = "labels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +106,8 @@ class Columns:
             item_rows = self._event_items[positions.clamp(min=0)].long()  # (B, L)
         columns: Batch = {HISTORY_MASK: mask}
         for name in self.names.history:
-            values = _gather(self._items[name], item_rows.flatten()).unflatten(0, mask.shape)
+            values = _gather(self._items[name], item_rows.flatten())
+            values = values.reshape(*mask.shape, *values.shape[1:])  # (B, L, ...)
             keep = mask.reshape(mask.shape + (1,) * (values.dim() - 2))
             columns[HISTORY_PREFIX + name] = torch.where(keep, values, torch.zeros_like(values))
         return columns
@@ -176,6 +176,9 @@ class ShuffledBatches:
         batch_size: Examples a batch; the last one of an epoch may be smaller.
         seed: Together with the epoch number it fixes the order.
         assemble: Turns examples (B,) into a batch.
+
+    Raises:
+        ValueError: When a batch would hold nothing.
     """
 
     def __init__(
@@ -186,6 +189,8 @@ class ShuffledBatches:
         seed: int,
         assemble: Callable[[Tensor], Batch],
     ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
         self.examples = examples
         self.batch_size = batch_size
         self.seed = seed
@@ -199,7 +204,8 @@ class ShuffledBatches:
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.examples), generator=generator)
-        for chosen in order[self.position :].split(self.batch_size):
+        for start in range(self.position, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
             self.position += len(chosen)
             if self.position == len(order):  # nobody need ask for one batch more than there are
                 self.epoch, self.position = self.epoch + 1, 0

@@ -114,8 +114,8 @@ def missing_columns(
     if kind == INTERACTIONS and label is None and LABEL in names:
         yield (
             f"{raw.location}: there is a column `{LABEL}`, but no label is declared, and every row "
-            "would count as a positive; declare data.label (column, minimum, maximum, "
-            "positive_from) or leave the column out"
+            f"would count as a positive; say data.label.column={LABEL} (and data.label.minimum, "
+            "maximum, positive_from) or leave the column out"
         )
 
 

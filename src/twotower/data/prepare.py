@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -34,12 +34,12 @@ from twotower.data.arrange import (
 from twotower.data.leakage import FittedOn, check_leaks
 from twotower.data.prepared import (
     FEATURES_FOLDER,
-    MANIFEST,
     PREPARED_VERSION,
     Prepared,
     checksum,
     open_prepared,
     write_arrow,
+    write_manifest,
 )
 from twotower.data.schema import (
     ITEM_ID,
@@ -115,20 +115,26 @@ def prepare(
         splitter: Which rows train, validate and test.
         encoders: Fits the features.
         root: Folder of prepared data sets.
-        catalogue: ``all`` items of the items table may be recommended, or only those ``interacted``
-            with.
+        catalogue: ``all`` items of the items table and of the training rows may be recommended, or
+            those ``interacted`` with anywhere in the log, held-out rows included, as published
+            tables have it.
 
     Returns:
         The opened data set.
 
     Raises:
+        ValueError: When there is no such catalogue.
         DataError: When a table cannot be used; the root then holds what it held before.
     """
+    if catalogue not in get_args(Catalogue):
+        raise ValueError(f"catalogue: got {catalogue!r}; allowed: {', '.join(get_args(Catalogue))}")
     fingerprint = _fingerprint(source, splitter, encoders, catalogue)
     folder = root / f"{source.name}-{fingerprint[:12]}"
     if folder.exists():
         try:
             prepared = open_prepared(folder)
+            if prepared.manifest["fingerprint"] != fingerprint:
+                raise DataError([f"{folder}: belongs to other data or options"])
             log.info("Prepared data is up to date: %s", folder)
             return prepared
         except DataError as error:
@@ -180,7 +186,7 @@ def _build(
     ordered = arrange(tables, labelled, rows, len(ids[USER_ID]) if USER_ID in ids else None)
     users = align(USER_ID, ids.get(USER_ID), tables.users)
     items = align(ITEM_ID, ids.get(ITEM_ID), tables.items)
-    part = _training_part(ordered, users, items, tables.context)
+    part = _training_part(tables, ordered, users, items)
     encoder = encoders.fit(part)
     check_leaks({"the feature pipeline": encoder.fitted_on}, part.fitted_on)
 
@@ -201,8 +207,9 @@ def _build(
 
 
 def _training_part(
-    ordered: Arranged, users: pa.Table | None, items: pa.Table | None, context: tuple[str, ...]
+    tables: Tables, ordered: Arranged, users: pa.Table | None, items: pa.Table | None
 ) -> TrainingPart:
+    """The training rows in table order: sums over them depend on no held-out row, bit for bit."""
     train = ordered.columns["split"] == TRAIN
     times = ordered.columns.get("timestamps")
 
@@ -212,10 +219,10 @@ def _training_part(
         )
 
     return TrainingPart(
-        interactions=ordered.table.filter(pa.array(train)),
+        interactions=tables.interactions.take(pa.array(np.sort(ordered.columns["rows"][train]))),
         users=seen(users, "user_rows"),
         items=seen(items, "item_rows"),
-        context=context,
+        context=tables.context,
         fitted_on=FittedOn.rows(
             ordered.columns["rows"][train], times[train] if times is not None else None
         ),
@@ -253,11 +260,10 @@ def _write_manifest(
 ) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
-        "version": PREPARED_VERSION,
         "fingerprint": fingerprint,
         "training": asdict(training),
         "label": label,
         "counts": counts,
         "files": {str(path.relative_to(folder)): checksum(path) for path in files},
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    write_manifest(folder, manifest)

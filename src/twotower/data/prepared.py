@@ -171,18 +171,23 @@ def open_prepared(folder: Path, *, verify: bool = True) -> Prepared:
     manifest = read_manifest(folder)
     if verify:
         verify_files(folder, manifest["files"])
-    interactions = _arrays(folder / "interactions")
-    context = _arrays(folder / "context")
+    log = _arrays(folder / "interactions")
+    user_rows, item_rows, timestamps = (
+        log.pop(name, None) for name in ("user_rows", "item_rows", "timestamps")
+    )
     events = (
         Events(**_arrays(folder / "events")) if manifest["counts"]["events"] is not None else None
     )
-    optional = {
-        name: interactions.pop(name, None) for name in ("user_rows", "item_rows", "timestamps")
-    }
     return Prepared(
         folder=folder,
         manifest=manifest,
-        interactions=Interactions(**interactions, **optional, context=context),
+        interactions=Interactions(
+            **log,
+            user_rows=user_rows,
+            item_rows=item_rows,
+            timestamps=timestamps,
+            context=_arrays(folder / "context"),
+        ),
         events=events,
         users=_entities(folder / "users"),
         items=_entities(folder / "items"),
@@ -193,14 +198,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a prepared data set.
 
     Raises:
-        DataError: When there is none or it is of another version.
+        DataError: When there is none, it is of another version, or it was changed.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise DataError(
             [f"{folder}: no prepared data set here (no {MANIFEST}); run `twotower prepare`"]
         )
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    try:
+        manifest: dict[str, Any] = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):  # no JSON, no text or no mapping
+        manifest = {"version": PREPARED_VERSION}
     if manifest.get("version") != PREPARED_VERSION:
         raise DataError(
             [
@@ -208,7 +216,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 f"{PREPARED_VERSION}; delete the folder"
             ]
         )
+    if manifest.pop("checksum", None) != _digest(manifest):
+        raise DataError([_changed(path)])
     return manifest
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of a prepared data set, with its own checksum in it."""
+    document = {"version": PREPARED_VERSION, **manifest}
+    document["checksum"] = _digest(document)
+    (folder / MANIFEST).write_text(json.dumps(document, indent=1))
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _changed(path: Path) -> str:
+    return f"{path}: changed since it was written; delete the folder to prepare the data again"
 
 
 def verify_files(folder: Path, files: Mapping[str, str]) -> None:
@@ -223,9 +248,7 @@ def verify_files(folder: Path, files: Mapping[str, str]) -> None:
         if not path.is_file():
             problems.append(f"{path}: missing; delete the folder to prepare the data again")
         elif checksum(path) != expected:
-            problems.append(
-                f"{path}: changed since it was written; delete the folder to prepare the data again"
-            )
+            problems.append(_changed(path))
     if problems:
         raise DataError(problems)
 

@@ -57,7 +57,8 @@ def evaluation_queries(
         prepared: The data set.
         part: ``VALIDATION`` or ``TEST``.
         remove_seen: Whether seen items are kept out of the ranking; then they are no truth either.
-        max_users: Evaluate a random sample of this many users; 0 for all.
+        max_users: Draw at most this many of the users with positives in the part; 0 for all. Those
+            of them who have no truth left make no query.
         seed: Seed of that draw.
 
     Raises:
@@ -117,6 +118,8 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         if not self.ks or min(self.ks) < 1:
             raise ValueError(f"evaluation: `ks` must be list lengths of at least 1, got {self.ks}")
+        if self.max_users < 0:
+            raise ValueError(f"evaluation: `max_users` must be at least 0, got {self.max_users}")
 
     def queries(self, prepared: Prepared, part: int) -> Queries:
         """The queries of a part."""

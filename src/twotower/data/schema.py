@@ -38,8 +38,13 @@ REJECTED_REASON = "reason"
 HISTORY_PREFIX = "history."
 HISTORY_MASK = "history.mask"
 RETRIEVAL_SCORE = "retrieval_score"
+USER_ROWS = "user_rows"
+ITEM_ROWS = "item_rows"
+LABELS = "labels"
+WEIGHTS = "weights"
 
 RESERVED_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP, LABEL, WEIGHT, SPLIT)
+BATCH_COLUMNS = (RETRIEVAL_SCORE, USER_ROWS, ITEM_ROWS, LABELS, WEIGHTS)  # beside the features
 
 SPLIT_NAMES = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = range(3)

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from twotower.data.schema import MICROSECONDS, SPLIT_NAMES, TEST, TRAIN, VALIDATION, DataError
+from twotower.data.schema import SPLIT_NAMES, TEST, TRAIN, VALIDATION, DataError
 
 log = logging.getLogger(__name__)
 
 Int64 = npt.NDArray[np.int64]
 Int8 = npt.NDArray[np.int8]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +72,16 @@ class TemporalSplit:
     test_from: str | None = None
 
     def __post_init__(self) -> None:
-        _check_shares(self.validation_share, self.test_share)
+        _check_shares(validation_share=self.validation_share, test_share=self.test_share)
         if (self.validation_from is None) != (self.test_from is None):
             raise ValueError(
                 "split: give both `validation_from` and `test_from` or neither, got "
+                f"{self.validation_from!r} and {self.test_from!r}"
+            )
+        cuts = self._given_cuts()
+        if cuts and cuts[0] >= cuts[1]:
+            raise ValueError(
+                "split: `validation_from` must lie before `test_from`, got "
                 f"{self.validation_from!r} and {self.test_from!r}"
             )
 
@@ -83,15 +91,19 @@ class TemporalSplit:
             raise DataError(
                 ["split=temporal needs a `timestamp` column; allowed without one: given, random"]
             )
-        if self.validation_from is not None and self.test_from is not None:
-            cuts = [_microseconds(self.validation_from), _microseconds(self.test_from)]
-        else:
+        cuts = self._given_cuts()
+        if not cuts:
             ordered = np.sort(rows.timestamps)
             shares = (self.validation_share + self.test_share, self.test_share)
             first_rows = [round(len(ordered) * (1.0 - share)) for share in shares]
             cuts = [int(ordered[min(row, len(ordered) - 1)]) for row in first_rows]
         codes = np.searchsorted(np.asarray(cuts), rows.timestamps, side="right").astype(np.int8)
         return _nothing_empty(codes, "temporal")
+
+    def _given_cuts(self) -> list[int]:
+        """Both cut times in microseconds, or nothing where they follow from the shares."""
+        given = (self.validation_from, self.test_from)
+        return [_microseconds(time) for time in given if time is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +156,7 @@ class GivenSplit:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_shares(self.validation_share, 0.0)
+        _check_shares(validation_share=self.validation_share)
 
     def assign(self, rows: SplitInput) -> Int8:
         """See `Splitter.assign`."""
@@ -180,25 +192,26 @@ class RandomSplit:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_shares(self.validation_share, self.test_share)
+        _check_shares(validation_share=self.validation_share, test_share=self.test_share)
 
     def assign(self, rows: SplitInput) -> Int8:
         """See `Splitter.assign`."""
         log.warning(
             "split=random lets the model see the future of every user; its figures do not carry "
-            "over "
-            "to production. Use split=temporal where there are timestamps."
+            "over to production. Use split=temporal where there are timestamps."
         )
         draw = np.random.default_rng(self.seed).random(rows.num_rows)
         cuts = np.array([1.0 - self.validation_share - self.test_share, 1.0 - self.test_share])
         return _nothing_empty(np.searchsorted(cuts, draw, side="right").astype(np.int8), "random")
 
 
-def _check_shares(validation: float, test: float) -> None:
-    if not (0.0 < validation < 1.0 and 0.0 <= test < 1.0 and validation + test < 1.0):
+def _check_shares(*, validation_share: float, test_share: float | None = None) -> None:
+    shares = {"validation_share": validation_share, "test_share": test_share}
+    asked = {name: share for name, share in shares.items() if share is not None}
+    if not (all(share > 0 for share in asked.values()) and sum(asked.values()) < 1):
+        got = ", ".join(f"{name}={share}" for name, share in asked.items())
         raise ValueError(
-            "split: shares must be above 0 and leave something to train on, got "
-            f"validation_share={validation}, test_share={test}"
+            f"split: shares must be above 0 and leave something to train on, got {got}"
         )
 
 
@@ -208,7 +221,7 @@ def _microseconds(text: str) -> int:
     except ValueError as error:
         raise ValueError(f"split: {text!r} is no ISO 8601 time such as 2024-01-31T00:00") from error
     moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    return int(moment.timestamp() * MICROSECONDS)
+    return (moment - EPOCH) // timedelta(microseconds=1)
 
 
 def _nothing_empty(codes: Int8, name: str) -> Int8:

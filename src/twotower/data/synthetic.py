@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from twotower.data.create_world import create_world, gaussian
 from twotower.data.impressions import Log, draw_log, repeats
 from twotower.data.schema import ITEM_ID, LABEL, TIMESTAMP, TITLE, USER_ID, Label, Tables
 from twotower.data.world import (
@@ -28,8 +29,6 @@ from twotower.data.world import (
     Integers,
     Strings,
     World,
-    create_world,
-    gaussian,
 )
 
 VERSION = 1

@@ -22,7 +22,8 @@ class TableSource:
         users: The same for the users, one row a user.
         items: The same for the items, one row an item.
         columns: Canonical name to the name in the files, e.g. ``{"user_id": "visitorid"}``. A users
-            or items table may also use the canonical name.
+            or items table may also use the canonical name. A name that stands for itself says
+            nothing: the column may be missing where it is optional.
         label: Which column says how an impression ended; None when every row is a positive.
         context: Columns of the interactions that are known at request time.
         on_bad_rows: ``fail``, or ``quarantine`` to go on without rows that have a null id or a bad
@@ -51,7 +52,7 @@ class TableSource:
         locations = {INTERACTIONS: interactions, USERS: users, ITEMS: items}
         self._locations = {kind: at for kind, at in locations.items() if at is not None}
         self._reading = Reading(
-            columns=dict(columns or {}),
+            columns={name: own for name, own in (columns or {}).items() if own != name},
             label=label,
             context=tuple(context or ()),
             on_bad_rows=on_bad_rows,
@@ -95,3 +96,30 @@ class TableSource:
             except DataError as error:
                 raw[kind] = error
         return build_tables(raw, self._reading)
+
+
+def declared_label(
+    *,
+    column: str | None = None,
+    minimum: float = 0.0,
+    maximum: float = 1.0,
+    positive_from: float = 1.0,
+) -> Label | None:
+    """The label as YAML declares it; without a column there is none and every row is a positive.
+
+    Args:
+        column: Name of the column in the user's table.
+        minimum: Smallest allowed value.
+        maximum: Largest allowed value.
+        positive_from: Smallest value of a positive.
+
+    Raises:
+        ValueError: When a range is given without a column, or cannot be.
+    """
+    if column is not None:
+        return Label(column=column, minimum=minimum, maximum=maximum, positive_from=positive_from)
+    if (minimum, maximum, positive_from) != (Label.minimum, Label.maximum, Label.positive_from):
+        raise ValueError(
+            "label: a range is given and no column; name it with data.label.column=<name>"
+        )
+    return None

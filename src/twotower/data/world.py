@@ -11,7 +11,7 @@ and what is shown is clicked under the examination model, slots being numbered f
     P(click | u, i, slot) = slot^-0.6 * sigmoid(5 taste(u) . item(i) + quality(i) - 2.7)
 
 From the time of a `Drift` on, tastes turn from every topic to the next one and popularity to
-another order of the items. Nothing else ever changes.
+another order of the items. Nothing else ever changes. `twotower.data.create_world` draws a world.
 
 Examination model: Craswell et al., "An experimental comparison of click position-bias models",
 WSDM 2008.
@@ -38,16 +38,9 @@ NUM_TOPICS = 12
 LATENT_DIM = 16
 
 POPULAR_SHARE, TASTE_SHARE, CHANCE_SHARE = 0.3, 0.55, 0.15
-ZIPF_EXPONENT = 0.8
 EXAMINATION_EXPONENT = 0.6
 TASTE_WEIGHT = 5.0
 CLICK_BIAS = -2.7
-
-INTEREST_CONCENTRATION = 0.05  # Dirichlet; most users live in one or two topics
-PERSONAL_SPREAD, ITEM_SPREAD = 0.2, 0.3
-QUALITY_SPREAD = 0.4
-
-LAUNCH_SHARE, LATE_LAUNCH_SHARE = 0.12, 0.25  # of all items; of those, in the last tenth
 
 START = 1_704_067_200 * MICROSECONDS  # 2024-01-01 00:00 UTC
 DAY = 86_400 * MICROSECONDS
@@ -235,88 +228,3 @@ def attraction(match: Floats, quality: Floats) -> Floats:
     """
     probability: Floats = expit(TASTE_WEIGHT * match + quality + CLICK_BIAS)
     return probability
-
-
-def create_world(
-    *,
-    num_users: int,
-    num_items: int,
-    num_days: int,
-    slate_size: int,
-    seed: int,
-    drift: Drift | None,
-) -> World:
-    """Draw a world; the same arguments give the same one, and a drift alters only what follows.
-
-    Args:
-        num_users: U.
-        num_items: N, at least one a topic.
-        num_days: Length of the period in days.
-        slate_size: Slots of a slate.
-        seed: Decides everything that is drawn.
-        drift: A change of tastes or popularity at one time, or None.
-    """
-    topic_rng, user_rng, item_rng = (np.random.default_rng([seed, part]) for part in range(3))
-    centres = np.linalg.qr(topic_rng.standard_normal((LATENT_DIM, NUM_TOPICS))).Q.T  # (T, D)
-    change = drift or Drift(start_share=0.5)
-    period = num_days * DAY
-    return World(
-        users=_create_users(num_users, centres, change.taste_shift, user_rng),
-        items=_create_items(num_items, centres, change.popularity_shift, period, item_rng),
-        centres=centres,
-        slate_size=slate_size,
-        end=START + period,
-        drift_time=START + (int(change.start_share * period) if drift else period),
-    )
-
-
-def _create_users(num_users: int, centres: Floats, shift: float, rng: np.random.Generator) -> Users:
-    shares = rng.dirichlet(np.full(NUM_TOPICS, INTEREST_CONCENTRATION), num_users)  # (U, T)
-    moved = (1 - shift) * shares + shift * np.roll(shares, 1, axis=1)
-    topic_shares = np.stack([shares, moved])  # (2, U, T)
-    personal = PERSONAL_SPREAD * gaussian(num_users, rng)  # (U, D)
-    return Users(
-        ids=_ids("u", num_users, 6),
-        topic_shares=topic_shares,
-        vectors=_unit(_unit(topic_shares @ centres) + personal),  # (2, U, D)
-    )
-
-
-def _create_items(
-    num_items: int, centres: Floats, shift: float, period: int, rng: np.random.Generator
-) -> Items:
-    topics = rng.permutation(num_items) % NUM_TOPICS
-    zipf = np.arange(1, num_items + 1) ** -ZIPF_EXPONENT
-    before, after = (rng.permutation(zipf / zipf.sum()) for _ in range(2))
-    return Items(
-        ids=_ids("i", num_items, 5),
-        topics=topics,
-        vectors=_unit(centres[topics] + ITEM_SPREAD * gaussian(num_items, rng)),
-        quality=QUALITY_SPREAD * rng.standard_normal(num_items),
-        popularity=np.stack([before, (1 - shift) * before + shift * after]),
-        launch_times=START + _launch_delays(num_items, period, rng),
-    )
-
-
-def _launch_delays(num_items: int, period: int, rng: np.random.Generator) -> Integers:
-    """Delays in microseconds (N,): 0 for most items, some in the last tenth of the period."""
-    num_launched = round(LAUNCH_SHARE * num_items)
-    num_late = int(np.ceil(LATE_LAUNCH_SHARE * num_launched))
-    shares = np.zeros(num_items)
-    shares[:num_late] = rng.uniform(0.9, 0.98, num_late)
-    shares[num_late:num_launched] = rng.uniform(0, 0.9, num_launched - num_late)
-    return (rng.permutation(shares) * period).astype(np.int64)
-
-
-def gaussian(num_rows: int, rng: np.random.Generator) -> Floats:
-    """Gaussian vectors of expected squared length 1 (num_rows, D)."""
-    return rng.normal(0.0, LATENT_DIM**-0.5, (num_rows, LATENT_DIM))
-
-
-def _unit(vectors: Floats) -> Floats:
-    unit: Floats = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return unit
-
-
-def _ids(letter: str, count: int, digits: int) -> Strings:
-    return np.strings.add(letter, np.strings.zfill(np.arange(count).astype(np.str_), digits))

@@ -196,7 +196,9 @@ def resolve(path: Path) -> Path:
             return folder.resolve()
     versions = sorted(found.parent.name for found in path.glob(f"[!.]*/{names.MANIFEST}"))
     hint = f"; versions, none of them published: {', '.join(versions)}" if versions else ""
-    raise BundleError([f"{path}: no bundle here; run `python export.py run=<run>`{hint}"])
+    raise BundleError(
+        [f"{path}: no bundle here (no {names.MANIFEST}); run `python export.py run=<run>`{hint}"]
+    )
 
 
 def _file_problems(folder: Path, manifest: Manifest, digests: Mapping[str, str]) -> list[str]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +20,9 @@ import pyarrow.compute as pc
 from twotower.data.prepare import TrainingPart
 from twotower.data.schema import ITEM_ID, POSITION, RESERVED_COLUMNS, TIMESTAMP, USER_ID
 from twotower.features.pipeline import FeaturePipeline
-from twotower.features.spec import Feature, FeatureSpec, History, Kind
+from twotower.features.spec import Feature, FeatureSpec, History, Kind, Side, is_feature_name
+from twotower.features.transforms import is_text
+from twotower.features.vocabulary import as_array
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,12 @@ MAX_TEXT_SHARE = 0.5
 MIN_TEXT_VALUES = 50
 MIN_TAGGED_SHARE = 0.1
 SEPARATOR = "|"
+KEYS = {"user": USER_ID, "item": ITEM_ID}
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+UNREADABLE = (
+    *(pa.types.is_nested, pa.types.is_interval),
+    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary),
+)
 
 
 class SpecProvider(Protocol):
@@ -61,7 +70,7 @@ class AutoSpec:
 
     def spec(self, part: TrainingPart) -> FeatureSpec:
         """See `SpecProvider`."""
-        features = [f for f in self._features(part) if f.name not in self.exclude]
+        features = list(self._features(part))
         has_history = part.users is not None and part.items is not None
         described_by = self.history_features or [
             f.name for f in features if f.side == "item" and f.kind in ("id", "vector")
@@ -76,28 +85,30 @@ class AutoSpec:
         return json.dumps(["auto", asdict(self)])
 
     def _features(self, part: TrainingPart) -> Iterator[Feature]:
-        sides: tuple[tuple[Literal["user", "item"], str, pa.Table | None], ...] = (
-            ("user", USER_ID, part.users),
-            ("item", ITEM_ID, part.items),
-        )
-        for side, key, table in sides:
-            if table is None:
-                continue
-            yield Feature(name=key, side=side, kind="id", min_count=self.min_count)
-            for name in table.column_names:
-                if name != key and name not in self.exclude:
-                    yield from _guess(name, side, table.column(name))
-        for name in part.context:
-            if name not in self.exclude:
-                yield from _guess(name, "context", part.interactions.column(name))
+        columns = [c for c in _columns(part) if c.name not in self.exclude]
         if self.time and TIMESTAMP in part.interactions.column_names:
-            yield Feature(name=TIMESTAMP, side="context", kind="time")
+            instants = part.interactions.column(TIMESTAMP)
+            columns.append(_Column(side="context", name=TIMESTAMP, values=instants))
+        names = Counter(column.feature_name for column in columns)
+        for column in columns:
+            if column.name == KEYS.get(column.side):
+                yield Feature(
+                    name=column.name, side=column.side, kind="id", min_count=self.min_count
+                )
+            elif column.name == TIMESTAMP and column.side == "context":
+                yield Feature(name=TIMESTAMP, side="context", kind="time")
+            elif (obstacle := _obstacle(column.values)) is not None:
+                log.warning(
+                    "Column `%s` (%s side, %s) is no feature: %s",
+                    *(column.name, column.side, column.values.type, obstacle),
+                )
+            else:
+                yield _guess(column, names)
         unused = set(part.interactions.column_names) - set(RESERVED_COLUMNS) - set(part.context)
         for name in sorted(unused - set(self.exclude)):
             log.warning(
                 "Column `%s` of the interactions is no feature: nobody said that it is known at "
-                "request "
-                "time. If it is, add it to data.context.",
+                "request time. If it is, add it to data.context.",
                 name,
             )
 
@@ -132,41 +143,80 @@ class PipelineFactory:
         return FeaturePipeline.fit(self.provider.spec(part), part)
 
 
-def _guess(
-    name: str, side: Literal["user", "item", "context"], column: pa.ChunkedArray
-) -> Iterator[Feature]:
-    kind = _kind(column)
-    if kind is None:
-        log.warning(
-            "Column `%s` (%s side, %s) is no feature: nearly every value is different. Declare it "
-            "in a "
-            "feature spec to use it.",
-            name,
-            side,
-            column.type,
+@dataclass(frozen=True, kw_only=True)
+class _Column:
+    """A column of the training part that may become a feature."""
+
+    side: Side
+    name: str
+    values: pa.ChunkedArray
+
+    @property
+    def feature_name(self) -> str:
+        return self.name.replace("/", "_")
+
+
+def _columns(part: TrainingPart) -> Iterator[_Column]:
+    sides: tuple[tuple[Side, pa.Table | None], ...] = (("user", part.users), ("item", part.items))
+    for side, table in sides:
+        if table is None:
+            continue
+        for name in table.column_names:
+            yield _Column(side=side, name=name, values=table.column(name))
+    for name in part.context:
+        if name != TIMESTAMP:
+            yield _Column(side="context", name=name, values=part.interactions.column(name))
+
+
+def _guess(column: _Column, names: Mapping[str, int]) -> Feature:
+    """The feature of a column; the side stands before a name that is not free or not the only one.
+
+    Args:
+        column: One without an `_obstacle`.
+        names: How many columns would give a feature its name.
+    """
+    name = column.feature_name
+    if names[name] > 1 or not is_feature_name(name):
+        name = f"{column.side}_{name}"
+    source = "" if name == column.name else column.name
+    if column.name == POSITION and column.side == "context":
+        # The slot decides what is clicked, but no retrieval knows it.
+        return Feature(
+            name=name, side="context", kind="categorical", column=source, stages=("ranking",)
         )
-        return
-    if name == POSITION and side == "context":
-        yield Feature(name=name, side=side, kind="categorical", stages=("ranking",))
-        return
-    yield Feature(name=name, side=side, kind=kind)
+    return Feature(name=name, side=column.side, kind=_kind(as_array(column.values)), column=source)
 
 
-def _kind(column: pa.ChunkedArray) -> Kind | None:
-    kind_of = pa.types
-    type_ = column.type.value_type if kind_of.is_dictionary(column.type) else column.type
-    if kind_of.is_list(type_) or kind_of.is_large_list(type_) or kind_of.is_fixed_size_list(type_):
-        return "vector" if kind_of.is_floating(type_.value_type) else "tags"
-    if kind_of.is_floating(type_) or kind_of.is_decimal(type_) or kind_of.is_temporal(type_):
+def _obstacle(column: pa.ChunkedArray) -> str | None:
+    """Why a column can be no feature, or None."""
+    array = as_array(column)
+    if array.null_count == len(array):
+        return "the training part has no value of it"
+    inner = array.type.value_type if _is_any(array.type, LISTS) else array.type
+    if _is_any(inner, UNREADABLE):
+        return "columns of this type are not read"
+    if _kind(array) == "categorical" and is_text(array.type):
+        distinct = len(pc.unique(array.drop_null()))
+        if distinct > max(MIN_TEXT_VALUES, MAX_TEXT_SHARE * (len(array) - array.null_count)):
+            return "nearly every value is different. Declare it in a feature spec to use it"
+    return None
+
+
+def _kind(array: pa.Array) -> Kind:
+    is_a, kind = pa.types, array.type
+    if _is_any(kind, LISTS):
+        return "vector" if is_a.is_floating(kind.value_type) else "tags"
+    if _is_any(kind, (is_a.is_floating, is_a.is_decimal, is_a.is_temporal)):
         return "numeric"
-    distinct = pc.count_distinct(column).as_py()
-    if kind_of.is_integer(type_):
-        return "categorical" if distinct <= MAX_INTEGER_CATEGORIES else "numeric"
-    if kind_of.is_string(type_) or kind_of.is_large_string(type_):
-        known = len(column) - column.null_count
-        tagged = pc.sum(pc.match_substring(column, SEPARATOR)).as_py() or 0
-        if known and tagged / known >= MIN_TAGGED_SHARE:
+    if is_a.is_integer(kind):
+        few = len(pc.unique(array.drop_null())) <= MAX_INTEGER_CATEGORIES
+        return "categorical" if few else "numeric"
+    if is_text(kind):
+        tagged = pc.sum(pc.match_substring(array.cast(pa.string()), SEPARATOR)).as_py()
+        if tagged >= MIN_TAGGED_SHARE * (len(array) - array.null_count):
             return "tags"
-        if distinct > MIN_TEXT_VALUES and distinct > MAX_TEXT_SHARE * known:
-            return None
     return "categorical"
+
+
+def _is_any(kind: pa.DataType, checks: Iterable[Callable[[pa.DataType], bool]]) -> bool:
+    return any(check(kind) for check in checks)

@@ -20,7 +20,7 @@ import pyarrow as pa
 from twotower.data.leakage import FittedOn
 from twotower.data.prepare import TrainingPart
 from twotower.data.prepared import read_arrow, write_arrow
-from twotower.data.schema import DataError
+from twotower.data.schema import ITEM_ID, USER_ID, DataError
 from twotower.features.spec import (
     TABLE_KINDS,
     Feature,
@@ -65,8 +65,8 @@ class FeaturePipeline:
     def fit(spec: FeatureSpec, part: TrainingPart) -> FeaturePipeline:
         """Fit every feature on the training part.
 
-        Ids are counted in the interactions; attributes of users and items over the users and items
-        that occur in them.
+        User and item ids are counted in the interactions; attributes of users and items over the
+        users and items that occur in them.
 
         Raises:
             DataError: Lists every feature whose column is missing or of an unfit type.
@@ -116,12 +116,9 @@ class FeaturePipeline:
         for feature in self.spec.features:
             if feature.side != side:
                 continue
-            present = feature.source_column in table.column_names
-            values = (
-                table.column(feature.source_column)
-                if present
-                else self._nulls(feature, table.num_rows)
-            )
+            values = pa.nulls(table.num_rows)
+            if feature.source_column in table.column_names:
+                values = table.column(feature.source_column)
             try:
                 encoded[feature.name] = self.transforms[feature.name].apply(values)
             except ValueError as error:
@@ -135,41 +132,31 @@ class FeaturePipeline:
         chosen = [f for f in self.spec.features if stage in f.stages]
         history = self.spec.history
         names = {f.name for f in chosen}
+        described_by = tuple(n for n in history.features if n in names and history.length)
         return ModelInputs(
             features=tuple(self._input(f) for f in chosen),
-            history_length=history.length,
-            history_features=tuple(n for n in history.features if n in names and history.length),
+            history_length=history.length if described_by else 0,
+            history_features=described_by,
         )
 
     def digest(self) -> str:
         """Digest of the spec and all fitted state; two pipelines with the same one encode alike."""
-        state = {name: _state(transform) for name, transform in self.transforms.items()}
-        digest = blake2b(
-            json.dumps([self.spec.to_dict(), state], sort_keys=True).encode(), digest_size=16
-        )
-        for name, transform in self.transforms.items():
-            if isinstance(transform, (Categorical, Tags)):
-                digest.update(name.encode())
-                digest.update(
-                    "\x1f".join(map(str, transform.vocabulary.values.to_pylist())).encode()
-                )
-        return digest.hexdigest()
+        vocabularies = {n: v.digest() for n, v in self._vocabularies().items()}
+        document = [self.spec.to_dict(), self._state(), vocabularies]
+        text = json.dumps(document, sort_keys=True)
+        return blake2b(text.encode(), digest_size=16).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write the spec and the fitted state into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: _state(transform) for name, transform in self.transforms.items()}
         document = {
             "spec": self.spec.to_dict(),
-            "state": state,
+            "state": self._state(),
             "fitted_on": asdict(self.fitted_on),
         }
         (folder / FEATURES_FILE).write_text(json.dumps(document, indent=1))
-        for name, transform in self.transforms.items():
-            if isinstance(transform, (Categorical, Tags)):
-                write_arrow(
-                    folder / f"{name}.arrow", pa.table({"value": transform.vocabulary.values})
-                )
+        for name, vocabulary in self._vocabularies().items():
+            write_arrow(folder / f"{name}.arrow", pa.table({"value": vocabulary.values}))
 
     @staticmethod
     def load(folder: Path) -> FeaturePipeline:
@@ -182,12 +169,15 @@ class FeaturePipeline:
         }
         return FeaturePipeline(spec, transforms, FittedOn(**document["fitted_on"]))
 
-    def _nulls(self, feature: Feature, num_rows: int) -> pa.Array:
-        if feature.kind in ("id", "categorical"):
-            return pa.nulls(num_rows, pa.string())
-        is_list = feature.kind in ("tags", "vector")
-        item = pa.string() if feature.kind == "tags" else pa.float32()
-        return pa.nulls(num_rows, pa.list_(item) if is_list else pa.float64())
+    def _state(self) -> dict[str, dict[str, Any]]:
+        return {name: _state(transform) for name, transform in self.transforms.items()}
+
+    def _vocabularies(self) -> dict[str, Vocabulary]:
+        return {
+            name: transform.vocabulary
+            for name, transform in self.transforms.items()
+            if isinstance(transform, (Categorical, Tags))
+        }
 
     def _input(self, feature: Feature) -> FeatureInput:
         transform = self.transforms[feature.name]
@@ -202,7 +192,8 @@ class FeaturePipeline:
 
 
 def _training_table(feature: Feature, part: TrainingPart) -> pa.Table | None:
-    if feature.kind == "id" or feature.side == "context":
+    is_key = feature.source_column == {"user": USER_ID, "item": ITEM_ID}.get(feature.side)
+    if feature.side == "context" or is_key:
         return part.interactions
     return part.users if feature.side == "user" else part.items
 

@@ -1,25 +1,28 @@
 """What the features are (`FeatureSpec`, written by a person) and what models see (`ModelInputs`).
 
-Encoded columns, ``R`` rows each, by kind; row 0 of a table is "missing or never seen in training":
+Encoded columns, ``R`` rows each, by kind; row 0 of a table is "missing or never seen in training".
+Rows of tables are stored as int32 and are int64 in a batch.
 
 ================  ===========  ===================================================================
 kind              shape        content
 ================  ===========  ===================================================================
-``id``            (R,)  int64  row of the embedding table
-``categorical``   (R,)  int64  row of the embedding table
-``tags``          (R, T) int64  rows of the embedding table, padded with 0
+``id``            (R,)   int   row of the embedding table
+``categorical``   (R,)   int   row of the embedding table
+``tags``          (R, T) int   rows of the embedding table, padded with 0
 ``numeric``       (R, 2) f32   standardised value (0 when missing), 1 when missing
 ``vector``        (R, D) f32   the vector, unit length (zeros when missing)
-``time``          (R, 4) f32   sine and cosine of the hour of day and of the day of week
+``time``          (R, 4) f32   sines of the hour of day and the day of week, then their cosines
 ================  ===========  ===================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
 
+from twotower.data.schema import BATCH_COLUMNS
 from twotower.data.schema import HISTORY_MASK as HISTORY_MASK
 from twotower.data.schema import HISTORY_PREFIX as HISTORY_PREFIX
 from twotower.data.schema import RETRIEVAL_SCORE as RETRIEVAL_SCORE
@@ -29,6 +32,13 @@ Kind = Literal["id", "categorical", "tags", "numeric", "vector", "time"]
 Stage = Literal["retrieval", "ranking"]
 
 TABLE_KINDS: tuple[Kind, ...] = ("id", "categorical", "tags")
+OPTION_KINDS: dict[str, tuple[Kind, ...]] = {
+    "dim": (*TABLE_KINDS, "vector"),
+    "min_count": TABLE_KINDS,
+    "log": ("numeric",),
+    "separator": ("tags",),
+    "max_tags": ("tags",),
+}
 SPEC_VERSION = 1
 
 T = TypeVar("T")
@@ -39,14 +49,15 @@ class Feature:
     """One feature as a person declares it.
 
     Args:
-        name: Name of the feature and, unless `column` is given, of the column.
+        name: Name of the feature and, unless `column` is given, of the column. It names files
+            and inputs of the models: without ``/`` and none of the names that a batch uses itself.
         side: Which table it comes from: user, item, or context (the interaction itself).
         kind: How it is encoded; see the table of this module.
         column: Column it is read from.
         dim: Width of its embedding; 0 leaves the width to the model.
         min_count: Values seen less often in the training part share row 0.
         stages: Stages whose model may look at it.
-        log: Numeric only: take log(1 + x) before standardising.
+        log: Numeric only: take log(1 + x) before standardising; values below 0 count as 0.
         separator: Tags only: separator when the column holds text instead of lists.
         max_tags: Tags only: how many are kept.
     """
@@ -64,7 +75,7 @@ class Feature:
 
     def __post_init__(self) -> None:
         problems = [
-            f"feature `{self.name}`: `{field}` must be one of {', '.join(allowed)}, got {value!r}"
+            f"`{field}` must be one of {', '.join(allowed)}, got {value!r}"
             for field, value, allowed in (
                 ("side", self.side, get_args(Side)),
                 ("kind", self.kind, get_args(Kind)),
@@ -72,8 +83,35 @@ class Feature:
             )
             if value not in allowed
         ]
+        problems += [
+            f"`{option}` must be at least {minimum}, got {value}"
+            for option, value, minimum in (
+                ("dim", self.dim, 0),
+                ("min_count", self.min_count, 1),
+                ("max_tags", self.max_tags, 1),
+            )
+            if value < minimum
+        ]
+        problems += self._misplaced() if not problems else []
+        if not self.stages:
+            problems.append(f"`stages` must name at least one of {', '.join(get_args(Stage))}")
+        if not is_feature_name(self.name):
+            problems.append(
+                "a name must not be empty, hold `/`, begin with `history.` or be one of "
+                f"{', '.join(BATCH_COLUMNS)}; give the feature another name and say "
+                "`column: <name>`"
+            )
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ValueError("\n".join(f"feature `{self.name}`: {text}" for text in problems))
+
+    def _misplaced(self) -> list[str]:
+        """Options that do nothing for the kind."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return [
+            f"`{option}` does nothing for kind {self.kind}; allowed for {', '.join(kinds)}"
+            for option, kinds in OPTION_KINDS.items()
+            if self.kind not in kinds and getattr(self, option) != defaults[option]
+        ]
 
     @property
     def source_column(self) -> str:
@@ -93,13 +131,24 @@ class History:
     length: int = 20
     features: tuple[str, ...] = ("item_id",)
 
+    def __post_init__(self) -> None:
+        if self.length < 0:
+            raise ValueError(f"history: `length` must be at least 0, got {self.length}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
-    """All features of a data set and the history."""
+    """All features of a data set and the history; no two features share a name."""
 
     features: tuple[Feature, ...]
     history: History = History()
+
+    def __post_init__(self) -> None:
+        problems = _repeated_names(self.features)
+        if not self.features:
+            problems.append("feature spec: there is no feature; at least one is needed")
+        if problems:
+            raise ValueError("\n".join(problems))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, fields at their default left out; the form of the YAML file."""
@@ -133,50 +182,71 @@ def spec_from_dict(document: Mapping[str, Any]) -> FeatureSpec:
         problems.append(
             f"feature spec: version {document['version']!r}, this release reads {SPEC_VERSION}"
         )
-    features = [
-        parsed
-        for number, row in enumerate(document.get("features") or [], start=1)
-        if (parsed := _parse(Feature, row, f"feature {number}", problems)) is not None
-    ]
+    rows = document.get("features") or []
+    if not isinstance(rows, list | tuple):
+        problems.append(f"feature spec: `features` must be a list, got {rows!r}")
+        rows = []
+    features = [_parse(Feature, row, f"feature {n}", problems) for n, row in enumerate(rows, 1)]
     history = _parse(History, document.get("history") or {}, "history", problems)
-    names = [feature.name for feature in features]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    problems += [f"feature spec: the name `{name}` is used more than once" for name in repeated]
+    parsed = tuple(feature for feature in features if feature is not None)
+    problems += _repeated_names(parsed)
     if problems or history is None:
         raise ValueError("\n".join(problems))
-    return FeatureSpec(features=tuple(features), history=history)
+    return FeatureSpec(features=parsed, history=history)
 
 
-def _parse(cls: type[T], row: Mapping[str, Any], where: str, problems: list[str]) -> T | None:
-    allowed = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    required = [name for name, f in allowed.items() if f.default is MISSING]
+def is_feature_name(name: str) -> bool:
+    """Whether a feature may have this name."""
+    taken = name in BATCH_COLUMNS or name.startswith(HISTORY_PREFIX)
+    return bool(name) and "/" not in name and not taken
+
+
+def _repeated_names(features: Sequence[Feature]) -> list[str]:
+    counts = Counter(feature.name for feature in features)
+    return [
+        f"feature spec: the name `{name}` is used more than once"
+        for name in sorted(counts)
+        if counts[name] > 1
+    ]
+
+
+def _parse(cls: type[T], row: object, where: str, problems: list[str]) -> T | None:
+    if not isinstance(row, Mapping):
+        problems.append(f"{where}: must be keys with values, got {row!r}")
+        return None
+    declared = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    required = [name for name, f in declared.items() if f.default is MISSING]
     wrong = [
-        f"{where}: unknown key `{key}`; allowed: {', '.join(allowed)}"
+        f"{where}: unknown key `{key}`; allowed: {', '.join(declared)}"
         for key in row
-        if key not in allowed
+        if key not in declared
     ]
     wrong += [f"{where}: `{key}` is missing" for key in required if key not in row]
     for key, value in row.items():
-        default = allowed[key].default if key in allowed else MISSING
-        expected = (
-            (list, tuple)
-            if isinstance(default, tuple)
-            else str
-            if default is MISSING
-            else type(default)
-        )
-        if key in allowed and (
-            not isinstance(value, expected) or isinstance(value, bool) != (expected is bool)
-        ):
-            name = "list" if isinstance(expected, tuple) else expected.__name__
+        if key in declared and not _fits(value, declared[key].default):
+            name = _type_of(declared[key].default).__name__
             wrong.append(f"{where}: `{key}` must be of type {name}, got {value!r}")
     if not wrong:
         try:
             return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
         except ValueError as error:
-            wrong.append(f"{where}: {error}")
+            wrong += [f"{where}: {line}" for line in str(error).splitlines()]
     problems.extend(wrong)
     return None
+
+
+def _type_of(default: object) -> type:
+    """Type of an option by its default; what has none is text."""
+    if default is MISSING:
+        return str
+    return list if isinstance(default, tuple) else type(default)
+
+
+def _fits(value: object, default: object) -> bool:
+    expected = _type_of(default)
+    if expected is list:
+        return isinstance(value, list | tuple)
+    return isinstance(value, expected) and isinstance(value, bool) == (expected is bool)
 
 
 @dataclass(frozen=True, kw_only=True)

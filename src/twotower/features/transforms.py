@@ -6,7 +6,7 @@ Shapes of encoded columns: `twotower.features.spec`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 
 from twotower.data.schema import MICROSECONDS
 from twotower.features.spec import Feature
-from twotower.features.vocabulary import Vocabulary
+from twotower.features.vocabulary import Vocabulary, as_array
 
 Array = npt.NDArray[Any]
-Values = pa.Array | pa.ChunkedArray
+Values: TypeAlias = pa.Array | pa.ChunkedArray
 
 HOUR, DAY, WEEK = 3600, 86_400, 604_800
 EPOCH_TO_MONDAY = 3 * DAY  # 1970-01-01 was a Thursday
@@ -95,11 +95,14 @@ class Numeric:
 
     @staticmethod
     def fit(values: Values, *, log: bool) -> Numeric:
-        """Mean and standard deviation of the finite values."""
+        """Mean and standard deviation of the finite values; a constant column has scale 1."""
         numbers = _numbers(values, log=log)
         known = numbers[np.isfinite(numbers)]
-        scale = float(known.std()) if len(known) else 1.0
-        return Numeric(mean=float(known.mean()) if len(known) else 0.0, scale=scale or 1.0, log=log)
+        if not len(known):
+            return Numeric(mean=0.0, scale=1.0, log=log)
+        varies = known.min() < known.max()  # rounding leaves a constant a deviation above 0
+        scale = float(known.std()) if varies else 1.0
+        return Numeric(mean=float(known.mean()), scale=scale, log=log)
 
     def apply(self, values: Values) -> Array:
         """See `Transform`."""
@@ -122,7 +125,7 @@ class Vector:
         Raises:
             ValueError: When a vector is of another width.
         """
-        lists = as_lists(values, "")
+        lists = as_lists(values)
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
         wrong = np.flatnonzero((lengths != self.width) & (lengths != 0))
         if len(wrong):
@@ -133,24 +136,41 @@ class Vector:
             )
         encoded = np.zeros((len(lists), self.width), np.float32)
         flat = pc.list_flatten(lists).to_numpy(zero_copy_only=False).astype(np.float32)
-        encoded[lengths == self.width] = np.nan_to_num(flat.reshape(-1, self.width))
+        numbers = np.nan_to_num(flat, posinf=0.0, neginf=0.0)
+        encoded[lengths == self.width] = numbers.reshape(-1, self.width)
         norms = np.linalg.norm(encoded, axis=1, keepdims=True)
         return np.asarray(encoded / np.where(norms == 0, 1, norms), np.float32)
 
 
 @dataclass(frozen=True)
 class Time:
-    """``time``: sine and cosine of the hour of day and day of week (UTC); zeros where missing."""
+    """``time``: sine and cosine of the hour of day and day of week (UTC); zeros where missing.
+
+    Integers are microseconds since 1970, as in the ``timestamp`` column.
+    """
 
     width: int = 4
     num_rows: int = 0
 
     def apply(self, values: Values) -> Array:
-        """See `Transform`."""
-        seconds = _numbers(values, log=False) / (MICROSECONDS if _is_integer(values) else 1)
+        """See `Transform`.
+
+        Raises:
+            ValueError: When the values are neither times nor integers.
+        """
+        array = as_array(values)
+        kind = pa.types
+        is_integer = kind.is_integer(array.type)
+        allowed = is_integer or kind.is_timestamp(array.type) or kind.is_date(array.type)
+        if not (allowed or kind.is_null(array.type)):
+            raise ValueError(
+                "needs timestamps, dates or integer microseconds since 1970, got a column of type "
+                f"{array.type}"
+            )
+        seconds = _numbers(array, log=False) / (MICROSECONDS if is_integer else 1)
         angles = np.stack([seconds / DAY, (seconds + EPOCH_TO_MONDAY) / WEEK], axis=1) * 2 * np.pi
         waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-        return np.nan_to_num(waves).astype(np.float32)
+        return np.asarray(np.nan_to_num(waves), np.float32)
 
 
 def fit_transform(feature: Feature, values: Values) -> Transform:
@@ -163,42 +183,61 @@ def fit_transform(feature: Feature, values: Values) -> Transform:
     Raises:
         ValueError: When the column's type does not fit the kind.
     """
-    kind, array = feature.kind, values
-    if kind in ("id", "categorical"):
-        return Categorical(Vocabulary.fit(array, min_count=feature.min_count))
-    if kind == "tags":
-        lists = as_lists(array, feature.separator)
-        vocabulary = Vocabulary.fit(pc.list_flatten(lists), min_count=feature.min_count)
+    if feature.kind in ("id", "categorical"):
+        return Categorical(Vocabulary.fit(values, min_count=feature.min_count))
+    if feature.kind == "tags":
+        lists = as_lists(values, feature.separator)
+        tags = pc.list_flatten(lists)
+        if is_text(tags.type):
+            tags = tags.filter(pc.not_equal(tags, ""))
         longest = pc.max(pc.list_value_length(lists)).as_py() or 1
+        vocabulary = Vocabulary.fit(tags, min_count=feature.min_count)
         return Tags(vocabulary, max(1, min(longest, feature.max_tags)), feature.separator)
-    if kind == "vector":
-        lengths = pc.list_value_length(as_lists(array, ""))
-        return Vector(width=int(pc.max(lengths).as_py() or 0))
-    return Numeric.fit(array, log=feature.log) if kind == "numeric" else Time()
+    if feature.kind == "vector":
+        width = pc.max(pc.list_value_length(as_lists(values))).as_py()
+        if not width:
+            raise ValueError("there is no vector in the training part; leave the feature out")
+        return Vector(width=width)
+    if feature.kind == "numeric":
+        return Numeric.fit(values, log=feature.log)
+    Time().apply(values)
+    return Time()
 
 
-def as_lists(values: Values, separator: str) -> pa.Array:
-    """Lists as lists, text split at a separator; nulls become empty lists."""
-    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    if pa.types.is_fixed_size_list(array.type):
+def as_lists(values: Values, separator: str = "") -> pa.Array:
+    """Lists as lists, text split at a separator, if there is one.
+
+    Raises:
+        ValueError: When the column is of another type.
+    """
+    array = as_array(values)
+    kind = pa.types
+    if kind.is_null(array.type):
+        return array.cast(pa.list_(pa.null()))
+    if kind.is_fixed_size_list(array.type):
         array = array.cast(pa.list_(array.type.value_type))
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+    if separator and is_text(array.type):
         array = pc.split_pattern(array.cast(pa.string()), separator)
-    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
-        raise ValueError(f"needs lists or text with separators, got a column of type {array.type}")
+    if not (kind.is_list(array.type) or kind.is_large_list(array.type)):
+        wanted = "lists or text with separators" if separator else "lists"
+        raise ValueError(f"needs {wanted}, got a column of type {array.type}")
     return array
 
 
-def _is_integer(values: Values) -> bool:
-    return pa.types.is_integer(values.type)
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds text."""
+    return kind in (pa.string(), pa.large_string(), pa.string_view())
 
 
 def _numbers(values: Values, *, log: bool) -> npt.NDArray[np.float64]:
-    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    if pa.types.is_temporal(array.type):
-        array = array.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
+    array = as_array(values)
+    kind = array.type
     try:
-        numbers = array.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"needs numbers, got a column of type {array.type}: {error}") from error
+        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+            array = array.cast(pa.timestamp("s"), safe=False)
+        if pa.types.is_temporal(kind):
+            array = array.view(pa.int64() if array.type.bit_width == 64 else pa.int32())
+        numbers = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"needs numbers, got a column of type {kind}: {error}") from error
     return np.log1p(np.maximum(numbers, 0.0)) if log else np.asarray(numbers, np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -42,17 +43,43 @@ class Vocabulary:
         return len(self.values) + 1
 
     def rows(self, values: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int32]:
-        """Row of every value, 0 where it is null or unknown."""
+        """Row of every value, 0 where it is null or unknown.
+
+        Raises:
+            ValueError: When the values are of a type that cannot be compared with the known ones.
+        """
         keys = as_key(values).cast(self.values.type)
         found: Any = pc.index_in(keys, value_set=self.values, skip_nulls=True)
         return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False) + 1, np.int32)
 
+    def digest(self) -> str:
+        """Digest of the values, their type and order."""
+        digest = blake2b(str(self.values.type).encode(), digest_size=16)
+        if pa.types.is_integer(self.values.type):
+            digest.update(self.values.to_numpy().tobytes())
+            return digest.hexdigest()
+        whole = pa.ListArray.from_arrays(np.array([0, len(self.values)], np.int32), self.values)
+        digest.update(pc.binary_length(self.values).to_numpy().tobytes())
+        digest.update(pc.binary_join(whole, "")[0].as_buffer())
+        return digest.hexdigest()
+
 
 def as_key(values: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Values as int64 where they are integers, else as text."""
+    """Values as int64 where they are integers, else as text; no number (NaN) counts as null.
+
+    Raises:
+        ValueError: When the values are lists or the like, or integers above 2^63 - 1.
+    """
+    array = as_array(values)
+    kind = array.type
+    if pa.types.is_nested(kind) or pa.types.is_interval(kind):
+        raise ValueError(f"needs one value a row, got a column of type {kind}")
+    if pa.types.is_floating(kind):
+        array = pc.if_else(pc.is_nan(array), pa.scalar(None, kind), array)
+    return array.cast(pa.int64() if pa.types.is_integer(kind) else pa.string())
+
+
+def as_array(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column in one piece and without dictionary encoding."""
     array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_null(array.type):
-        return array.cast(pa.string())
-    return array.cast(pa.int64() if pa.types.is_integer(array.type) else pa.string())
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array

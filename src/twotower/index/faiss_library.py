@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
+
+# At level INFO it tells of every CPU variant that it does not find.
+logging.getLogger("faiss.loader").setLevel(logging.WARNING)
 
 try:
     import faiss as _faiss

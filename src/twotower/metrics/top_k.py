@@ -136,8 +136,7 @@ def top_k_metrics(ranked: IntArray, relevant: Relevant, ks: Sequence[int]) -> di
     num_queries, width = ranked.shape
     if not ks or min(ks) < 1 or max(ks) > width:
         raise ValueError(f"ks must be at least 1 and at most {width}, the columns, got {list(ks)}")
-    names = ("recall", "precision", "hit_rate", "ndcg", "mrr", "map")
-    metrics = {f"{name}@{k}": np.full(num_queries, np.nan) for k in ks for name in names}
+    metrics = {name: np.full(num_queries, np.nan) for name in metric_names(ks)}
     for start, stop in _blocks(ranked):
         hits = _match(ranked, relevant, start, stop)[0]
         counts = relevant.counts[start:stop]
@@ -146,6 +145,17 @@ def top_k_metrics(ranked: IntArray, relevant: Relevant, ks: Sequence[int]) -> di
             for name, values in _metrics_at(hits[asked], counts[asked], k).items():
                 metrics[f"{name}@{k}"][start:stop][asked] = values
     return metrics
+
+
+def metric_names(ks: Sequence[int]) -> list[str]:
+    """Names of all metrics of this module for lists of some lengths.
+
+    Example:
+        >>> metric_names([10])
+        ['recall@10', 'precision@10', 'hit_rate@10', 'ndcg@10', 'mrr@10', 'map@10']
+    """
+    names = ("recall", "precision", "hit_rate", "ndcg", "mrr", "map")
+    return [f"{name}@{k}" for k in ks for name in names]
 
 
 def mean_over_queries(metrics: Mapping[str, FloatArray]) -> dict[str, float]:

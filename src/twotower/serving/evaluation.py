@@ -1,25 +1,28 @@
 """How good a bundle is on the test part: both stages together, and where positives are lost.
 
 The bundle answers one query for every user of the test part, with the history at the cut, as it
-would have online. Every test positive that is not in the top k was lost somewhere: by the retrieval
-(its exact rank is beyond the candidates), by the approximate index, or by the ranker. Seen items
-are neither shown nor counted as truth, so a filter loses none.
+would have online: of a history it knows the items of the catalogue alone. Every test positive that
+is not in the top k was lost somewhere: by the retrieval (its exact rank is beyond the candidates),
+by the approximate index, or by the ranker. Seen items are neither shown nor counted as truth where
+the bundle removes them, so a filter loses none.
 
 Shape letters: Q queries, K candidates, R test positives.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from twotower.data.prepared import Prepared
+from twotower.data.prepared import Prepared, history_before
 from twotower.data.queries import EvaluationSettings, Queries
 from twotower.data.schema import TEST
+from twotower.export.data_files import catalogue_only
 from twotower.index.base import Excluded, index_recall
 from twotower.index.flat import Flat
 from twotower.metrics.attribution import Attribution, attribute
@@ -29,6 +32,8 @@ from twotower.metrics.top_k import Relevant, contains, top_k_metrics
 from twotower.serving.filters import search_allowed
 from twotower.serving.queries import Columns, history_columns
 from twotower.serving.recommender import Recommender
+
+log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
@@ -78,14 +83,14 @@ def evaluate_bundle(
     Returns:
         Metrics of the two stages together and of the retrieval's order (``retrieval_index``), their
         paired difference, recall of the index against exact search, and the attribution.
+
+    Raises:
+        ValueError: When the settings do not fit the bundle.
     """
+    ks = _list_lengths(recommender, settings)
     queries = settings.queries(prepared, TEST)
     truth = Relevant(offsets=queries.truth_offsets, item_rows=queries.truth_items)
-    longest = recommender.num_candidates
-    ks = [k for k in settings.ks if k <= longest]
-    lists = _ask(
-        recommender, prepared, queries, remove_seen=settings.remove_seen, progress=progress
-    )
+    lists = _ask(recommender, prepared, queries, progress=progress)
     metrics: dict[str, float] = {}
     values = {}
     for name, ranked in ((TWO_STAGE, lists.final), (RETRIEVAL, lists.candidates)):
@@ -104,7 +109,7 @@ def evaluate_bundle(
     metrics[f"{TWO_STAGE}/test/coverage@{k}"] = catalogue_coverage(
         lists.final[:, :k], prepared.num_catalogue
     )
-    metrics[f"index/test/recall@{longest}"] = float(
+    metrics[f"index/test/recall@{recommender.num_candidates}"] = float(
         np.nanmean(index_recall(lists.candidates, lists.exact))
     )
     found = attribute(
@@ -117,22 +122,48 @@ def evaluate_bundle(
     return Evaluation(metrics=metrics, attribution=found, k=k)
 
 
+def _list_lengths(recommender: Recommender, settings: EvaluationSettings) -> list[int]:
+    """Lengths of lists that the bundle can fill."""
+    longest, removes = recommender.num_candidates, recommender.bundle.manifest.remove_seen
+    ks = [k for k in settings.ks if k <= longest]
+    problems = []
+    if settings.remove_seen != removes:
+        problems.append(
+            f"evaluation.remove_seen: got {_yaml(settings.remove_seen)}, the bundle was exported "
+            f"with {_yaml(removes)}; say evaluation.remove_seen={_yaml(removes)}"
+        )
+    if not ks:
+        problems.append(
+            f"evaluation.ks: got {list(settings.ks)}; the bundle has {longest} candidates, at "
+            "least one length must not exceed that"
+        )
+    if problems:
+        raise ValueError("\n".join(problems))
+    if len(ks) < len(settings.ks):
+        left_out = ", ".join(str(k) for k in settings.ks if k > longest)
+        log.warning("evaluation.ks: %s left out, the bundle has %d candidates", left_out, longest)
+    return ks
+
+
+def _yaml(value: bool) -> str:
+    return str(value).lower()
+
+
 def _ask(
-    recommender: Recommender,
-    prepared: Prepared,
-    queries: Queries,
-    *,
-    remove_seen: bool,
-    progress: bool,
+    recommender: Recommender, prepared: Prepared, queries: Queries, *, progress: bool
 ) -> _Lists:
     from tqdm import tqdm
 
     num_candidates = recommender.num_candidates
+    remove_seen = recommender.bundle.manifest.remove_seen
+    served = catalogue_only(prepared)
+    ends = history_before(served, TEST)[queries.user_rows]
+    queries = replace(queries, history_end=ends)
     exact = Flat(device="cpu").build(np.asarray(recommender.bundle.item_vectors))
     parts: list[tuple[Array, Array, Array]] = []
     blocks = list(_blocks(len(queries)))
     for start, stop in tqdm(blocks, desc="evaluate", unit="block", disable=not progress):
-        columns = query_columns(prepared, recommender, queries, start, stop)
+        columns = query_columns(served, recommender, queries, start, stop)
         left_out = _seen(queries, start, stop, len(recommender.items)) if remove_seen else None
         ranked = recommender.rank(columns, num_candidates, left_out)
         best = search_allowed(exact, recommender.embed(columns), num_candidates, left_out)

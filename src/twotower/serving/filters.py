@@ -39,8 +39,8 @@ def search_allowed(
         return index.search(vectors, k)
     rows = np.full((len(vectors), k), NO_ITEM, np.int64)
     scores = np.full((len(vectors), k), -np.inf, np.float32)
-    removed = np.diff(excluded.offsets)
     keys = _keys(excluded, index.num_items)
+    removed = np.bincount(keys // index.num_items, minlength=len(vectors))  # (Q,)
     pending = np.arange(len(vectors))
     fetch = int(k + FIRST_MARGIN * np.median(removed))
     while len(pending):

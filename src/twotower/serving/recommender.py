@@ -8,6 +8,7 @@ Shape letters: Q queries, K candidates, k items shown.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from twotower.serving.queries import Columns, encode_context, encode_user, histo
 
 Array = npt.NDArray[Any]
 ItemId = int | str
+
+MAX_INT64 = 2**63 - 1
+WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 class UnknownUser(ValueError):  # noqa: N818 - what it is, in a user's words
@@ -254,11 +258,13 @@ class Recommender:
 
 def _find(ids: pa.Array, wanted: Sequence[ItemId]) -> npt.NDArray[np.int64]:
     """Rows of external ids, -1 where unknown; an id given as text finds a number and vice versa."""
-    if not len(wanted):
-        return np.zeros(0, np.int64)
-    try:
-        values = pa.array([str(item) for item in wanted]).cast(ids.type)
-    except pa.ArrowInvalid:
-        return np.full(len(wanted), -1, np.int64)
-    found = pc.index_in(values, value_set=ids)
+    texts = [str(item) for item in wanted]
+    keys = [_whole(text) for text in texts] if pa.types.is_integer(ids.type) else texts
+    found = pc.index_in(pa.array(keys, ids.type), value_set=ids)
     return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), np.int64)
+
+
+def _whole(text: str) -> int | None:
+    """The 64-bit integer that is spelled out, or None."""
+    number = int(text) if WHOLE_NUMBER.fullmatch(text) else MAX_INT64 + 1
+    return number if -MAX_INT64 <= number <= MAX_INT64 else None

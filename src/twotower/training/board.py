@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from twotower.data.schema import TITLE
+from twotower.data.schema import ITEM_ID, TITLE
 from twotower.metrics.calibration import ReliabilityTable
 from twotower.training.fit import TENSORBOARD
 
 PROJECTOR_ITEMS = 5_000
+MAX_COLOURS = 50  # the projector offers no column with more values for its colours
 
 
 class Board:
@@ -39,20 +41,27 @@ class Board:
         self._writer.add_text("config", lines)
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """Show test figures as scalars."""
+        """Show test figures as one table: as scalars they would bury the curves under dots."""
+        lines = ["| figure | value | 95 % interval |", "| :-- | --: | --: |"]
         for name, value in values.items():
             if not name.endswith(("/low", "/high")):
-                self._writer.add_scalar(name, value)
+                low, high = values.get(f"{name}/low"), values.get(f"{name}/high")
+                interval = "" if low is None or high is None else f"{low:.4f} .. {high:.4f}"
+                lines.append(f"| {name} | {value:.4f} | {interval} |")
+        self._writer.add_text(f"{self._stage}/test/figures", "\n".join(lines))
 
-    def recall_by_popularity(self, deciles: npt.NDArray[Any]) -> None:
-        """Show the recall of test positives by popularity decile of the item."""
+    def recall_by_popularity(self, deciles: npt.NDArray[Any], k: int) -> None:
+        """Show the recall@k of test positives by popularity decile of the item."""
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
-        axes.bar(np.arange(1, len(deciles) + 1), np.nan_to_num(deciles), color="#3b6ea5")
+        places = np.arange(1, len(deciles) + 1)
+        axes.bar(places, np.nan_to_num(deciles), color="#3b6ea5")
         axes.set(
             xlabel="popularity decile of the item (1 = least popular)",
-            ylabel="recall of test positives",
-            title="Recall by popularity",
+            ylabel=f"share of test positives in the top {k}",
+            title=f"Recall@{k} by popularity",
+            xticks=places,
+            ylim=(0, 1),
         )
         self._writer.add_figure(f"{self._stage}/test/recall_by_popularity", figure)
 
@@ -70,7 +79,7 @@ class Board:
         self._writer.add_figure(f"{self._stage}/test/reliability", figure)
 
     def items(self, vectors: Tensor, ids: pa.Array, table: pa.Table, counts: Tensor) -> None:
-        """Show item vectors in the projector, the most popular ones, with their titles.
+        """Show item vectors in the projector, the most popular ones, with titles and categories.
 
         Args:
             vectors: (C, D) item vectors.
@@ -79,21 +88,26 @@ class Board:
             counts: (C,) training events.
         """
         shown = torch.argsort(counts, descending=True, stable=True)[:PROJECTOR_ITEMS].cpu()
-        rows = pa.array(shown.numpy())
-        titles = table.column(TITLE) if TITLE in table.column_names else ids
-        labels = [str(title).replace("\t", " ") for title in titles.take(rows).to_pylist()]
+        rows = table.take(pa.array(shown.numpy()))
+        ids = ids.take(pa.array(shown.numpy()))
+        columns = {TITLE: rows.column(TITLE) if TITLE in rows.column_names else ids}
+        columns |= {ITEM_ID: ids, "events": pa.array(counts.cpu()[shown].numpy())}
+        columns |= {n: rows.column(n) for n in rows.column_names if _is_category(rows.column(n))}
         self._writer.add_embedding(
             vectors.cpu()[shown],
             metadata=[
-                [label, str(item), int(count)]
-                for label, item, count in zip(
-                    labels, ids.take(rows).to_pylist(), counts[shown].tolist(), strict=True
-                )
+                [" ".join(str(value).split()) for value in row]
+                for row in zip(*(column.to_pylist() for column in columns.values()), strict=True)
             ],
-            metadata_header=["title", "item_id", "events"],
+            metadata_header=list(columns),
             tag="items",
         )
 
     def close(self) -> None:
         """Write everything out."""
         self._writer.close()
+
+
+def _is_category(column: pa.ChunkedArray) -> bool:
+    """Whether the projector can colour items by a column."""
+    return pa.types.is_string(column.type) and 1 < pc.count_distinct(column).as_py() <= MAX_COLOURS

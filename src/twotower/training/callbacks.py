@@ -1,4 +1,4 @@
-"""Lightning callbacks: metrics over the whole catalogue, early stopping, resume, rates, progress."""
+"""Lightning callbacks: metrics of every epoch, early stopping, resume, rates, progress."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, TQDMProgressBar
 from torch import Tensor
+
+from twotower.data.batches import ShuffledBatches
 
 
 class ValidationMetrics(pl.Callback):
@@ -131,7 +133,7 @@ class ProgressBar(TQDMProgressBar):
     def on_train_epoch_start(self, trainer: pl.Trainer, *arguments: object) -> None:
         """Show which epoch of the stage it is."""
         super().on_train_epoch_start(trainer, *arguments)
-        epoch = f"{self.stage}, epoch {trainer.current_epoch + 1} of at most {trainer.max_epochs}"
+        epoch = f"{self.stage}, epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         self.train_progress_bar.set_description(epoch)
 
     def get_metrics(
@@ -143,24 +145,33 @@ class ProgressBar(TQDMProgressBar):
         return {name.rpartition("/")[2]: value for name, value in metrics.items()}
 
 
-class RandomState(pl.Callback):
-    """Keeps the state of torch's generators in the checkpoint, so that a resumed run draws on."""
+class ResumeState(pl.Callback):
+    """Keeps in the checkpoint where the loader and torch's generators stand.
 
-    def __init__(self) -> None:
+    Lightning saves the loader's state too, but does not restore it when the schedule has asked for
+    the number of steps, nor at the end of an epoch.
+
+    Args:
+        loader: The training batches.
+    """
+
+    def __init__(self, loader: ShuffledBatches) -> None:
+        self.loader = loader
         self._restored: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """States of the CPU's and every GPU's generator."""
+        """Position of the loader, states of the CPU's and every GPU's generator."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+        return {"loader": self.loader.state_dict(), "cpu": torch.get_rng_state(), "cuda": cuda}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the states until training starts."""
         self._restored = state_dict
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the generators back, after everything that might draw on the way here."""
+        """Put all back, after everything that might draw on the way here."""
         if self._restored:
+            self.loader.load_state_dict(self._restored["loader"])
             torch.set_rng_state(self._restored["cpu"].cpu())
             if torch.cuda.is_available() and self._restored["cuda"]:
                 torch.cuda.set_rng_state_all([state.cpu() for state in self._restored["cuda"]])

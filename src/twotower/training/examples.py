@@ -112,7 +112,7 @@ class ImpressionExamples:
             raise DataError(
                 ["the log holds positives alone; the ranker needs impressions that did not succeed "
                  "(data.label.positive_from) or the candidates of a retriever "
-                 "(stages=[retrieval,ranking], training/ranking=candidates)"]
+                 "(stages=[retrieval,ranking], training/examples=candidates)"]
             )  # fmt: skip
         log = prepared.interactions
         rows = np.flatnonzero(log.split == part)

@@ -5,19 +5,29 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from twotower.data.batches import ShuffledBatches
-from twotower.training.callbacks import ProgressBar, RandomState, Throughput, ValidationMetrics
+from twotower.training.callbacks import (
+    ProgressBar,
+    ResumePoint,
+    ResumeState,
+    Stopping,
+    Throughput,
+    ValidationMetrics,
+)
 from twotower.training.optimizers import OptimizerSettings
+from twotower.training.run_folder import write_json
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +35,12 @@ BEST = "best"
 LAST = "last"
 FINISHED = "finished.json"
 TENSORBOARD = "tensorboard"
+
+# What Lightning says that a user can do nothing about, or that is always so here.
+EXPECTED_WARNINGS = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"Checkpoint directory .* exists and is not empty",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,25 +50,40 @@ class TrainerSettings:
     Args:
         accelerator: ``auto``, ``cpu`` or ``gpu``.
         precision: ``auto`` (bf16 where the device has it), ``32-true`` or ``bf16-mixed``.
-        compile: Whether the model goes through `torch.compile`.
-        log_every: Steps between two entries in TensorBoard.
-        checkpoint_every: Steps between two checkpoints to resume from.
+        log_every: Steps between two entries in TensorBoard; at least one an epoch is made.
+        checkpoint_every: Steps between two checkpoints to resume from; every epoch ends with one.
         max_steps: Stop a stage after so many steps, -1 for never; for smoke runs.
+
+    Raises:
+        ValueError: When a number is out of range.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    compile: bool = False
     log_every: int = 50
     checkpoint_every: int = 500
     max_steps: int = -1
 
+    def __post_init__(self) -> None:
+        problems = _below_one(self, "log_every", "checkpoint_every")
+        if self.max_steps != -1 and self.max_steps < 1:
+            problems.append(f"`max_steps` must be at least 1, or -1, got {self.max_steps}")
+        if problems:
+            raise ValueError("\n".join(f"trainer: {problem}" for problem in problems))
+
     def device(self) -> torch.device:
-        """The device that models and columns live on."""
-        use_gpu = self.accelerator == "gpu" or (
-            self.accelerator == "auto" and torch.cuda.is_available()
-        )
-        return torch.device("cuda" if use_gpu else "cpu")
+        """The device that models and columns live on.
+
+        Raises:
+            ValueError: When a GPU is asked for and torch sees none.
+        """
+        has_gpu = torch.cuda.is_available()
+        if self.accelerator == "gpu" and not has_gpu:
+            raise ValueError(
+                "trainer: `accelerator` is gpu but torch sees none; `twotower doctor` says why, "
+                "and auto or cpu train without"
+            )
+        return torch.device("cuda" if has_gpu and self.accelerator != "cpu" else "cpu")
 
     def lightning_precision(self) -> Any:  # noqa: ANN401 - Lightning's own union of strings
         """The precision under Lightning's name."""
@@ -72,6 +103,9 @@ class StageSettings:
         patience: Epochs without a better `monitor` before training stops.
         monitor: Metric of the validation part that decides, such as ``recall@20`` or ``auc``.
         optimizer: Rates and schedule.
+
+    Raises:
+        ValueError: When a number is out of range.
     """
 
     batch_size: int
@@ -80,11 +114,30 @@ class StageSettings:
     monitor: str
     optimizer: OptimizerSettings
 
+    def __post_init__(self) -> None:
+        problems = _below_one(self, "batch_size", "max_epochs", "patience")
+        if problems:
+            raise ValueError("\n".join(f"training: {problem}" for problem in problems))
+
     @property
     def mode(self) -> Literal["min", "max"]:
         """Whether smaller or larger is better."""
         small = ("loss", "calibration_error", "normalised_entropy")
         return "min" if self.monitor.endswith(small) else "max"
+
+    def check_monitor(self, names: Collection[str]) -> None:
+        """Refuse to decide by what is not measured.
+
+        Args:
+            names: The metrics of the validation part.
+
+        Raises:
+            ValueError: When `monitor` is none of them.
+        """
+        if self.monitor not in names:
+            raise ValueError(
+                f"training: `monitor` must be one of {', '.join(names)}, got {self.monitor}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +147,7 @@ class Fitted:
     Args:
         epochs: Epochs run.
         steps: Steps run.
-        seconds: Wall time, evaluation included.
+        seconds: Wall time, evaluation included; of a resumed run, since it was resumed.
         best: Best value of the monitored metric.
     """
 
@@ -102,6 +155,15 @@ class Fitted:
     steps: int
     seconds: float
     best: float
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch.
+
+    Args:
+        seed: At least 0.
+    """
+    pl.seed_everything(seed, verbose=False)
 
 
 def fit_stage(
@@ -130,65 +192,70 @@ def fit_stage(
     Returns:
         What became of it.
     """
-    stage_folder = folder / stage
-    finished = stage_folder / FINISHED
+    stage_folder, device = folder / stage, trainer_settings.device()
+    finished, last = stage_folder / FINISHED, stage_folder / f"{LAST}.ckpt"
     if finished.is_file():
-        _load_best(task, stage_folder)
-        log.info("Stage %s was finished before: its best weights are used", stage)
+        log.info("%s: finished before, the best weights are loaded", stage)
+        _load_best(task, stage_folder, device)
         return Fitted(**json.loads(finished.read_text()))
-    monitor = f"{stage}/validation/{settings.monitor}"
-    checkpoints = _checkpoints(stage_folder, monitor, settings, trainer_settings)
+    log_every = min(trainer_settings.log_every, len(loader))
+    stopping, best = _selection(stage, stage_folder, settings)
+    callbacks = [
+        ValidationMetrics(evaluate),
+        stopping,
+        Throughput(stage=stage, every=log_every),
+        ResumeState(loader),
+        best,
+        ResumePoint(path=last, every=trainer_settings.checkpoint_every),
+        *([ProgressBar(stage)] if progress else []),
+    ]
     logger = TensorBoardLogger(save_dir=folder, name=TENSORBOARD, version=stage)
-    stopping = EarlyStopping(
+    task.to(device)
+    started = time.perf_counter()
+    with _quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator=device.type.replace("cuda", "gpu"),
+            devices=1,
+            precision=trainer_settings.lightning_precision(),
+            max_epochs=settings.max_epochs,
+            max_steps=trainer_settings.max_steps,
+            callbacks=callbacks,
+            logger=logger,
+            log_every_n_steps=log_every,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+        resumed = last if last.is_file() else None
+        trainer.fit(task, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
+    fitted = Fitted(
+        epochs=trainer.current_epoch,
+        steps=trainer.global_step,
+        seconds=round(time.perf_counter() - started, 1),
+        best=float("nan") if best.best_model_score is None else float(best.best_model_score),
+    )
+    _load_best(task, stage_folder, device)
+    write_json(finished, asdict(fitted))
+    log.info(
+        "%s: %d epochs, %d steps in %.1f s, best %s on validation %.4f",
+        *(stage, fitted.epochs, fitted.steps, fitted.seconds, settings.monitor, fitted.best),
+    )
+    return fitted
+
+
+def _selection(
+    stage: str, folder: Path, settings: StageSettings
+) -> tuple[Stopping, ModelCheckpoint]:
+    """When to stop, and which weights to keep, by the monitored metric."""
+    monitor = f"{stage}/validation/{settings.monitor}"
+    stopping = Stopping(
         monitor,
         mode=settings.mode,
         patience=settings.patience,
         check_on_train_epoch_end=True,
         check_finite=False,
     )
-    metrics = ValidationMetrics(evaluate)
-    rates = Throughput(stage=stage, every=trainer_settings.log_every)
-    bar: list[pl.Callback] = [ProgressBar(refresh_rate=10)] if progress else []
-    trainer = pl.Trainer(
-        accelerator=trainer_settings.device().type.replace("cuda", "gpu"),
-        devices=1,
-        precision=trainer_settings.lightning_precision(),
-        max_epochs=settings.max_epochs,
-        max_steps=trainer_settings.max_steps,
-        callbacks=[metrics, stopping, rates, RandomState(), *checkpoints, *bar],
-        logger=logger,
-        log_every_n_steps=trainer_settings.log_every,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
-    task.to(trainer_settings.device())
-    last = stage_folder / f"{LAST}.ckpt"
-    started = time.perf_counter()
-    trainer.fit(
-        task,
-        train_dataloaders=loader,
-        ckpt_path=last if last.is_file() else None,
-        weights_only=True,
-    )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    best = checkpoints[0].best_model_score
-    fitted = Fitted(
-        epochs=trainer.current_epoch,
-        steps=trainer.global_step,
-        seconds=round(time.perf_counter() - started, 1),
-        best=float("nan") if best is None else float(best),
-    )
-    _load_best(task, stage_folder)
-    finished.write_text(json.dumps(asdict(fitted)))
-    return fitted
-
-
-def _checkpoints(
-    folder: Path, monitor: str, settings: StageSettings, trainer_settings: TrainerSettings
-) -> list[ModelCheckpoint]:
     best = ModelCheckpoint(
         dirpath=folder,
         filename=BEST,
@@ -198,17 +265,34 @@ def _checkpoints(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    last = ModelCheckpoint(
-        dirpath=folder,
-        filename=LAST,
-        every_n_train_steps=trainer_settings.checkpoint_every,
-        save_top_k=1,
-        enable_version_counter=False,
-    )
-    return [best, last]
+    return stopping, best
 
 
-def _load_best(task: pl.LightningModule, folder: Path) -> None:
-    """Put the best weights of a stage into its task."""
+def _load_best(task: pl.LightningModule, folder: Path, device: torch.device) -> None:
+    """Put the best weights of a stage into its task, and the task back where it was trained."""
     checkpoint = torch.load(folder / f"{BEST}.ckpt", map_location="cpu", weights_only=True)
     task.load_state_dict(checkpoint["state_dict"])
+    task.to(device)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Leave out Lightning's announcements; what a user should see is said by this package."""
+    logger = logging.getLogger(pl.__name__)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _below_one(settings: object, *names: str) -> list[str]:
+    return [
+        f"`{name}` must be at least 1, got {value}"
+        for name in names
+        if (value := getattr(settings, name)) < 1
+    ]

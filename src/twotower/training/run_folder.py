@@ -25,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from twotower.data.prepared import FEATURES_FOLDER, Prepared
+from twotower.data.schema import DataError
 
 CONFIG = "config.yaml"
 PREPARED = "prepared.json"
@@ -39,18 +40,26 @@ def start_run(folder: Path, config: str, prepared: Prepared) -> None:
     """Write what is known before training.
 
     Args:
-        folder: The run folder.
+        folder: The run folder; that of a run to go on with holds these files already.
         config: The resolved config as YAML.
         prepared: The data set.
+
+    Raises:
+        DataError: When the run began on other data.
     """
+    fingerprint = prepared.manifest["fingerprint"]
+    known = folder / PREPARED
+    if known.is_file() and (began := json.loads(known.read_text())["fingerprint"]) != fingerprint:
+        raise DataError(
+            [
+                f"{folder}: the run began on prepared data {began}, the tables now give "
+                f"{fingerprint}; start a new run"
+            ]
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / CONFIG, config)
     shutil.copytree(prepared.folder / FEATURES_FOLDER, folder / FEATURES_FOLDER, dirs_exist_ok=True)
-    where = {
-        "folder": str(prepared.folder.resolve()),
-        "fingerprint": prepared.manifest["fingerprint"],
-    }
-    write_json(folder / PREPARED, where)
+    write_json(known, {"folder": str(prepared.folder.resolve()), "fingerprint": fingerprint})
     write_json(folder / VERSIONS, versions())
 
 

@@ -20,6 +20,7 @@ from twotower.features.spec import ModelInputs
 from twotower.losses.objective import Objective
 from twotower.metrics.calibration import expected_calibration_error, reliability
 from twotower.metrics.click import auc, grouped_auc, log_loss, normalised_entropy
+from twotower.metrics.top_k import metric_names
 from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
 from twotower.training.columns import stage_columns
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 RETRIEVAL, RANKING = "retrieval", "ranking"
 STAGES = (RETRIEVAL, RANKING)
+CLICK_METRICS = ("auc", "log_loss", "normalised_entropy", "calibration_error", "grouped_auc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +225,16 @@ def click_metrics(prepared: Prepared, model: DCNv2, examples: ExampleBatches) ->
         groups = np.asarray(users[examples.examples.interactions])
         values["grouped_auc"] = grouped_auc(labels, predicted, groups)
     return values
+
+
+def validation_metrics(stage: str, ks: Sequence[int]) -> Sequence[str]:
+    """What a stage can be stopped and selected by.
+
+    Args:
+        stage: ``retrieval`` or ``ranking``.
+        ks: Lengths of the lists.
+    """
+    return metric_names(ks) if stage == RETRIEVAL else CLICK_METRICS
 
 
 def _fit(

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from twotower.data.schema import DataError, Label
-from twotower.data.tables import TableSource
+from twotower.data.tables import TableSource, declared_label
 
 DATA = Path(os.environ.get("TWOTOWER_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
 BIG = 2**53 + 1
@@ -169,3 +169,22 @@ def test_impressions_without_users():
     assert table.num_rows == 40_000
     assert sum(table.column("label").to_pylist()) == 207
     assert "user_id" not in table.column_names
+
+
+def test_a_name_that_stands_for_itself_is_no_mapping(log):
+    own = {name: name for name in ("weight", "split", "title")}
+    mapped = TableSource(interactions=str(log), columns=COLUMNS | own)
+    assert mapped.fingerprint() == TableSource(interactions=str(log), columns=COLUMNS).fingerprint()
+    assert mapped.read().interactions.num_rows == 3
+
+
+def test_a_label_is_declared_by_its_column():
+    assert declared_label() is None
+    assert declared_label(column="click") == Label(column="click")
+    stars = declared_label(column="stars", minimum=1, maximum=5, positive_from=4)
+    assert stars == Label(column="stars", minimum=1, maximum=5, positive_from=4)
+
+
+def test_a_label_range_without_a_column_is_refused():
+    with pytest.raises(ValueError, match=r"a range is given and no column; .*data\.label\.column"):
+        declared_label(maximum=5.0)

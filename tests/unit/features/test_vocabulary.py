@@ -1,0 +1,118 @@
+"""Rows of embedding tables for values of every type."""
+
+import datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from twotower.features.vocabulary import Vocabulary, as_array, as_key
+
+BIG = 2**53 + 1
+
+
+def fitted(values, min_count=1):
+    return Vocabulary.fit(pa.array(values), min_count=min_count)
+
+
+def test_most_frequent_first_ties_by_value():
+    vocabulary = fitted(["b", "c", "a", "c", None, "b", "d", "c"])
+    assert vocabulary.values.to_pylist() == ["c", "b", "a", "d"]
+    assert vocabulary.num_rows == 5
+
+
+def test_the_order_of_the_column_does_not_matter():
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 40, 500)
+    for _ in range(3):
+        assert fitted(rng.permutation(values)).digest() == fitted(values).digest()
+
+
+def test_rare_values_share_row_zero():
+    vocabulary = fitted([5, 5, 5, 6, 6, 7], min_count=2)
+    assert vocabulary.rows(pa.array([7, 6, 5, 8, None])).tolist() == [0, 2, 1, 0, 0]
+    assert vocabulary.rows(pa.array([7, 6, 5])).dtype == np.int32
+
+
+def test_large_integers_stay_apart():
+    vocabulary = fitted([BIG, BIG + 1, BIG])
+    assert vocabulary.rows(pa.array([BIG + 1, BIG, BIG - 1])).tolist() == [2, 1, 0]
+
+
+def test_several_chunks_and_none():
+    chunks = pa.chunked_array([["a"], [], ["b", "a"]])
+    vocabulary = Vocabulary.fit(chunks, min_count=1)
+    assert vocabulary.rows(chunks).tolist() == [1, 2, 1]
+    empty = Vocabulary.fit(pa.chunked_array([], pa.string()), min_count=1)
+    assert empty.num_rows == 1
+    assert empty.rows(chunks).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "same"),
+    [
+        (pa.array([True, False, True]), pa.array(["true", "false", "true"])),
+        (pa.array([1, 2, 1], pa.int8()), pa.array([1, 2, 1], pa.uint64())),
+        (pa.array([1, 2, 1]), pa.array(["1", "2", "1"])),
+        (pa.array([1.0, 2.0, 1.0]), pa.array([1, 2, 1])),
+        (pa.array(["x", "y", "x"]).dictionary_encode(), pa.array(["x", "y", "x"])),
+        (pa.array([7, 8, 7]).dictionary_encode(), pa.array([7, 8, 7], pa.int32())),
+        (pa.array(["x", "y", "x"], pa.large_string()), pa.array(["x", "y", "x"], pa.string_view())),
+        (
+            pa.array([datetime.date(2024, 1, day) for day in (1, 2, 1)]),
+            pa.array(["2024-01-01", "2024-01-02", "2024-01-01"]),
+        ),
+    ],
+)
+def test_one_value_in_two_types_is_one_value(values, same):
+    for trained, asked in ((values, values), (values, same), (same, values)):
+        vocabulary = Vocabulary.fit(trained, min_count=1)
+        assert vocabulary.rows(asked).tolist() == [1, 2, 1]
+
+
+def test_what_is_no_number_is_missing():
+    for kind in (pa.float16(), pa.float32(), pa.float64()):
+        values = pa.array([1.0, float("nan"), None, 1.0], kind)
+        vocabulary = Vocabulary.fit(values, min_count=1)
+        assert vocabulary.num_rows == 2
+        assert vocabulary.rows(values).tolist() == [1, 0, 0, 1]
+
+
+def test_nothing_is_known_of_a_column_of_nulls():
+    vocabulary = Vocabulary.fit(pa.nulls(3), min_count=1)
+    assert vocabulary.num_rows == 1
+    assert vocabulary.rows(pa.array(["a"])).tolist() == [0]
+    assert fitted([1]).rows(pa.nulls(2)).tolist() == [0, 0]
+
+
+def test_digests_tell_values_types_and_order_apart():
+    columns = [["a", "b"], ["ab"], ["ab", ""], ["b", "a", "b"], ["a", "\x1fb"], ["a\x1fb"]]
+    columns += [[1, 2], ["1", "2"], [1], [], [2, 1, 2]]
+    digests = [Vocabulary.fit(pa.array(c), min_count=1).digest() for c in columns]
+    assert len(set(digests)) == len(columns)
+    assert fitted(["a", "b", "a"]).digest() == fitted(["b", "a", "a"]).digest()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (pa.array([[1, 2]]), "needs one value a row, got a column of type list<"),
+        (pa.array([{"a": 1}]), "needs one value a row, got a column of type struct<"),
+        (pa.array([(1, 2, 3)], pa.month_day_nano_interval()), "one value a row, .* month_day_nano"),
+        (pa.array([2**63], pa.uint64()), "9223372036854775808 not in range"),
+        (pa.array([b"\xff"]), "UTF8"),
+    ],
+)
+def test_values_that_cannot_be_compared(values, message):
+    with pytest.raises(ValueError, match=message):
+        as_key(values)
+
+
+def test_text_where_integers_were_trained():
+    with pytest.raises(ValueError, match="'abc'"):
+        fitted([1, 2]).rows(pa.array(["abc"]))
+
+
+def test_a_column_in_one_piece():
+    column = pa.chunked_array([pa.array(["a"]).dictionary_encode()] * 2)
+    assert as_array(column).equals(pa.array(["a", "a"]))

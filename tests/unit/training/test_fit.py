@@ -1,0 +1,256 @@
+"""Fitting a stage: selection of the best epoch, checkpoints, and runs that are killed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from twotower.data.batches import ShuffledBatches
+from twotower.data.schema import TRAIN, VALIDATION
+from twotower.features.frequency import ItemFrequency
+from twotower.losses.negatives import MixedNegatives
+from twotower.losses.objective import Objective
+from twotower.losses.ranking import BinaryLogLoss
+from twotower.losses.sampled_softmax import SampledSoftmax
+from twotower.training import fit
+from twotower.training.evaluation import mean_metrics, rank_catalogue
+from twotower.training.examples import ExampleBatches, ImpressionExamples
+from twotower.training.fit import Fitted, StageSettings, TrainerSettings, fit_stage, seed_everything
+from twotower.training.optimizers import OptimizerSettings
+from twotower.training.ranking import RankingTask
+from twotower.training.retrieval import RetrievalTask
+from twotower.training.stages import click_metrics
+
+EPOCHS = 3
+OPTIMIZER = OptimizerSettings(
+    learning_rate=0.01, table_learning_rate=0.1, warmup_share=0.2, final_share=0.1, max_norm=1.0
+)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class Life:
+    """Counts down what a process gets done before it is killed; None is for ever."""
+
+    def __init__(self, left=None):
+        self.left = left
+
+    def passing(self, function):
+        def counted(*arguments):
+            if self.left is not None:
+                if self.left == 0:
+                    raise Killed
+                self.left -= 1
+            return function(*arguments)
+
+        return counted
+
+
+def stage_settings(monitor, batch_size, patience=EPOCHS):
+    return StageSettings(
+        batch_size=batch_size,
+        max_epochs=EPOCHS,
+        patience=patience,
+        monitor=monitor,
+        optimizer=OPTIMIZER,
+    )
+
+
+def fit_retrieval(world, folder, trainer_settings, life, patience=EPOCHS):
+    """One process that trains retrieval: 4 batches an epoch, dropout, uniform negatives."""
+    prepared, columns = world.prepared, world.columns("retrieval")
+    seed_everything(5)
+    model = world.towers(dropout=0.3)
+    train_rows = np.flatnonzero(prepared.interactions.split == TRAIN)
+    frequency = ItemFrequency.count(prepared, train_rows)
+    task = RetrievalTask(
+        model=model,
+        objective=Objective(
+            loss=SampledSoftmax(temperature=0.2),
+            negatives=MixedNegatives(in_batch=True, num_uniform=7),
+        ),
+        columns=columns,
+        item_probability=torch.from_numpy(frequency.probability()),
+        optimizer=OPTIMIZER,
+    )
+    queries = world.context(folder).evaluation.queries(prepared, VALIDATION)
+
+    def evaluate():
+        ranked = rank_catalogue(
+            model, columns, queries, num_catalogue=prepared.num_catalogue, k=5, remove_seen=True
+        )
+        means = mean_metrics(ranked, queries, [5])
+        return {f"retrieval/validation/{name}": value for name, value in means.items()}
+
+    examples = torch.from_numpy(prepared.events.interactions[prepared.train_events()])
+    size = -(-len(examples) // 4)
+    loader = ShuffledBatches(
+        examples, batch_size=size, seed=5, assemble=life.passing(columns.examples)
+    )
+    fitted = fit_stage(
+        stage="retrieval",
+        task=task,
+        loader=loader,
+        evaluate=life.passing(evaluate),
+        settings=stage_settings("ndcg@5", size, patience),
+        trainer_settings=trainer_settings,
+        folder=folder,
+        progress=False,
+    )
+    return task, fitted
+
+
+def fit_ranking(world, folder, trainer_settings, life, patience=EPOCHS):
+    """One process that trains the ranker with dropout, 5 batches an epoch."""
+    prepared, columns = world.prepared, world.columns("ranking")
+    seed_everything(5)
+    model = world.ranker(dropout=0.3)
+    train, validation = (
+        ExampleBatches(
+            examples=ImpressionExamples().examples(prepared, part, None),
+            columns=columns,
+            with_scores=False,
+        )
+        for part in (TRAIN, VALIDATION)
+    )
+
+    def evaluate():
+        values = click_metrics(prepared, model, validation)
+        return {f"ranking/validation/{name}": value for name, value in values.items()}
+
+    task = RankingTask(model=model, loss=BinaryLogLoss(), optimizer=OPTIMIZER)
+    size = -(-len(train) // 5)
+    chosen = torch.arange(len(train))
+    loader = ShuffledBatches(
+        chosen, batch_size=size, seed=5, assemble=life.passing(train.batch)
+    )
+    fitted = fit_stage(
+        stage="ranking",
+        task=task,
+        loader=loader,
+        evaluate=life.passing(evaluate),
+        settings=stage_settings("log_loss", size, patience),
+        trainer_settings=trainer_settings,
+        folder=folder,
+        progress=False,
+    )
+    return task, fitted
+
+
+def settings(**given):
+    return TrainerSettings(accelerator="cpu", **given)
+
+
+def live_until_done(fit_one, world, folder, trainer_settings, lifetime, **given):
+    """Kill and resume until the training ends; returns how often that took too."""
+    for lives in range(1, 100):
+        try:
+            task, fitted = fit_one(world, folder, trainer_settings, Life(lifetime), **given)
+        except Killed:
+            continue
+        return task, fitted, lives
+    pytest.fail("the training makes no progress")
+
+
+def assert_same(one, other, path="state"):
+    """Nested states are equal bit by bit."""
+    assert type(one) is type(other), path
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), path
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            assert_same(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), path
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{path}[{index}]")
+    else:
+        assert one == other or one != one, path
+
+
+def read_checkpoint(path):
+    return torch.load(path, weights_only=True)
+
+
+def without_seconds(fitted):
+    return (fitted.epochs, fitted.steps, fitted.best)
+
+
+class TestKilledAndResumed:
+    @pytest.mark.parametrize(
+        ("checkpoint_every", "lifetime"), [(1, 2), (2, 3), (3, 4), (100, 5), (100, 7)]
+    )
+    def test_retrieval_ends_as_if_never_killed(self, checkpoint_every, lifetime, world, tmp_path):
+        trainer = settings(checkpoint_every=checkpoint_every)
+        expected, expected_fitted = fit_retrieval(world, tmp_path / "whole", trainer, Life())
+        task, fitted, lives = live_until_done(
+            fit_retrieval, world, tmp_path / "killed", trainer, lifetime
+        )
+        assert lives >= 3
+        assert without_seconds(fitted) == without_seconds(expected_fitted)
+        assert_same(task.state_dict(), expected.state_dict())
+        whole = read_checkpoint(tmp_path / "whole" / "retrieval" / "last.ckpt")
+        killed = read_checkpoint(tmp_path / "killed" / "retrieval" / "last.ckpt")
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+            assert_same(killed[part], whole[part], part)
+
+    @pytest.mark.parametrize(("checkpoint_every", "lifetime"), [(1, 2), (3, 4), (100, 6)])
+    def test_ranking_ends_as_if_never_killed(self, checkpoint_every, lifetime, world, tmp_path):
+        trainer = settings(checkpoint_every=checkpoint_every)
+        expected, expected_fitted = fit_ranking(world, tmp_path / "whole", trainer, Life())
+        task, fitted, lives = live_until_done(
+            fit_ranking, world, tmp_path / "killed", trainer, lifetime
+        )
+        assert lives >= 3
+        assert without_seconds(fitted) == without_seconds(expected_fitted)
+        assert_same(task.state_dict(), expected.state_dict())
+
+    @pytest.mark.parametrize("max_steps", [3, 4, 6])
+    def test_run_of_a_few_steps(self, max_steps, world, tmp_path):
+        trainer = settings(max_steps=max_steps, checkpoint_every=1)
+        expected, expected_fitted = fit_retrieval(world, tmp_path / "whole", trainer, Life())
+        task, fitted, _ = live_until_done(fit_retrieval, world, tmp_path / "killed", trainer, 2)
+        assert expected_fitted.steps == max_steps
+        assert without_seconds(fitted) == without_seconds(expected_fitted)
+        assert_same(task.state_dict(), expected.state_dict())
+
+    def test_tables_with_sparse_gradients(self, sparse_tables, world, tmp_path):
+        trainer = settings(checkpoint_every=3)
+        expected, _ = fit_retrieval(world, tmp_path / "whole", trainer, Life())
+        task, _, _ = live_until_done(fit_retrieval, world, tmp_path / "killed", trainer, 4)
+        assert_same(task.state_dict(), expected.state_dict())
+
+    def test_killed_after_the_last_epoch(self, world, tmp_path, monkeypatch):
+        """Neither a further epoch is run nor the last one evaluated again."""
+        trainer = settings()
+        expected, expected_fitted = fit_retrieval(world, tmp_path / "whole", trainer, Life())
+
+        def die(*arguments):
+            raise Killed
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(fit, "_load_best", die)
+            fit_retrieval(world, tmp_path / "killed", trainer, Life())
+        task, fitted = fit_retrieval(world, tmp_path / "killed", trainer, Life(0))
+        assert without_seconds(fitted) == without_seconds(expected_fitted)
+        assert_same(task.state_dict(), expected.state_dict())
+
+    def test_other_random_numbers_would_be_seen(self, world, tmp_path):
+        """The comparison of these tests tells two seeds of dropout and negatives apart."""
+        one, _ = fit_retrieval(world, tmp_path / "one", settings(), Life())
+        again, _ = fit_retrieval(world, tmp_path / "again", settings(), Life())
+        assert_same(one.state_dict(), again.state_dict())
+        draw = torch.randint
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "randint", lambda *given, **named: draw(*given, **named).flip(0))
+            other, _ = fit_retrieval(world, tmp_path / "other", settings(), Life())
+        with pytest.raises(AssertionError):
+            assert_same(one.state_dict(), other.state_dict())
