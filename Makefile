@@ -48,7 +48,7 @@ demo: $(STAMP)
 	$(BIN)/twotower evaluate bundle=bundles/demo/current
 	$(BIN)/twotower recommend bundle=bundles/demo/current user=u000042
 	@echo
-	@echo "run       runs/demo/latest         (curves: $(BIN)/tensorboard --logdir runs/demo)"
+	@echo "run       runs/demo/latest         (curves: $(BIN)/tensorboard --logdir runs/demo/latest)"
 	@echo "bundle    bundles/demo/current     (its evaluation: evaluations/demo)"
 	@echo "next      $(BIN)/twotower recommend bundle=bundles/demo/current user=u000007"
 	@echo "          $(PYTHON) train.py data=tables --help"

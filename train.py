@@ -1,4 +1,4 @@
-"""Train both stages: ``python train.py [group=option] [key=value]``; ``--help`` shows the groups."""
+"""Train both stages: ``python train.py [group=option] [key=value]``; see ``--help``."""
 
 import sys
 

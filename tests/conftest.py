@@ -92,7 +92,7 @@ UNLISTED_ITEM = 3  # is in the log and not in the table of items
 # Neighbours are the same number as float64.
 BIG_USERS = [2**53 + 1 + row for row in range(NUM_CSV_USERS)]
 # Every one could be taken for a number, and two of them for the same: 1e5 and 100000.
-TEXT_ITEMS = [f"{row}e5" if row % 2 else f"{row // 2}00000" for row in range(NUM_CSV_ITEMS)]
+TEXT_ITEMS = [f"{row}e5" if row % 2 else f"{row // 2 + 1}00000" for row in range(NUM_CSV_ITEMS)]
 
 
 def write_tables(folder: Path, users: Sequence[int], items: Sequence[str]) -> list[str]:

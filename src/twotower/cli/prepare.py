@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from twotower.cli.run import run_command
-from twotower.cli.train import NEEDS
+from twotower.cli.run import TRAINING_NEEDS, run_command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,4 +33,4 @@ def prepare(cfg: DictConfig) -> Prepared:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run_command("prepare", prepare, argv, needs=NEEDS)
+    return run_command("prepare", prepare, argv, needs=TRAINING_NEEDS)

@@ -39,6 +39,9 @@ from twotower.config_compose import first_values
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+# What is known only when a training run is put together: features, widths, and the folder.
+TRAINING_NEEDS = ("inputs", "width", "input_width", "cross", "deep", "output_dir")
+
 DONE, UNEXPECTED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
 # Hydra's switch for complete tracebacks; where a user has set it, bad input shows one too.

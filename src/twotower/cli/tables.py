@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -12,21 +13,19 @@ if TYPE_CHECKING:
     from twotower.export.gates import Gate
     from twotower.serving.recommender import Recommendation
 
-LEFT = "left"
-
 
 def gates_table(gates: Sequence[Gate]) -> Table:
     """How a bundle stood at its gates."""
     table = Table(title="Gates")
-    for column in ("gate", "measured", "bound", "passed"):
-        table.add_column(column)
+    for column in ("gate", "measured", "bound", "passed", "note"):
+        table.add_column(column, overflow="fold")
     for gate in gates:
         value = "unknown" if gate.value is None else f"{gate.value:.6g}"
         bound = (
             "" if gate.bound is None else f"{gate.comparison.replace('_', ' ')} {gate.bound:.6g}"
         )
         passed = "[green]yes[/]" if gate.passed else "[bold red]no[/]"
-        table.add_row(escape(gate.name), value, bound, passed)
+        table.add_row(escape(gate.name), value, bound, passed, escape(gate.note))
     return table
 
 
@@ -51,11 +50,17 @@ def figures_table(title: str, metrics: Mapping[str, float], names: Sequence[str]
 
 
 def items_table(title: str, items: Sequence[Recommendation]) -> Table:
-    """Recommended items with both scores and the reason."""
-    table = Table(title=escape(title))
+    """Recommended items with both scores and the reason; fits 80 columns for short titles."""
+    table = Table(
+        title=escape(title),
+        caption="prob.: of the ranker; score, was: score and place in the retrieval",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+    )
     table.add_column("#", justify="right")
-    for column in ("title", "item", "probability", "retrieval", "was", "why"):
-        numeric = column in ("probability", "retrieval", "was")
+    for column in ("title", "item", "prob.", "score", "was", "why"):
+        numeric = column in ("prob.", "score", "was")
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for place, item in enumerate(items, start=1):
         table.add_row(

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from twotower.cli.run import run_command
+from twotower.cli.run import TRAINING_NEEDS, run_command
 from twotower.config import check
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-# What is known only when a run is put together: features, widths, and the folder.
-NEEDS = ("inputs", "width", "input_width", "cross", "deep", "output_dir")
 
 # What stands in the run folder before a stage begins: `training.run_folder.start_run`.
 PRELUDE = ("config.yaml", "features", "features.yaml", "prepared.json", "versions.json")
@@ -31,7 +28,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     if cfg.resume is not None:
         cfg = config_to_resume(cfg)
-        check(cfg, NEEDS)
+        check(cfg, TRAINING_NEEDS)
     run = TrainingRun.start(cfg)
     trained = run.retrieval() if run.wants("retrieval") else None
     if run.wants("ranking"):
@@ -41,4 +38,4 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run_command("train", train, argv, needs=NEEDS, prelude=PRELUDE)
+    return run_command("train", train, argv, needs=TRAINING_NEEDS, prelude=PRELUDE)

@@ -11,7 +11,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 import pyarrow as pa
@@ -60,6 +60,8 @@ class AutoSpec:
         min_count: Ids seen less often in the training part share one row.
         time: Whether the time of the request is a feature, where there are timestamps.
         exclude: Columns that are no features.
+        retrieval_only: Features that the ranker does not see, such as a user id that it would only
+            memorise.
     """
 
     history_length: int = 20
@@ -67,10 +69,14 @@ class AutoSpec:
     min_count: int = 1
     time: bool = True
     exclude: tuple[str, ...] | list[str] = ()
+    retrieval_only: tuple[str, ...] | list[str] = ()
 
     def spec(self, part: TrainingPart) -> FeatureSpec:
         """See `SpecProvider`."""
-        features = list(self._features(part))
+        features = [
+            replace(f, stages=("retrieval",)) if f.name in self.retrieval_only else f
+            for f in self._features(part)
+        ]
         has_history = part.users is not None and part.items is not None
         described_by = self.history_features or [
             f.name for f in features if f.side == "item" and f.kind in ("id", "vector")

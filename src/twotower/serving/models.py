@@ -42,7 +42,9 @@ class OnnxModel:
 
     def run(self, columns: Mapping[str, Array], output: int = 0) -> Array:
         """One output for the columns (R, ...) that the model takes; others are ignored."""
-        feeds = {name: np.asarray(columns[name], kind) for name, kind in self.inputs.items()}
+        feeds: dict[str, Array] = {
+            name: np.asarray(columns[name], kind) for name, kind in self.inputs.items()
+        }
         values: Array = self._session.run(None, feeds)[output]
         return values
 

@@ -94,7 +94,7 @@ class Recommender:
         self.bundle = bundle
         self.items = bundle.items
         self.index = bundle.load_index()
-        self.num_candidates = min(bundle.manifest.num_candidates, len(self.items))
+        self.num_candidates = min(bundle.manifest.num_candidates or 0, len(self.items))
         self._query_tower = OnnxModel(bundle.query_tower)
         self._ranker = None if bundle.ranker is None else OnnxModel(bundle.ranker)
 

@@ -110,4 +110,6 @@ class Board:
 
 def _is_category(column: pa.ChunkedArray) -> bool:
     """Whether the projector can colour items by a column."""
-    return pa.types.is_string(column.type) and 1 < pc.count_distinct(column).as_py() <= MAX_COLOURS
+    if not pa.types.is_string(column.type):
+        return False
+    return bool(1 < pc.count_distinct(column).as_py() <= MAX_COLOURS)

@@ -32,12 +32,42 @@ class ValidationMetrics(pl.Callback):
 
 
 class Stopping(EarlyStopping):
-    """Early stopping that remembers, in a resumed run, that it had already said stop."""
+    """Stops when the metric has not improved for a while, or after so many steps.
+
+    A resumed run stops at once when it had said stop before. Lightning's own limit of steps would
+    make it evaluate an epoch twice.
+
+    Args:
+        monitor: Full name of the metric.
+        mode: Whether the metric shall fall (``min``) or rise (``max``).
+        patience: Epochs without a better value.
+        max_steps: Steps at most; -1 for no limit.
+    """
+
+    def __init__(self, *, monitor: str, mode: str, patience: int, max_steps: int) -> None:
+        super().__init__(
+            monitor, mode=mode, patience=patience, check_on_train_epoch_end=True, check_finite=False
+        )
+        self.max_steps = max_steps
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop at once where the run was killed between its last epoch and its end."""
-        if self.wait_count >= self.patience:
+        """Stop where the run was killed between its last epoch and its end."""
+        trainer.should_stop = self.wait_count >= self.patience or self._at_limit(trainer)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Mapping[str, Tensor],
+        batch_idx: int,
+    ) -> None:
+        """Stop at the limit; the epoch is evaluated as far as it came."""
+        if self._at_limit(trainer):
             trainer.should_stop = True
+
+    def _at_limit(self, trainer: pl.Trainer) -> bool:
+        return trainer.global_step >= self.max_steps > 0
 
 
 class ResumePoint(Checkpoint):
@@ -64,7 +94,8 @@ class ResumePoint(Checkpoint):
         batch_idx: int,
     ) -> None:
         """Save now and then."""
-        if trainer.global_step % self.every == 0 and not trainer.is_last_batch:
+        ends = trainer.is_last_batch or trainer.should_stop
+        if trainer.global_step % self.every == 0 and not ends:
             trainer.save_checkpoint(self.path)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -104,7 +135,7 @@ class Throughput(pl.Callback):
     ) -> None:
         """Count the batch, log now and then."""
         self._examples += len(next(iter(batch.values())))
-        if (batch_idx + 1) % self.every:
+        if (batch_idx + 1) % self.every and not trainer.should_stop:
             return
         now = time.perf_counter()
         rates = {f"{self.stage}/train/examples_per_second": self._examples / (now - self._since)}
@@ -129,6 +160,11 @@ class ProgressBar(TQDMProgressBar):
     def __init__(self, stage: str) -> None:
         super().__init__(refresh_rate=10)
         self.stage = stage
+
+    @property
+    def train_description(self) -> str:
+        """What stands before the bar until the first epoch."""
+        return self.stage
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *arguments: object) -> None:
         """Show which epoch of the stage it is."""

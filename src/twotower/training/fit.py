@@ -199,7 +199,7 @@ def fit_stage(
         _load_best(task, stage_folder, device)
         return Fitted(**json.loads(finished.read_text()))
     log_every = min(trainer_settings.log_every, len(loader))
-    stopping, best = _selection(stage, stage_folder, settings)
+    stopping, best = _selection(stage, stage_folder, settings, trainer_settings.max_steps)
     callbacks = [
         ValidationMetrics(evaluate),
         stopping,
@@ -218,7 +218,6 @@ def fit_stage(
             devices=1,
             precision=trainer_settings.lightning_precision(),
             max_epochs=settings.max_epochs,
-            max_steps=trainer_settings.max_steps,
             callbacks=callbacks,
             logger=logger,
             log_every_n_steps=log_every,
@@ -228,6 +227,8 @@ def fit_stage(
             use_distributed_sampler=False,
         )
         resumed = last if last.is_file() else None
+        if resumed:
+            log.info("%s: goes on from %s", stage, last)
         trainer.fit(task, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
     fitted = Fitted(
         epochs=trainer.current_epoch,
@@ -245,16 +246,12 @@ def fit_stage(
 
 
 def _selection(
-    stage: str, folder: Path, settings: StageSettings
+    stage: str, folder: Path, settings: StageSettings, max_steps: int
 ) -> tuple[Stopping, ModelCheckpoint]:
-    """When to stop, and which weights to keep, by the monitored metric."""
+    """When training stops, and which weights are kept."""
     monitor = f"{stage}/validation/{settings.monitor}"
     stopping = Stopping(
-        monitor,
-        mode=settings.mode,
-        patience=settings.patience,
-        check_on_train_epoch_end=True,
-        check_finite=False,
+        monitor=monitor, mode=settings.mode, patience=settings.patience, max_steps=max_steps
     )
     best = ModelCheckpoint(
         dirpath=folder,

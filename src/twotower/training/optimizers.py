@@ -185,7 +185,7 @@ class OptimizerSettings:
             torch.nn.utils.clip_grad_norm_(split_parameters(model)[1], self.max_norm)
 
 
-def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Tables and dense weights of a model."""
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     known = {id(table) for table in tables}

@@ -72,6 +72,6 @@ def probabilities(
     with evaluating(model):
         parts = [
             undo_sampling(model(examples.batch(block)).double(), negative_rate).sigmoid().cpu()
-            for block in torch.arange(len(examples)).split(EVALUATION_BLOCK)
+            for block in torch.split(torch.arange(len(examples)), EVALUATION_BLOCK)
         ]
     return torch.cat(parts).numpy()

@@ -135,7 +135,8 @@ def recall_by_popularity(ranked: Array, queries: Queries, counts: Array) -> Arra
     groups = decile[queries.truth_items[inside]]
     totals = np.bincount(groups, minlength=NUM_DECILES)
     found = np.bincount(groups, weights=hits[inside], minlength=NUM_DECILES)
-    return np.divide(found, totals, out=np.full(NUM_DECILES, np.nan), where=totals > 0)
+    recall: Array = np.divide(found, totals, out=np.full(NUM_DECILES, np.nan), where=totals > 0)
+    return recall
 
 
 def _cold_items(ranked: Array, queries: Queries, counts: Array, k: int) -> dict[str, float]:

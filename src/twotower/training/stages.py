@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -32,7 +33,8 @@ from twotower.training.retrieval import RetrievalTask
 
 log = logging.getLogger(__name__)
 
-RETRIEVAL, RANKING = "retrieval", "ranking"
+RETRIEVAL: Final = "retrieval"
+RANKING: Final = "ranking"
 STAGES = (RETRIEVAL, RANKING)
 CLICK_METRICS = ("auc", "log_loss", "normalised_entropy", "calibration_error", "grouped_auc")
 
@@ -173,6 +175,9 @@ def train_ranking(
         The trained stage.
     """
     columns = context.columns(inputs)
+    if retriever is not None:
+        reused = start_from_tables(model, retriever.model)
+        log.info("Ranker: tables that start from the retrieval's: %s", ", ".join(reused) or "none")
     training = ranking_examples(context, source, TRAIN, model, columns, retriever)
     validation = ranking_examples(context, source, VALIDATION, model, columns, retriever)
 
@@ -190,6 +195,28 @@ def train_ranking(
         negative_rate=training.examples.negative_rate,
         fitted=fitted,
     )
+
+
+def start_from_tables(model: DCNv2, retrieval: TwoTower) -> list[str]:
+    """Let the ranker's tables start from those that the retrieval has learned.
+
+    A table is taken where both models have it in the same width. The ranker sees far fewer examples
+    than the retrieval, and crosses of vectors that mean nothing yet are slow to learn.
+
+    Args:
+        model: The ranker, changed in place.
+        retrieval: The trained towers.
+
+    Returns:
+        Names of the tables.
+    """
+    learned = dict(retrieval.named_parameters())
+    own = {name: table for name, table in model.named_parameters() if "_embedder.layers." in name}
+    reused = [n for n, t in own.items() if n in learned and learned[n].shape == t.shape]
+    with torch.no_grad():
+        for name in reused:
+            own[name].copy_(learned[name])
+    return [name.split("feature_")[-1].removesuffix(".weight") for name in reused]
 
 
 def ranking_examples(

@@ -94,7 +94,7 @@ def test_tags_that_nobody_has():
 
 
 def test_tags_refuse_other_columns():
-    with pytest.raises(ValueError, match="needs lists or text with separators, got .* double"):
+    with pytest.raises(ValueError, match=r"needs lists or text with separators, got .* double"):
         fit("tags", pa.array([1.5]))
     with pytest.raises(ValueError, match="needs lists, got a column of type string"):
         fit("tags", pa.array(["a"]), separator="")

@@ -107,7 +107,7 @@ def fit_retrieval(world, folder, trainer_settings, life, patience=EPOCHS):
     return task, fitted
 
 
-def fit_ranking(world, folder, trainer_settings, life, patience=EPOCHS):
+def fit_ranking(world, folder, trainer_settings, life, patience=EPOCHS, progress=False):
     """One process that trains the ranker with dropout, 5 batches an epoch."""
     prepared, columns = world.prepared, world.columns("ranking")
     seed_everything(5)
@@ -128,9 +128,7 @@ def fit_ranking(world, folder, trainer_settings, life, patience=EPOCHS):
     task = RankingTask(model=model, loss=BinaryLogLoss(), optimizer=OPTIMIZER)
     size = -(-len(train) // 5)
     chosen = torch.arange(len(train))
-    loader = ShuffledBatches(
-        chosen, batch_size=size, seed=5, assemble=life.passing(train.batch)
-    )
+    loader = ShuffledBatches(chosen, batch_size=size, seed=5, assemble=life.passing(train.batch))
     fitted = fit_stage(
         stage="ranking",
         task=task,
@@ -139,7 +137,7 @@ def fit_ranking(world, folder, trainer_settings, life, patience=EPOCHS):
         settings=stage_settings("log_loss", size, patience),
         trainer_settings=trainer_settings,
         folder=folder,
-        progress=False,
+        progress=progress,
     )
     return task, fitted
 
@@ -236,9 +234,10 @@ class TestKilledAndResumed:
         def die(*arguments):
             raise Killed
 
-        with monkeypatch.context() as patch, pytest.raises(Killed):
+        with monkeypatch.context() as patch:
             patch.setattr(fit, "_load_best", die)
-            fit_retrieval(world, tmp_path / "killed", trainer, Life())
+            with pytest.raises(Killed):
+                fit_retrieval(world, tmp_path / "killed", trainer, Life())
         task, fitted = fit_retrieval(world, tmp_path / "killed", trainer, Life(0))
         assert without_seconds(fitted) == without_seconds(expected_fitted)
         assert_same(task.state_dict(), expected.state_dict())
@@ -254,3 +253,175 @@ class TestKilledAndResumed:
             other, _ = fit_retrieval(world, tmp_path / "other", settings(), Life())
         with pytest.raises(AssertionError):
             assert_same(one.state_dict(), other.state_dict())
+
+
+def fit_with_metrics(world, folder, metrics, patience=EPOCHS, num_epochs=6):
+    """Trains the ranker; what is said of the validation part is given, one value an epoch."""
+    seed_everything(5)
+    prepared = world.prepared
+    batches = ExampleBatches(
+        examples=ImpressionExamples().examples(prepared, TRAIN, None),
+        columns=world.columns("ranking"),
+        with_scores=False,
+    )
+    task = RankingTask(model=world.ranker(), loss=BinaryLogLoss(), optimizer=OPTIMIZER)
+    weights = []
+
+    def evaluate():
+        weights.append({name: value.clone() for name, value in task.state_dict().items()})
+        return {"ranking/validation/auc": metrics[len(weights) - 1]}
+
+    fitted = fit_stage(
+        stage="ranking",
+        task=task,
+        loader=ShuffledBatches(
+            torch.arange(len(batches)), batch_size=500, seed=1, assemble=batches.batch
+        ),
+        evaluate=evaluate,
+        settings=StageSettings(
+            batch_size=500,
+            max_epochs=num_epochs,
+            patience=patience,
+            monitor="auc",
+            optimizer=OPTIMIZER,
+        ),
+        trainer_settings=settings(),
+        folder=folder,
+        progress=False,
+    )
+    return task, fitted, weights
+
+
+class TestSelection:
+    def test_stops_early_and_takes_the_best_weights(self, world, tmp_path):
+        task, fitted, weights = fit_with_metrics(
+            world, tmp_path, [0.5, 0.7, 0.6, 0.7, 0.9], patience=2
+        )
+        assert (fitted.epochs, fitted.best) == (4, pytest.approx(0.7))
+        assert_same(dict(task.state_dict()), weights[1])
+        with pytest.raises(AssertionError):
+            assert_same(dict(task.state_dict()), weights[-1])
+
+    def test_all_epochs_while_it_gets_better(self, world, tmp_path):
+        task, fitted, weights = fit_with_metrics(
+            world, tmp_path, [0.5, 0.6, 0.7], patience=1, num_epochs=3
+        )
+        assert (fitted.epochs, len(weights)) == (3, 3)
+        assert_same(dict(task.state_dict()), weights[2])
+
+    def test_metric_that_is_not_a_number_does_not_end_it(self, world, tmp_path):
+        nan = float("nan")
+        _, fitted, _ = fit_with_metrics(world, tmp_path, [nan, 0.6, nan], num_epochs=3)
+        assert (fitted.epochs, fitted.best) == (3, pytest.approx(0.6))
+
+    @pytest.mark.parametrize(
+        ("monitor", "mode"),
+        [
+            ("recall@20", "max"),
+            ("auc", "max"),
+            ("log_loss", "min"),
+            ("calibration_error", "min"),
+            ("normalised_entropy", "min"),
+        ],
+    )
+    def test_which_way_is_better(self, monitor, mode):
+        assert stage_settings(monitor, 1).mode == mode
+
+
+class TestFiles:
+    def test_finished_stage_is_loaded_not_trained(self, world, tmp_path):
+        trained, fitted = fit_retrieval(world, tmp_path, settings(), Life())
+        loaded, again = fit_retrieval(world, tmp_path, settings(), Life(0))
+        assert again == fitted
+        assert_same(loaded.state_dict(), trained.state_dict())
+
+    def test_checkpoints_load_without_unpickling_objects(self, world, tmp_path):
+        task, _ = fit_retrieval(world, tmp_path, settings(checkpoint_every=1), Life())
+        best = read_checkpoint(tmp_path / "retrieval" / "best.ckpt")
+        last = read_checkpoint(tmp_path / "retrieval" / "last.ckpt")
+        assert_same(dict(best["state_dict"]), dict(task.state_dict()))
+        assert "optimizer_states" not in best
+        assert len(last["optimizer_states"][0]["members"]) == 2
+
+    def test_nothing_else_is_written(self, world, tmp_path):
+        fit_retrieval(world, tmp_path, settings(checkpoint_every=1), Life())
+        names = {path.name for path in (tmp_path / "retrieval").iterdir()}
+        assert names == {"best.ckpt", "last.ckpt", "finished.json"}
+        document = json.loads((tmp_path / "retrieval" / "finished.json").read_text())
+        assert set(document) == {f.name for f in Fitted.__dataclass_fields__.values()}
+
+    def test_model_stays_on_the_device_of_the_columns(self, world, tmp_path):
+        task, _ = fit_retrieval(world, tmp_path, settings(), Life())
+        assert next(task.parameters()).device == settings().device()
+
+
+class TestConsole:
+    def test_lightning_says_nothing_and_we_say_what_counts(self, world, tmp_path, caplog, capfd):
+        with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.INFO):
+            warnings.simplefilter("always")
+            with pytest.raises(Killed):
+                fit_ranking(world, tmp_path, settings(checkpoint_every=2), Life(4))
+            fit_ranking(world, tmp_path, settings(checkpoint_every=2), Life())
+        assert [str(warning.message) for warning in caught] == []
+        assert capfd.readouterr() == ("", "")
+        lines = [r.getMessage() for r in caplog.records if r.name.startswith("twotower")]
+        assert lines[0] == f"ranking: goes on from {tmp_path / 'ranking' / 'last.ckpt'}"
+        assert lines[1].startswith("ranking: 3 epochs, 15 steps in ")
+        assert "best log_loss on validation 0." in lines[1]
+        assert len(lines) == 2
+        assert logging.getLogger("pytorch_lightning").level != logging.WARNING
+
+    def test_bar_shows_stage_epoch_and_loss(self, world, tmp_path, capsys):
+        fit_ranking(world, tmp_path, settings(), Life(), progress=True)
+        text = capsys.readouterr().out
+        assert "ranking, epoch 3/3: 100%" in text
+        assert ", loss=0." in text
+        assert "v_num" not in text
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"log_every": 0}, "trainer: `log_every` must be at least 1, got 0"),
+            ({"checkpoint_every": -1}, "trainer: `checkpoint_every` must be at least 1, got -1"),
+            ({"max_steps": 0}, "trainer: `max_steps` must be at least 1, or -1, got 0"),
+            ({"log_every": 0, "max_steps": -2}, "`log_every`(.|\n)*`max_steps`"),
+        ],
+    )
+    def test_trainer(self, given, message):
+        with pytest.raises(ValueError, match=message):
+            TrainerSettings(**given)
+
+    @pytest.mark.parametrize("name", ["batch_size", "max_epochs", "patience"])
+    def test_stage(self, name):
+        given = {"batch_size": 1, "max_epochs": 1, "patience": 1} | {name: 0}
+        with pytest.raises(ValueError, match=f"training: `{name}` must be at least 1, got 0"):
+            StageSettings(**given, monitor="auc", optimizer=OPTIMIZER)
+
+    def test_monitor(self):
+        stage_settings("auc", 1).check_monitor(["log_loss", "auc"])
+        with pytest.raises(ValueError, match="`monitor` must be one of log_loss, auc, got acu"):
+            stage_settings("acu", 1).check_monitor(["log_loss", "auc"])
+
+    def test_gpu_that_is_not_there(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(ValueError, match="`accelerator` is gpu but torch sees none"):
+            TrainerSettings(accelerator="gpu").device()
+        assert TrainerSettings().device() == torch.device("cpu")
+
+    def test_gpu_that_is_there(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+        assert TrainerSettings().device() == torch.device("cuda")
+        assert TrainerSettings(accelerator="cpu").device() == torch.device("cpu")
+        assert TrainerSettings().lightning_precision() == "bf16-mixed"
+        assert TrainerSettings(accelerator="cpu").lightning_precision() == "32-true"
+        assert TrainerSettings(precision="32-true").lightning_precision() == "32-true"
+
+
+def test_seed_repeats_what_is_drawn():
+    seed_everything(4)
+    one = (torch.rand(3).tolist(), np.random.rand())
+    seed_everything(4)
+    assert (torch.rand(3).tolist(), np.random.rand()) == one

@@ -1,0 +1,106 @@
+"""`twotower recommend`: from the command line to a table of items."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from twotower.cli.main import main
+from twotower.cli.recommend import recommend
+from twotower.cli.tables import items_table
+from twotower.config import compose
+from twotower.export.bundle import open_bundle
+from twotower.serving.recommender import Recommendation
+
+
+@pytest.fixture(autouse=True)
+def _wide_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def answers(*overrides: str) -> list[Recommendation]:
+    return recommend(compose("recommend", [*overrides, "quiet=true"]))
+
+
+def test_a_table_that_a_person_can_read(tiny_run, capsys) -> None:
+    bundle = open_bundle(tiny_run.bundle)
+    user = bundle.users.ids[3].as_py()
+    assert main(["recommend", f"bundle={tiny_run.bundle}", f"user={user}", "k=4"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    lines = printed.out.splitlines()
+    assert lines[0].strip() == f"Top 4 for user {user} (bundle tiny)"
+    for heading in ("title", "item", "probability", "retrieval", "was", "why"):
+        assert heading in lines[2]
+    rows = [line for line in lines if line.startswith("│ ")]
+    assert [row.split("│")[1].strip() for row in rows] == ["1", "2", "3", "4"]
+    shown = answers(f"bundle={tiny_run.bundle}", f"user={user}", "k=4")
+    for row, item in zip(rows, shown, strict=True):
+        assert item.title in row
+        assert item.item_id in row
+        assert "like The" in row
+
+
+def test_somebody_new(tiny_run, capsys) -> None:
+    items = open_bundle(tiny_run.bundle).items.ids
+    history = f"history=[{items[1].as_py()},{items[2].as_py()}]"
+    assert main(["recommend", f"bundle={tiny_run.bundle}", history]) == 0
+    assert "Top 10 for somebody new" in capsys.readouterr().out
+    assert main(["recommend", f"bundle={tiny_run.bundle}", "user=null"]) == 0
+    assert "popular: nothing is known of the user" in capsys.readouterr().out
+
+
+def test_quiet(tiny_run, capsys) -> None:
+    assert main(["recommend", f"bundle={tiny_run.bundle}", "+quiet=true"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_current_a_version_and_the_home_are_one_bundle(tiny_run) -> None:
+    version = (tiny_run.bundle / "current").resolve()
+    places = (tiny_run.bundle, tiny_run.bundle / "current", version)
+    assert len({tuple(answers(f"bundle={place}", "k=3")) for place in places}) == 1
+
+
+def test_ids_that_look_like_numbers(csv_run) -> None:
+    """9007199254740994 is no float64, `1e5` and `100000` are two items."""
+    where = f"bundle={csv_run.bundle}"
+    as_number = answers(where, "user=9007199254740994")
+    assert as_number == answers(where, "user='9007199254740994'")
+    assert as_number != answers(where, "user=9007199254740995")
+    exponent, plain = (answers(where, f"history=[{i}]", "k=1")[0] for i in ("'1e5'", "100000"))
+    assert exponent.reason.startswith("like Title 1 (")
+    assert plain.reason.startswith("like Title 0 (")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["user=nobody"], "error: unknown user 'nobody'; known are 120 users such as "),
+        (["history=[nothing,more]"], "error: history: unknown items nothing, more\n"),
+        (["k=0"], "error: k must be at least 1, got 0\n"),
+        (["k=many"], "error: `k=many`: Value 'many' of type 'str' could not be converted to Int"),
+        (["users=7"], "error: `users`: unknown, did you mean `user`; valid: "),
+    ],
+)
+def test_what_cannot_be_answered(tiny_run, overrides, message, capsys) -> None:
+    assert main(["recommend", f"bundle={tiny_run.bundle}", *overrides]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(message)
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+def test_text_of_others_is_no_markup(capsys) -> None:
+    item = Recommendation(
+        item_id="[red]7[/red]",
+        title="[bold]Alien[/bold] [director's cut]",
+        probability=0.125,
+        retrieval_score=None,
+        retrieval_rank=None,
+        reason="like [x]",
+    )
+    Console().print(items_table("Top 1 [of many]", [item]))
+    printed = capsys.readouterr().out
+    for text in ("[red]7[/red]", "[bold]Alien[/bold] [director's cut]", "like [x]", "[of many]"):
+        assert text in printed
+    assert "0.1250" in printed
