@@ -7,8 +7,8 @@ is only handed to a constructor is typed by the signature of that constructor.
 Registered here for use in YAML:
 
 - ``train_schema``, ``export_schema``, ... in a defaults list: the typed fields of a command;
-- ``run_folder`` in a defaults list: the command writes a run folder, with its log;
-- ``no_run_folder`` in a defaults list: it writes neither;
+- ``run_folder: new`` in a defaults list: the command writes a run folder, with its log;
+- ``run_folder: none`` in a defaults list: it writes neither;
 - ``${run_dir:name,resume}``: a new folder for a run, or the folder of the run to be resumed.
 """
 
@@ -270,8 +270,8 @@ def _register() -> None:
     for schema in (TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig):
         name = schema.__name__.removesuffix("Config").lower()
         store.store(name=f"{name}_schema", node=schema)
-    store.store(name="run_folder", node=RUN_FOLDER, package="_global_")
-    store.store(name="no_run_folder", node=NO_RUN_FOLDER, package="_global_")
+    for name, node in (("new", RUN_FOLDER), ("none", NO_RUN_FOLDER)):
+        store.store(group="run_folder", name=name, node=node, package="_global_")
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)
 
 

@@ -144,10 +144,10 @@ def _walk(value: object, path: str, runtime: Collection[str], problems: list[str
 def _parameters(target: Any) -> list[inspect.Parameter]:  # noqa: ANN401
     """Parameters of a class or function; a class whose constructor is a library's takes none.
 
-    A module of torch without parameters of its own has no constructor: it inherits the catch-all of
-    `torch.nn.Module`.
+    A class without parameters has no constructor: it inherits that of `object`, which names no
+    module, or the catch-all of `torch.nn.Module`.
     """
-    own = target.__init__.__module__ if inspect.isclass(target) else target.__module__
+    own = getattr(target.__init__, "__module__", "") if inspect.isclass(target) else OWN
     if target.__module__.startswith(OWN) and not own.startswith(OWN):
         return []
     return list(inspect.signature(target).parameters.values())

@@ -114,6 +114,10 @@ class TestCheck:
         check(OmegaConf.create(tree), runtime={"size"})
         assert problems_of(tree) == ["`make.size`: missing, `twotower.planted.Child` needs it"]
 
+    def test_a_class_without_a_constructor_takes_no_arguments(self):
+        check(OmegaConf.create({"base": node("Base")}))
+        assert problems_of({"base": node("Base", size=1)}) == ["`base.size`: unknown; valid: none"]
+
     def test_all_problems_are_reported_together(self):
         tree = {
             "models": node("Model", dim="wide", hiden=[1]),

@@ -95,7 +95,7 @@ def run_command(
             return function(cfg)
         except Exception as error:
             outcomes.append(report(error))
-            if outcomes[-1] == BAD_INPUT:
+            if outcomes[-1] == BAD_INPUT and cfg.get("resume") is None:
                 _remove_unused_folder(prelude)
             return None
 

@@ -72,8 +72,8 @@ class TrainingRun:
         """Prepare the data and open the run folder.
 
         Raises:
-            ValueError: When `stages` names something else than the two stages, or a setting of
-                theirs is out of range.
+            ValueError: When `stages` names something else than the two stages, a setting of theirs
+                is out of range, or the data lacks what retrieval needs.
         """
         check_stages(cfg.stages)
         trainer, evaluation = build(cfg.trainer), build(cfg.evaluation)
@@ -81,6 +81,8 @@ class TrainingRun:
         for stage in cfg.stages:
             build(cfg.training[stage]).check_monitor(validation_metrics(stage, evaluation.ks))
         prepared: Prepared = prepare_from(cfg)
+        if RETRIEVAL in cfg.stages:
+            prepared.require_events()
         pipeline = FeaturePipeline.load(prepared.folder / FEATURES_FOLDER)
         folder = Path(cfg.output_dir).resolve()
         context = Context(

@@ -140,6 +140,7 @@ def prepare(
         except DataError as error:
             log.warning("Preparing again, %s", error)
     tables = source.read()
+    is_new = not root.exists()
     root.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".preparing-", dir=root))
     try:
@@ -149,6 +150,8 @@ def prepare(
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if is_new and not any(root.iterdir()):
+            root.rmdir()
     log.info("Prepared data written: %s", folder)
     return open_prepared(folder, verify=False)
 

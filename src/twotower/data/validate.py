@@ -55,6 +55,8 @@ MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, kw_only=True)
 class _Checked:
+    """A table in canonical form, and where the columns that could be read came from."""
+
     table: pa.Table
     sources: Mapping[str, str]
     problems: tuple[str, ...]
@@ -124,7 +126,9 @@ def _check(kind: str, raw: RawTable, required: set[str], reading: Reading) -> _C
         keep[bad] = False
         table = table.filter(pa.array(keep))
         rejected = rejected_rows(raw, aside, bad)
-    return _Checked(table=table, sources=sources, problems=tuple(problems), rejected=rejected)
+    failed = {found.name for found in faults if found.fault.rows is None}
+    read = {name: source for name, source in sources.items() if name not in failed}
+    return _Checked(table=table, sources=read, problems=tuple(problems), rejected=rejected)
 
 
 def _convert_all(

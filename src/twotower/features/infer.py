@@ -77,6 +77,10 @@ class AutoSpec:
             replace(f, stages=("retrieval",)) if f.name in self.retrieval_only else f
             for f in self._features(part)
         ]
+        known = {c.name for c in _columns(part)} | {f.name for f in features}
+        known |= set(part.interactions.column_names)
+        for name in sorted({*self.exclude, *self.retrieval_only} - known):
+            log.warning("features.exclude, features.retrieval_only: there is no column `%s`", name)
         has_history = part.users is not None and part.items is not None
         described_by = self.history_features or [
             f.name for f in features if f.side == "item" and f.kind in ("id", "vector")
@@ -91,17 +95,18 @@ class AutoSpec:
         return json.dumps(["auto", asdict(self)])
 
     def _features(self, part: TrainingPart) -> Iterator[Feature]:
-        columns = [c for c in _columns(part) if c.name not in self.exclude]
-        if self.time and TIMESTAMP in part.interactions.column_names:
-            instants = part.interactions.column(TIMESTAMP)
-            columns.append(_Column(side="context", name=TIMESTAMP, values=instants))
+        columns = [
+            column
+            for column in _columns(part)
+            if column.name not in self.exclude and (self.time or not column.is_instant)
+        ]
         names = Counter(column.feature_name for column in columns)
         for column in columns:
             if column.name == KEYS.get(column.side):
                 yield Feature(
                     name=column.name, side=column.side, kind="id", min_count=self.min_count
                 )
-            elif column.name == TIMESTAMP and column.side == "context":
+            elif column.is_instant:
                 yield Feature(name=TIMESTAMP, side="context", kind="time")
             elif (obstacle := _obstacle(column.values)) is not None:
                 log.warning(
@@ -161,6 +166,10 @@ class _Column:
     def feature_name(self) -> str:
         return self.name.replace("/", "_")
 
+    @property
+    def is_instant(self) -> bool:
+        return self.name == TIMESTAMP and self.side == "context"
+
 
 def _columns(part: TrainingPart) -> Iterator[_Column]:
     sides: tuple[tuple[Side, pa.Table | None], ...] = (("user", part.users), ("item", part.items))
@@ -169,9 +178,9 @@ def _columns(part: TrainingPart) -> Iterator[_Column]:
             continue
         for name in table.column_names:
             yield _Column(side=side, name=name, values=table.column(name))
-    for name in part.context:
-        if name != TIMESTAMP:
-            yield _Column(side="context", name=name, values=part.interactions.column(name))
+    instant = {TIMESTAMP} & set(part.interactions.column_names)
+    for name in (*(name for name in part.context if name not in instant), *instant):
+        yield _Column(side="context", name=name, values=part.interactions.column(name))
 
 
 def _guess(column: _Column, names: Mapping[str, int]) -> Feature:

@@ -174,14 +174,15 @@ class CandidateExamples:
                  "examples or train the retriever longer"]
             )  # fmt: skip
         parts = [np.concatenate(part) for part in zip(*blocks, strict=True)]
-        interactions, item_rows, labels, scores = parts
+        interactions, item_rows, labels, scores, shown = parts
+        num_negatives = int((labels == 0).sum())
         return Examples(
             interactions=interactions,
             item_rows=item_rows,
             labels=labels,
             weights=np.asarray(prepared.interactions.weights[interactions]),
             scores=scores,
-            negative_rate=self.num_negatives / (self.num_candidates - 1),
+            negative_rate=num_negatives / int(shown.sum()) if num_negatives else 1.0,
         )
 
     def _latest(self, offsets: Array, inside: Array) -> Array:
@@ -199,7 +200,8 @@ class CandidateExamples:
         retriever: Retriever,
         chosen: Array,
         generator: np.random.Generator,
-    ) -> tuple[Array, Array, Array, Array]:
+    ) -> tuple[Array, Array, Array, Array, Array]:
+        """Interactions, items, labels and scores; and of how many negatives they are a draw."""
         events, _, _ = prepared.require_events()
         interactions = events.interactions[chosen]
         targets = np.asarray(events.item_rows[chosen], np.int64)
@@ -210,6 +212,7 @@ class CandidateExamples:
         is_target = found.rows == targets[:, None]  # (b, K)
         kept = is_target.any(axis=1)
         rows, scores, is_target = found.rows[kept], found.scores[kept], is_target[kept]
+        shown = (rows >= 0).sum(axis=1) - 1  # (b,) the list is short where the catalogue is
         order = generator.random(rows.shape)
         order[is_target] = -1.0  # the target first, then a random draw of the others
         order[rows < 0] = 2.0
@@ -219,7 +222,7 @@ class CandidateExamples:
         labels[:, 0] = 1.0
         owners = np.broadcast_to(interactions[kept][:, None], rows.shape)
         real = rows >= 0
-        return owners[real], rows[real], labels[real], scores[real]
+        return owners[real], rows[real], labels[real], scores[real], shown
 
 
 def _other_positives(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -16,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from twotower.data.batches import ShuffledBatches
 from twotower.training.callbacks import (
@@ -191,6 +193,9 @@ def fit_stage(
 
     Returns:
         What became of it.
+
+    Raises:
+        SystemExit: When the process is told to terminate; its status says so.
     """
     stage_folder, device = folder / stage, trainer_settings.device()
     finished, last = stage_folder / FINISHED, stage_folder / f"{LAST}.ckpt"
@@ -229,7 +234,10 @@ def fit_stage(
         resumed = last if last.is_file() else None
         if resumed:
             log.info("%s: goes on from %s", stage, last)
-        trainer.fit(task, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
+        try:
+            trainer.fit(task, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
+        except SIGTERMException as stopped:  # It has no status, and would pass for success.
+            raise SystemExit(128 + signal.SIGTERM) from stopped
     fitted = Fitted(
         epochs=trainer.current_epoch,
         steps=trainer.global_step,

@@ -59,22 +59,20 @@ class RowWiseAdagrad(Optimizer):
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is not None:
-                    self._update(table, group["lr"], group["eps"])
+                    self._update(table, table.grad, group["lr"], group["eps"])
         return loss
 
-    def _update(self, table: Tensor, lr: float, eps: float) -> None:
+    def _update(self, table: Tensor, gradient: Tensor, lr: float, eps: float) -> None:
         accumulator = self.state[table]["sum"]
-        if table.grad is None:
-            return
-        if table.grad.is_sparse:
-            gradient = table.grad.coalesce()
+        if gradient.is_sparse:
+            gradient = gradient.coalesce()
             rows, values = gradient.indices()[0], gradient.values()  # (K,), (K, D)
             total = accumulator[rows] + values.pow(2).mean(dim=1)  # (K,)
             accumulator[rows] = total
             table.index_add_(0, rows, values / (total.sqrt() + eps)[:, None], alpha=-lr)
         else:
-            accumulator += table.grad.pow(2).mean(dim=1)  # (V,)
-            table -= lr * table.grad / (accumulator.sqrt() + eps)[:, None]
+            accumulator += gradient.pow(2).mean(dim=1)  # (V,)
+            table -= lr * gradient / (accumulator.sqrt() + eps)[:, None]
 
 
 class JointOptimizer(Optimizer):
@@ -151,6 +149,11 @@ class OptimizerSettings:
             f"`{name}` must be within 0..1, got {value}"
             for name in ("warmup_share", "final_share")
             if not 0 <= (value := getattr(self, name)) <= 1
+        ]
+        problems += [
+            f"`{name}` must be at least 0, got {value}"
+            for name in ("weight_decay", "table_initial", "max_norm")
+            if (value := getattr(self, name)) < 0
         ]
         if problems:
             raise ValueError("\n".join(problems))

@@ -24,7 +24,7 @@ trainer: {}
 evaluation: {}
 hydra: {run: {dir: "${run_dir:${name},${resume},${output_dir}}"}, sweep: {dir: sweeps}}
 """
-RECOMMEND = "defaults: [recommend_schema, no_run_folder, _self_]\nbundle: b\n"
+RECOMMEND = "defaults: [recommend_schema, {run_folder: none}, _self_]\nbundle: b\n"
 
 
 @pytest.fixture(autouse=True)

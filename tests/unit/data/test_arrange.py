@@ -192,6 +192,13 @@ def test_items_that_may_be_recommended_come_first_in_their_order():
     assert ids.take(pa.array(rows)).to_pylist() == ["a", "b", "c", "d", "b"]
 
 
+def test_many_items_keep_their_order():
+    allowed = np.random.default_rng(0).random(5000) < 0.5
+    ids, _ = catalogue_first(pa.array(np.arange(5000)), np.zeros(1, np.int64), allowed)
+    expected = [*np.flatnonzero(allowed).tolist(), *np.flatnonzero(~allowed).tolist()]
+    assert ids.to_pylist() == expected
+
+
 def test_a_side_table_is_aligned_with_nulls_for_whom_it_lacks():
     ids = pa.array([2**53 + 1, 4, 2**53])
     side = pa.table({"age": [1.5, 2.5], "item_id": [4, 2**53], "v": [[1.0, 2.0], None]})

@@ -170,6 +170,31 @@ def test_what_is_excluded_is_no_feature(caplog):
     FeaturePipeline.fit(spec, part)
 
 
+def test_the_time_may_be_excluded():
+    for options in ({"exclude": ["timestamp"]}, {"time": False}):
+        names = [feature.name for feature in AutoSpec(**options).spec(part_of()).features]
+        assert names == ["user_id", "item_id"]
+    declared = part_of(log=LOG | {"device": ["a", "b"]}, context=("timestamp", "device"))
+    names = [feature.name for feature in AutoSpec().spec(declared).features]
+    assert names == ["user_id", "item_id", "device", "timestamp"]
+
+
+def test_what_the_ranker_does_not_see():
+    features = AutoSpec(retrieval_only=["user_id"]).spec(part_of()).features
+    stages = {feature.name: feature.stages for feature in features}
+    both = ("retrieval", "ranking")
+    assert stages == {"user_id": ("retrieval",), "item_id": both, "timestamp": both}
+
+
+def test_a_misspelt_column_is_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        AutoSpec(exclude=["brnd", "timestamp"], retrieval_only=["userid"]).spec(part_of())
+    assert [record.getMessage().split(":")[1] for record in caplog.records] == [
+        " there is no column `brnd`",
+        " there is no column `userid`",
+    ]
+
+
 def test_without_an_id_or_a_vector_there_is_no_history():
     part = part_of(items={"brand": ["a", "b"]})
     spec = AutoSpec(exclude=["item_id"]).spec(part)

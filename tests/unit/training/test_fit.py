@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import warnings
 
 import numpy as np
@@ -240,6 +242,29 @@ class TestKilledAndResumed:
                 fit_retrieval(world, tmp_path / "killed", trainer, Life())
         task, fitted = fit_retrieval(world, tmp_path / "killed", trainer, Life(0))
         assert without_seconds(fitted) == without_seconds(expected_fitted)
+        assert_same(task.state_dict(), expected.state_dict())
+
+    def test_told_to_terminate(self, world, tmp_path):
+        """The status is that of a terminated process, and the run can be resumed."""
+        trainer = settings(checkpoint_every=1)
+        expected, _ = fit_ranking(world, tmp_path / "whole", trainer, Life())
+        called = []
+
+        def terminate_once(function):
+            def terminating(*arguments):
+                called.append(arguments)
+                if len(called) == 7:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return function(*arguments)
+
+            return terminating
+
+        life = Life()
+        life.passing = terminate_once
+        with pytest.raises(SystemExit) as stopped:
+            fit_ranking(world, tmp_path / "killed", trainer, life)
+        assert stopped.value.code == 143
+        task, _ = fit_ranking(world, tmp_path / "killed", trainer, Life())
         assert_same(task.state_dict(), expected.state_dict())
 
     def test_other_random_numbers_would_be_seen(self, world, tmp_path):

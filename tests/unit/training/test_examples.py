@@ -1,0 +1,335 @@
+"""Examples of the ranker: the log as it is, or positives among what the retriever would show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+
+from twotower.data.batches import ITEM_ROWS, LABELS, WEIGHTS
+from twotower.data.schema import (
+    LABEL,
+    RETRIEVAL_SCORE,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    DataError,
+    Tables,
+)
+from twotower.data.split import TemporalSplit
+from twotower.data.synthetic import SyntheticSource
+from twotower.training import examples as module
+from twotower.training.examples import (
+    CandidateExamples,
+    ExampleBatches,
+    ImpressionExamples,
+    ImpressionsElseCandidates,
+    Retriever,
+)
+from twotower.training.retrieval import embed_catalogue
+
+CANDIDATES, NEGATIVES = 12, 3
+
+
+class Clicks:
+    """The built-in world without the impressions that did not succeed."""
+
+    name = "clicks"
+
+    def read(self):
+        source = SyntheticSource(
+            num_users=40, num_items=40, num_days=20, slates_per_user=8, slate_size=6, seed=2
+        )
+        tables = source.read()
+        clicks = tables.interactions.filter(pc.equal(tables.interactions.column(LABEL), 1.0))
+        weights = pa.array(np.arange(len(clicks)) % 3 + 1.0)
+        return Tables(
+            interactions=clicks.drop_columns([LABEL]).append_column("weight", weights),
+            users=tables.users,
+            items=tables.items,
+            context=tables.context,
+        )
+
+    def fingerprint(self):
+        return "clicks"
+
+
+@pytest.fixture(scope="module")
+def clicks(open_world):
+    return open_world(Clicks(), TemporalSplit(validation_share=0.2, test_share=0.2))
+
+
+@pytest.fixture(scope="module")
+def retriever(clicks):
+    model = clicks.towers(dropout=0.5, seed=3)
+    return Retriever.of(model, clicks.columns("retrieval"), clicks.prepared.num_catalogue)
+
+
+def source(**given):
+    return CandidateExamples(
+        **{"num_candidates": CANDIDATES, "num_negatives": NEGATIVES, "positives_per_user": 0}
+        | given
+    )
+
+
+def positives(prepared, user, parts):
+    """(interaction, item) of a user's positives in some parts, in the order of the log."""
+    log = prepared.interactions
+    return [
+        (i, int(log.item_rows[i]))
+        for i in range(len(log.rows))
+        if log.user_rows[i] == user and log.positive[i] and log.split[i] in parts
+    ]
+
+
+def shown_to(prepared, retriever, interaction, target, part, num_candidates):
+    """What the retriever would show: a sort of all scores without the user's other positives."""
+    user = prepared.interactions.user_rows[interaction]
+    others = {i for _, i in positives(prepared, user, range(part + 1))} - {target}
+    query = retriever.queries(np.array([interaction]))[0].double()
+    scores = {
+        item: float(query @ retriever.items[item].double())
+        for item in range(len(retriever.items))
+        if item not in others
+    }
+    best = sorted(scores, key=lambda item: -scores[item])[:num_candidates]
+    return {item: scores[item] for item in best}
+
+
+def by_interaction(examples):
+    """Lists of (item, label, score) of every interaction, in order."""
+    found = {}
+    columns = (examples.interactions, examples.item_rows, examples.labels, examples.scores)
+    for interaction, item, label, score in zip(*columns, strict=True):
+        found.setdefault(int(interaction), []).append((int(item), float(label), float(score)))
+    return found
+
+
+@pytest.mark.parametrize("part", [TRAIN, VALIDATION, TEST])
+@pytest.mark.parametrize("part_of_catalogue", [40, 25])
+def test_candidates_equal_the_slow_oracle(part, part_of_catalogue, clicks, retriever):
+    prepared = clicks.prepared
+    retriever = replace(retriever, items=retriever.items[:part_of_catalogue])
+    examples = source().examples(prepared, part, retriever)
+    found = by_interaction(examples)
+    num_shown, missed = 0, 0
+    for user in range(len(prepared.users)):
+        for interaction, target in positives(prepared, user, (part,)):
+            shown = shown_to(prepared, retriever, interaction, target, part, CANDIDATES)
+            if target not in shown:
+                missed += 1
+                assert interaction not in found
+                continue
+            num_shown += len(shown) - 1
+            (first, label, score), *others = found.pop(interaction)
+            assert (first, label) == (target, 1.0)
+            assert score == pytest.approx(shown[target], abs=1e-5)
+            assert len(others) == min(NEGATIVES, len(shown) - 1)
+            assert len({item for item, _, _ in others}) == len(others)
+            for item, label, score in others:
+                assert label == 0.0
+                assert item != target
+                assert score == pytest.approx(shown[item], abs=1e-5)
+    assert found == {}
+    assert missed > 0
+    assert examples.negative_rate == pytest.approx((examples.labels == 0).sum() / num_shown)
+
+
+def test_negatives_are_drawn_from_all_candidates(clicks, retriever):
+    """Over many seeds every candidate but the target turns up, none far more than others."""
+    prepared = clicks.prepared
+    interaction = source().examples(prepared, TEST, retriever).interactions[0]
+    target = int(prepared.interactions.item_rows[interaction])
+    shown = shown_to(prepared, retriever, interaction, target, TEST, CANDIDATES)
+    drawn = [
+        item
+        for seed in range(60)
+        for item, label, _ in by_interaction(source(seed=seed).examples(prepared, TEST, retriever))[
+            int(interaction)
+        ]
+        if label == 0
+    ]
+    counts = {item: drawn.count(item) for item in shown if item != target}
+    assert set(drawn) == set(counts)
+    expected = 60 * NEGATIVES / (CANDIDATES - 1)
+    assert all(0.3 * expected < count < 2 * expected for count in counts.values())
+
+
+class TestNegativeRate:
+    def test_full_lists(self, clicks, retriever):
+        """M of the K - 1 others of a list: 3 of 11."""
+        examples = source().examples(clicks.prepared, VALIDATION, retriever)
+        assert examples.negative_rate == pytest.approx(3 / 11)
+
+    def test_all_of_them(self, clicks, retriever):
+        examples = source(num_negatives=11).examples(clicks.prepared, VALIDATION, retriever)
+        assert examples.negative_rate == 1.0
+
+    def test_lists_that_the_catalogue_cannot_fill(self, clicks, retriever):
+        """Of 40 items less the user's positives 10 are drawn; 199 others there never were."""
+        prepared = clicks.prepared
+        examples = source(num_candidates=200, num_negatives=10).examples(prepared, TEST, retriever)
+        found = by_interaction(examples)
+        num_shown = 0
+        for interaction in found:
+            user = prepared.interactions.user_rows[interaction]
+            num_shown += 40 - len({item for _, item in positives(prepared, user, range(3))})
+        assert examples.negative_rate == pytest.approx(10 * len(found) / num_shown)
+
+
+class TestChosenPositives:
+    @pytest.mark.parametrize("limit", [1, 2])
+    def test_latest_of_every_user(self, limit, clicks, retriever):
+        prepared = clicks.prepared
+        everything = source(num_candidates=200).examples(prepared, TRAIN, retriever)
+        some = source(num_candidates=200, positives_per_user=limit).examples(
+            prepared, TRAIN, retriever
+        )
+        expected = [
+            interaction
+            for user in range(len(prepared.users))
+            for interaction, _ in positives(prepared, user, (TRAIN,))[-limit:]
+        ]
+        assert sorted(set(some.interactions.tolist())) == sorted(expected)
+        assert len(set(everything.interactions.tolist())) > len(expected)
+
+    def test_weights_are_those_of_the_positive(self, clicks, retriever):
+        examples = source().examples(clicks.prepared, TRAIN, retriever)
+        weights = clicks.prepared.interactions.weights[examples.interactions]
+        assert set(weights.tolist()) == {1.0, 2.0, 3.0}
+        assert examples.weights.tolist() == weights.tolist()
+
+
+class TestDraw:
+    def test_seeded(self, clicks, retriever):
+        one, again, other = (
+            source(seed=seed).examples(clicks.prepared, TRAIN, retriever) for seed in (0, 0, 1)
+        )
+        assert one.item_rows.tolist() == again.item_rows.tolist()
+        assert one.item_rows.tolist() != other.item_rows.tolist()
+        assert one.interactions.tolist() == other.interactions.tolist()
+
+    def test_blocks_do_not_matter(self, clicks, retriever, monkeypatch):
+        whole = source().examples(clicks.prepared, TRAIN, retriever)
+        monkeypatch.setattr(module, "SCORE_BLOCK", 7)
+        blocks = source().examples(clicks.prepared, TRAIN, retriever)
+        assert blocks.item_rows.tolist() == whole.item_rows.tolist()
+        assert blocks.negative_rate == whole.negative_rate
+        np.testing.assert_allclose(blocks.scores, whole.scores, atol=1e-6)
+
+
+class TestImpressions:
+    @pytest.mark.parametrize("part", [TRAIN, VALIDATION, TEST])
+    def test_rows_of_the_part(self, part, world):
+        log = world.prepared.interactions
+        examples = ImpressionExamples().examples(world.prepared, part, None)
+        expected = [i for i in range(len(log.rows)) if log.split[i] == part]
+        assert examples.interactions.tolist() == expected
+        assert examples.item_rows.tolist() == [log.item_rows[i] for i in expected]
+        assert examples.labels.tolist() == [float(log.positive[i]) for i in expected]
+        assert examples.weights.tolist() == [log.weights[i] for i in expected]
+        assert 0 < examples.labels.mean() < 1
+        assert (examples.scores, examples.negative_rate) == (None, 1.0)
+
+    def test_scores_of_the_retriever(self, world, monkeypatch):
+        monkeypatch.setattr(module, "SCORE_BLOCK", 50)
+        columns = world.columns("retrieval")
+        model = world.towers(dropout=0.5)
+        retriever = Retriever.of(model, columns, world.prepared.num_catalogue)
+        examples = ImpressionExamples().examples(world.prepared, TEST, retriever)
+        assert len(examples.scores) == len(examples.labels) > 100
+        model.eval()
+        for place in (0, 49, 50, len(examples.labels) - 1):
+            row = torch.tensor([examples.interactions[place]])
+            item = torch.tensor([int(examples.item_rows[place])])
+            query, vector = (
+                model.embed_queries(columns.queries(row)),
+                model.embed_items(columns.items(item)),
+            )
+            assert examples.scores[place] == pytest.approx((query * vector).sum().item(), abs=1e-5)
+
+
+class TestRetriever:
+    def test_of_a_model(self, clicks):
+        model, columns = clicks.towers(), clicks.columns("retrieval")
+        retriever = Retriever.of(model, columns, 9)
+        assert torch.equal(retriever.items, embed_catalogue(model, columns, 9))
+
+    def test_no_pairs(self, retriever):
+        none = np.zeros(0, np.int64)
+        assert retriever.scores(none, none).shape == (0,)
+
+
+class TestBatches:
+    def test_holds_query_candidate_and_outcome(self, clicks, retriever):
+        examples = source().examples(clicks.prepared, TRAIN, retriever)
+        columns = clicks.columns("ranking")
+        batches = ExampleBatches(examples=examples, columns=columns, with_scores=True)
+        assert len(batches) == len(examples.labels)
+        chosen = torch.tensor([5, 0, 17])
+        batch = batches.batch(chosen)
+        for place, example in enumerate(chosen.tolist()):
+            query = columns.queries(torch.tensor([examples.interactions[example]]))
+            item = columns.items(torch.tensor([int(examples.item_rows[example])]))
+            for name, value in (query | item).items():
+                assert torch.equal(batch[name][place], value[0]), name
+            assert batch[ITEM_ROWS][place] == examples.item_rows[example]
+            assert batch[LABELS][place] == examples.labels[example]
+            assert batch[WEIGHTS][place] == examples.weights[example]
+            assert batch[RETRIEVAL_SCORE][place] == examples.scores[example]
+
+    def test_without_scores(self, world):
+        examples = ImpressionExamples().examples(world.prepared, TRAIN, None)
+        columns = world.columns("ranking")
+        batches = ExampleBatches(examples=examples, columns=columns, with_scores=False)
+        assert RETRIEVAL_SCORE not in batches.batch(torch.tensor([0]))
+        with pytest.raises(DataError, match=r"set models\.ranking\.retrieval_score=false"):
+            replace(batches, with_scores=True).batch(torch.tensor([0]))
+
+
+class TestErrors:
+    def test_positives_alone_are_no_impressions(self, clicks):
+        with pytest.raises(DataError, match=r"the log holds positives alone; (.|\n)*candidates"):
+            ImpressionExamples().examples(clicks.prepared, TRAIN, None)
+
+    def test_candidates_without_retriever(self, clicks):
+        with pytest.raises(DataError, match=r"train both stages, stages=\[retrieval,ranking\]"):
+            source().examples(clicks.prepared, TRAIN, None)
+
+    def test_retriever_that_finds_nothing(self, clicks, retriever):
+        # The item that every query likes most is one that nobody took.
+        blind = replace(retriever, items=retriever.items[:1].repeat(40, 1))
+        taken = clicks.prepared.events.item_rows[clicks.prepared.events.split == TEST]
+        only = replace(blind, items=blind.items[: int(taken.min())])
+        with pytest.raises(DataError, match=r"none of the \d+ positives of the test part is among"):
+            source(num_candidates=2, num_negatives=1).examples(clicks.prepared, TEST, only)
+
+    @pytest.mark.parametrize(("negatives", "candidates"), [(0, 5), (5, 5), (9, 5)])
+    def test_numbers_that_do_not_fit(self, negatives, candidates):
+        with pytest.raises(ValueError, match=f"got {negatives} and {candidates}"):
+            source(num_negatives=negatives, num_candidates=candidates)
+
+    @pytest.mark.parametrize("name", ["positives_per_user", "seed"])
+    def test_numbers_below_zero(self, name):
+        with pytest.raises(ValueError, match=f"`{name}` must be at least 0, got -1"):
+            source(**{name: -1})
+
+
+class TestEither:
+    def test_impressions_where_there_are_any(self, world):
+        either = ImpressionsElseCandidates(candidates=source())
+        found = either.examples(world.prepared, TEST, None)
+        assert found.interactions.tolist() == (
+            ImpressionExamples().examples(world.prepared, TEST, None).interactions.tolist()
+        )
+
+    def test_candidates_where_there_are_none(self, clicks, retriever):
+        found = ImpressionsElseCandidates(candidates=source()).examples(
+            clicks.prepared, TEST, retriever
+        )
+        expected = source().examples(clicks.prepared, TEST, retriever)
+        assert found.item_rows.tolist() == expected.item_rows.tolist()

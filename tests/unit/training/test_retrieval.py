@@ -1,0 +1,226 @@
+"""The retrieval task: its loss assembled by hand, its gradients, and vectors in blocks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS
+from twotower.data.schema import TRAIN
+from twotower.losses.negatives import MixedNegatives, PoolRows, WholeCatalogue
+from twotower.losses.objective import Objective
+from twotower.losses.sampled_softmax import FullSoftmax, SampledSoftmax
+from twotower.training.optimizers import OptimizerSettings
+from twotower.training.retrieval import RetrievalTask, embed_catalogue, evaluating
+
+BATCH = 24
+TEMPERATURE = 0.3
+OPTIMIZER = OptimizerSettings(learning_rate=0.01, table_learning_rate=0.1)
+
+
+class GivenNegatives:
+    """Candidates that the test knows: the targets of the batch and chosen items."""
+
+    def __init__(self, further, *, in_batch):
+        self.further = torch.tensor(further)
+        self.in_batch = in_batch
+
+    def draw(self, target_rows, item_probability, generator):
+        rows = torch.cat([target_rows, self.further])
+        return PoolRows(
+            rows=rows,
+            log_expected_count=item_probability[rows].log().float(),
+            num_in_batch=len(target_rows) if self.in_batch else 0,
+        )
+
+
+@pytest.fixture
+def item_probability(world):
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(world.prepared.num_catalogue, generator=generator).double() + 0.01
+
+
+@pytest.fixture
+def make_task(world, item_probability):
+    def make(negatives, loss=None, **given):
+        task = RetrievalTask(
+            model=world.towers(**given),
+            objective=Objective(
+                loss=loss or SampledSoftmax(temperature=TEMPERATURE), negatives=negatives
+            ),
+            columns=world.columns("retrieval"),
+            item_probability=item_probability,
+            optimizer=OPTIMIZER,
+        )
+        task.log = lambda *arguments, **named: None
+        return task
+
+    return make
+
+
+@pytest.fixture
+def interactions(world):
+    """Training positives of a few users, some with the same item."""
+    events = world.prepared.events
+    return torch.from_numpy(events.interactions[world.prepared.train_events()][:BATCH])
+
+
+def train_items(prepared, user_row):
+    """Item rows of all training positives of a user, one interaction at a time."""
+    log = prepared.interactions
+    return {
+        int(log.item_rows[i])
+        for i in range(len(log.rows))
+        if log.user_rows[i] == user_row and log.positive[i] and log.split[i] == TRAIN
+    }
+
+
+def loss_by_hand(task, world, interactions, candidates, item_probability):
+    """The formula of the sampled softmax, one query and one candidate at a time, in float64."""
+    columns, log = world.columns("retrieval"), world.prepared.interactions
+    losses, weights = [], []
+    with torch.no_grad():
+        for interaction in interactions.tolist():
+            row = torch.tensor([interaction])
+            target = int(log.item_rows[interaction])
+            query = task.model.embed_queries(columns.queries(row))[0].double()
+            known = train_items(world.prepared, log.user_rows[interaction]) | {target}
+            vectors = {
+                item: task.model.embed_items(columns.items(torch.tensor([item])))[0].double()
+                for item in {target, *candidates}
+            }
+            positive = float(query @ vectors[target]) / TEMPERATURE
+            total = math.exp(positive) + sum(
+                math.exp(
+                    float(query @ vectors[item]) / TEMPERATURE - math.log(item_probability[item])
+                )
+                for item in candidates
+                if item not in known
+            )
+            losses.append(math.log(total) - positive)
+            weights.append(float(log.weights[interaction]))
+    return float(np.average(losses, weights=weights))
+
+
+class TestLoss:
+    @pytest.mark.parametrize("in_batch", [True, False])
+    def test_equals_the_one_assembled_by_hand(
+        self, in_batch, make_task, world, interactions, item_probability
+    ):
+        further = [0, 1, 2, 3, 3]
+        task = make_task(GivenNegatives(further, in_batch=in_batch))
+        targets = world.prepared.interactions.item_rows[interactions.numpy()].tolist()
+        expected = loss_by_hand(
+            task, world, interactions, [*targets, *further], item_probability.tolist()
+        )
+        loss = task.training_step(world.columns("retrieval").examples(interactions), 0)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+    def test_order_of_the_batch_does_not_matter(self, make_task, world, interactions):
+        task = make_task(GivenNegatives([0, 1], in_batch=True))
+        columns = world.columns("retrieval")
+        one = task.training_step(columns.examples(interactions), 0)
+        other = task.training_step(columns.examples(interactions.flip(0)), 0)
+        torch.testing.assert_close(one, other)
+
+    def test_weight_of_an_example(self, make_task, world, interactions):
+        """Weight 2 for an example counts as the example twice, weight 0 as not there."""
+        task = make_task(GivenNegatives([0, 1, 2], in_batch=False))
+        columns = world.columns("retrieval")
+
+        def loss(rows, weights):
+            batch = columns.examples(rows) | {WEIGHTS: torch.tensor(weights)}
+            task.objective.negatives.draw = lambda *given: PoolRows(
+                rows=torch.tensor([0, 1, 2]), log_expected_count=torch.zeros(3), num_in_batch=0
+            )
+            return task.training_step(batch, 0)
+
+        a, b, c = interactions[[0, 9, 17]]
+        twice = loss(torch.stack([a, a, b]), [1.0, 1.0, 1.0])
+        torch.testing.assert_close(loss(torch.stack([a, b, c]), [2.0, 1.0, 0.0]), twice)
+
+    def test_probability_reaches_the_negatives(self, make_task, world, interactions):
+        task = make_task(MixedNegatives(in_batch=True, num_uniform=3))
+        batch = world.columns("retrieval").examples(interactions)
+        torch.manual_seed(0)
+        one = task.training_step(batch, 0)
+        task.item_probability = task.item_probability / 10
+        torch.manual_seed(0)
+        assert task.training_step(batch, 0).item() != one.item()
+
+    def test_is_logged(self, make_task, world, interactions):
+        task = make_task(GivenNegatives([0], in_batch=True))
+        logged = {}
+        task.log = lambda name, value, **named: logged.update({name: value})
+        loss = task.training_step(world.columns("retrieval").examples(interactions), 0)
+        assert logged == {"retrieval/train/loss": loss}
+
+
+class TestGradient:
+    @pytest.mark.parametrize(
+        ("negatives", "loss"),
+        [
+            (MixedNegatives(in_batch=True, num_uniform=0), None),
+            (MixedNegatives(in_batch=True, num_uniform=8), None),
+            (MixedNegatives(in_batch=False, num_uniform=8), None),
+            (WholeCatalogue(), FullSoftmax(temperature=TEMPERATURE)),
+        ],
+    )
+    def test_every_parameter_has_one(self, negatives, loss, make_task, world, interactions):
+        task = make_task(negatives, loss)
+        task.training_step(world.columns("retrieval").examples(interactions), 0).backward()
+        without = [
+            name
+            for name, parameter in task.named_parameters()
+            if parameter.grad is None or not parameter.grad.abs().sum() > 0
+        ]
+        assert without == []
+
+    def test_sparse_tables_have_the_gradient_of_dense_ones(
+        self, make_task, world, interactions, sparse_tables, monkeypatch
+    ):
+        gradients = []
+        for smallest in (0, 10**9):
+            monkeypatch.setattr("twotower.models.embedding.MIN_SPARSE_ROWS", smallest)
+            task = make_task(GivenNegatives([0, 1, 2], in_batch=True))
+            task.training_step(world.columns("retrieval").examples(interactions), 0).backward()
+            gradients.append({name: p.grad for name, p in task.named_parameters()})
+        sparse, dense = gradients
+        assert sum(g.is_sparse for g in sparse.values()) == 4
+        assert not any(g.is_sparse for g in dense.values())
+        for name, gradient in sparse.items():
+            torch.testing.assert_close(gradient.to_dense(), dense[name])
+
+
+class TestEmbedCatalogue:
+    def test_block_size_does_not_matter(self, world):
+        model, columns = world.towers(dropout=0.5), world.columns("retrieval")
+        num_items = world.prepared.num_catalogue
+        whole = embed_catalogue(model, columns, num_items)
+        assert whole.shape == (num_items, 8)
+        for block in (1, 7, num_items):
+            torch.testing.assert_close(embed_catalogue(model, columns, num_items, block), whole)
+        one = model.eval().embed_items(columns.items(torch.tensor([5])))
+        torch.testing.assert_close(whole[5], one[0])
+
+    def test_mode_is_restored(self, world):
+        model = world.towers()
+        for training in (True, False):
+            model.train(training)
+            with evaluating(model):
+                assert not model.training
+            assert model.training is training
+
+    def test_mode_is_restored_after_an_error(self, world):
+        model = world.towers().train()
+        with pytest.raises(KeyError), evaluating(model):
+            raise KeyError
+        assert model.training
+
+
+def test_batch_has_what_the_task_reads(world, interactions):
+    batch = world.columns("retrieval").examples(interactions)
+    assert {ITEM_ROWS, USER_ROWS, WEIGHTS} <= batch.keys()
