@@ -300,6 +300,22 @@ def test_retrieval_on_a_flat_click_table(work: Path, capsys) -> None:
     open_prepared(folder)
 
 
+@pytest.mark.parametrize("stages", ["[ranking]", "[retrieval,ranking]"])
+def test_a_part_without_a_positive_is_seen_before_training(work: Path, stages: str, capsys) -> None:
+    data = Tables().labelled().write()
+    lines = Path("interactions.csv").read_text().splitlines()
+    late = [f"{line[:-1]}0" for line in lines[64:]]  # from there on the test part begins
+    Path("interactions.csv").write_text("\n".join([*lines[:64], *late]) + "\n")
+    further = ("split.validation_share=0.1", "split.test_share=0.2")
+    fixed = [*data, "data.label.column=click", *further, f"stages={stages}", *FAST]
+    assert main(["train", *fixed]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: the test part has no positive among its 18 rows; a positive is a row whose label "
+        "is at least data.label.positive_from=1"
+    )
+    assert not (work / "runs").exists()
+
+
 def test_ranking_alone_on_positives_alone(work: Path, capsys) -> None:
     assert main(["train", *Tables().write(), "stages=[ranking]", *FAST]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
@@ -18,7 +19,8 @@ from twotower.cli.tables import figures_table
 from twotower.config import build
 from twotower.config_files import read_yaml, to_yaml, write_spec
 from twotower.data.prepared import FEATURES_FOLDER, Prepared
-from twotower.data.schema import TEST, DataError
+from twotower.data.queries import EvaluationSettings
+from twotower.data.schema import SPLIT_NAMES, TEST, VALIDATION, DataError
 from twotower.features.pipeline import FeaturePipeline
 from twotower.training.baselines import ITEM_KNN, POPULARITY
 from twotower.training.board import Board
@@ -73,7 +75,7 @@ class TrainingRun:
 
         Raises:
             ValueError: When `stages` names something else than the two stages, a setting of theirs
-                is out of range, or the data lacks what retrieval needs.
+                is out of range, or the data lacks what they need.
         """
         check_stages(cfg.stages)
         trainer, evaluation = build(cfg.trainer), build(cfg.evaluation)
@@ -81,8 +83,7 @@ class TrainingRun:
         for stage in cfg.stages:
             build(cfg.training[stage]).check_monitor(validation_metrics(stage, evaluation.ks))
         prepared: Prepared = prepare_from(cfg)
-        if RETRIEVAL in cfg.stages:
-            prepared.require_events()
+        check_parts(prepared, cfg.stages, evaluation)
         pipeline = FeaturePipeline.load(prepared.folder / FEATURES_FOLDER)
         folder = Path(cfg.output_dir).resolve()
         context = Context(
@@ -190,6 +191,30 @@ def check_stages(stages: list[str]) -> None:
     if unknown or not stages:
         received = ", ".join(unknown) or "none"
         raise DataError([f"stages: must be some of {', '.join(STAGES)}, got {received}"])
+
+
+def check_parts(prepared: Prepared, stages: list[str], evaluation: EvaluationSettings) -> None:
+    """Refuse, before anything is trained, data on which a stage could not be tested.
+
+    Raises:
+        DataError: When retrieval has no users or items, or a part has nothing to be found.
+    """
+    if RETRIEVAL in stages:
+        prepared.require_events()
+    rows = prepared.interactions
+    counts = np.bincount(rows.split, weights=rows.positive, minlength=len(SPLIT_NAMES))
+    problems = [
+        f"the {part} part has no positive among its {prepared.manifest['counts'][part]} rows; a "
+        "positive is a row whose label is at least data.label.positive_from="
+        f"{prepared.manifest['label']['positive_from']:g}"
+        for part, count in zip(SPLIT_NAMES, counts, strict=True)
+        if count == 0
+    ]
+    if problems:
+        raise DataError(problems)
+    if RETRIEVAL in stages:
+        for part in (VALIDATION, TEST):
+            evaluation.queries(prepared, part)
 
 
 def headline_figures(ks: Sequence[int]) -> list[str]:

@@ -147,11 +147,15 @@ class CandidateExamples:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        numbers = {"positives_per_user": self.positives_per_user, "seed": self.seed}
+        problems = [f"`{n}` must be at least 0, got {v}" for n, v in numbers.items() if v < 0]
         if not 0 < self.num_negatives < self.num_candidates:
-            raise ValueError(
+            problems.append(
                 "`num_negatives` must lie between 1 and `num_candidates` - 1, got "
                 f"{self.num_negatives} and {self.num_candidates}"
             )
+        if problems:
+            raise ValueError("\n".join(problems))
 
     def examples(self, prepared: Prepared, part: int, retriever: Retriever | None) -> Examples:
         """See `ExampleSource`; a positive that the retriever would have missed is left out."""

@@ -15,9 +15,8 @@ from twotower.serving.models import OnnxModel, score_candidates
 class Sum:
     """A "ranker" that adds its columns up, and says how many pairs it got at a time."""
 
-    inputs = {"age": np.float32, "price": np.float32, "tags": np.int64, "score": np.float32}
-
     def __init__(self) -> None:
+        self.inputs = dict.fromkeys(("age", "price", "score"), np.float32) | {"tags": np.int64}
         self.sizes: list[int] = []
 
     def run(self, columns: dict[str, np.ndarray], output: int = 0) -> np.ndarray:

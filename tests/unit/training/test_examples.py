@@ -301,12 +301,15 @@ class TestErrors:
             source().examples(clicks.prepared, TRAIN, None)
 
     def test_retriever_that_finds_nothing(self, clicks, retriever):
-        # The item that every query likes most is one that nobody took.
-        blind = replace(retriever, items=retriever.items[:1].repeat(40, 1))
-        taken = clicks.prepared.events.item_rows[clicks.prepared.events.split == TEST]
-        only = replace(blind, items=blind.items[: int(taken.min())])
+        """Items that somebody took in the test part look away from all queries."""
+        events = clicks.prepared.events
+        inside = events.split == TEST
+        away = retriever.queries(events.interactions[inside]).mean(dim=0)
+        items = away.repeat(40, 1)
+        items[np.unique(events.item_rows[inside])] *= -1
+        blind = replace(retriever, items=items)
         with pytest.raises(DataError, match=r"none of the \d+ positives of the test part is among"):
-            source(num_candidates=2, num_negatives=1).examples(clicks.prepared, TEST, only)
+            source(num_candidates=2, num_negatives=1).examples(clicks.prepared, TEST, blind)
 
     @pytest.mark.parametrize(("negatives", "candidates"), [(0, 5), (5, 5), (9, 5)])
     def test_numbers_that_do_not_fit(self, negatives, candidates):

@@ -1,0 +1,164 @@
+"""The figures of a run: deciles and new items by hand, intervals around their values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from twotower.data.queries import evaluation_queries
+from twotower.data.schema import TEST, TRAIN
+from twotower.features.frequency import ItemFrequency
+from twotower.training.evaluation import mean_metrics, rank_catalogue
+from twotower.training.examples import ExampleBatches, ImpressionExamples, Retriever
+from twotower.training.fit import Fitted
+from twotower.training.ranking import probabilities
+from twotower.training.report import recall_by_popularity, report_ranking, report_retrieval
+from twotower.training.stages import Trained
+
+
+@pytest.fixture
+def queries(world):
+    """Three queries with the positives {0, 19}, {18} and {1, 19, 30}."""
+    three = evaluation_queries(world.prepared, TEST, remove_seen=True, max_users=3)
+    return replace(
+        three, truth_offsets=np.array([0, 2, 3, 6]), truth_items=np.array([0, 19, 18, 1, 19, 30])
+    )
+
+
+class TestRecallByPopularity:
+    def test_by_hand(self, queries):
+        """20 items with counts 20 down to 1: items 19 and 18 are the least popular decile.
+
+        Item 30 lies outside the catalogue of 20 and counts for no decile.
+        """
+        ranked = np.array([[19, 5, -1], [17, 16, 15], [1, 0, 19]])
+        deciles = recall_by_popularity(ranked, queries, np.arange(20, 0, -1))
+        assert deciles[0] == pytest.approx(2 / 3)
+        assert deciles[9] == pytest.approx(1 / 2)
+        assert np.isnan(deciles[1:9]).all()
+
+    def test_ties_go_by_the_row(self, queries):
+        """All equally popular: rows 0 and 1 come first, rows 18 and 19 last."""
+        ranked = np.array([[0, 5, -1], [18, 16, 15], [7, 8, 9]])
+        deciles = recall_by_popularity(ranked, queries, np.full(20, 4))
+        assert deciles[0] == pytest.approx(1 / 2)
+        assert deciles[9] == pytest.approx(1 / 3)
+
+    def test_fewer_items_than_deciles(self, queries):
+        few = replace(queries, truth_items=np.array([0, 1, 2, 0, 1, 2]))
+        deciles = recall_by_popularity(np.array([[0], [2], [2]]), few, np.array([3, 2, 1]))
+        assert np.isnan(deciles).sum() == 7
+        assert deciles[[0, 3, 6]].tolist() == [1.0, 0.0, 0.5]
+
+
+@pytest.fixture
+def trained(world):
+    prepared, columns = world.prepared, world.columns("retrieval")
+    train_rows = np.flatnonzero(prepared.interactions.split == TRAIN)
+    return Trained(
+        retriever=Retriever.of(world.towers(), columns, prepared.num_catalogue),
+        frequency=ItemFrequency.count(prepared, train_rows),
+        fitted=Fitted(epochs=1, steps=1, seconds=1.0, best=0.0),
+    )
+
+
+class TestRetrieval:
+    def test_values_are_means_over_queries(self, world, trained, tmp_path):
+        context = world.context(tmp_path)
+        metrics = report_retrieval(context, trained).metrics
+        queries = evaluation_queries(world.prepared, TEST, remove_seen=True)
+        ranked = rank_catalogue(
+            trained.retriever.model,
+            trained.retriever.columns,
+            queries,
+            num_catalogue=world.prepared.num_catalogue,
+            k=10,
+            remove_seen=True,
+        )
+        for name, value in mean_metrics(ranked, queries, (5, 10)).items():
+            full = f"retrieval/test/{name}"
+            assert metrics[full] == pytest.approx(value)
+            assert metrics[f"{full}/low"] <= value <= metrics[f"{full}/high"]
+        shown = np.unique(ranked[ranked >= 0])
+        assert metrics["retrieval/test/coverage@10"] == len(shown) / world.prepared.num_catalogue
+
+    def test_lift_is_the_difference(self, world, trained, tmp_path):
+        metrics = report_retrieval(world.context(tmp_path), trained).metrics
+        for name in ("hit_rate@5", "ndcg@5"):
+            difference = metrics[f"retrieval/test/{name}"] - metrics[f"item_knn/test/{name}"]
+            assert metrics[f"retrieval/test/{name}_over_item_knn"] == pytest.approx(difference)
+
+    def test_new_items(self, world, trained, tmp_path):
+        """Positives whose item nobody took in training, counted one by one."""
+        context, counts = world.context(tmp_path), trained.frequency.counts.copy()
+        queries = evaluation_queries(world.prepared, TEST, remove_seen=True)
+        new = int(queries.truth_items[0])
+        counts[new] = 0
+        known = replace(trained, frequency=replace(trained.frequency, counts=counts))
+        metrics = report_retrieval(context, known).metrics
+        expected = sum(counts[item] == 0 for item in queries.truth_items.tolist())
+        assert metrics["retrieval/test/cold_positives"] == expected
+        assert 0 <= metrics["retrieval/test/cold_recall@10"] <= 1
+
+    def test_every_list_is_there(self, world, trained, tmp_path):
+        report = report_retrieval(world.context(tmp_path), trained)
+        for name in ("retrieval", "popularity", "item_knn"):
+            assert f"{name}/test/map@10/high" in report.metrics
+        assert report.deciles.shape == (10,)
+
+
+class TestRanking:
+    def test_figures_of_the_examples(self, world, tmp_path):
+        examples = ExampleBatches(
+            examples=ImpressionExamples().examples(world.prepared, TEST, None),
+            columns=world.columns("ranking"),
+            with_scores=False,
+        )
+        model = world.ranker()
+        report = report_ranking(world.context(tmp_path), model, examples)
+        predicted = probabilities(model, examples, negative_rate=1.0)
+        labels = examples.examples.labels
+        positives, negatives = predicted[labels == 1], predicted[labels == 0]
+        above = (positives[:, None] > negatives).mean() + (
+            positives[:, None] == negatives
+        ).mean() / 2
+        assert report.metrics["ranking/test/auc"] == pytest.approx(above)
+        taken = np.where(labels == 1, predicted, 1 - predicted)
+        assert report.metrics["ranking/test/log_loss"] == pytest.approx(-np.log(taken).mean())
+        assert report.metrics["ranking/test/examples"] == len(labels)
+        assert report.metrics["ranking/test/positive_rate"] == pytest.approx(labels.mean())
+        assert report.reliability.counts.sum() == len(labels)
+
+
+class TestProbabilities:
+    def test_sampling_is_undone(self, world):
+        """Of the negatives a quarter was kept: odds 4 times too high are divided by 4."""
+        examples = ExampleBatches(
+            examples=ImpressionExamples().examples(world.prepared, TEST, None),
+            columns=world.columns("ranking"),
+            with_scores=False,
+        )
+        model = world.ranker(dropout=0.5)
+        raw = probabilities(model, examples, negative_rate=1.0)
+        undone = probabilities(model, examples, negative_rate=0.25)
+        np.testing.assert_allclose(undone / (1 - undone), raw / (1 - raw) / 4, rtol=1e-6)
+        assert raw.dtype == np.float64
+        assert model.training
+
+    def test_blocks_do_not_matter(self, world, monkeypatch):
+        examples = ExampleBatches(
+            examples=ImpressionExamples().examples(world.prepared, TEST, None),
+            columns=world.columns("ranking"),
+            with_scores=False,
+        )
+        model = world.ranker()
+        whole = probabilities(model, examples, negative_rate=1.0)
+        monkeypatch.setattr("twotower.training.ranking.EVALUATION_BLOCK", 17)
+        np.testing.assert_allclose(
+            probabilities(model, examples, negative_rate=1.0), whole, rtol=1e-5
+        )
+        logits = model.eval()(examples.batch(torch.arange(3)))
+        np.testing.assert_allclose(whole[:3], logits.sigmoid().detach().numpy(), rtol=1e-5)
