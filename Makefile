@@ -59,7 +59,7 @@ check: $(STAMP)
 	$(PYTHON) -m mypy
 
 test: check
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -m 'not slow'
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-slow: $(STAMP)
 	$(PYTHON) -m pytest -m slow

@@ -208,7 +208,7 @@ def start_from_tables(model: DCNv2, retrieval: TwoTower) -> list[str]:
         retrieval: The trained towers.
 
     Returns:
-        Names of the tables.
+        Names of their features.
     """
     learned = dict(retrieval.named_parameters())
     own = {name: table for name, table in model.named_parameters() if "_embedder.layers." in name}
@@ -216,7 +216,7 @@ def start_from_tables(model: DCNv2, retrieval: TwoTower) -> list[str]:
     with torch.no_grad():
         for name in reused:
             own[name].copy_(learned[name])
-    return [name.split("feature_")[-1].removesuffix(".weight") for name in reused]
+    return list(dict.fromkeys(name.split("feature_")[-1].rpartition(".")[0] for name in reused))
 
 
 def ranking_examples(

@@ -1,0 +1,150 @@
+"""Every YAML file under `configs/` is chosen once, and the choice is seen in what is composed.
+
+A file is an option of a group, or the primary config of a command. An option is chosen through a
+command whose defaults list names its group; a group that no command names would be found unused.
+"""
+
+from functools import cache
+
+import pytest
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from twotower.cli.main import COMMANDS
+from twotower.cli.run import TRAINING_NEEDS
+from twotower.config import check, compose, config_dir
+
+CONFIGS = config_dir()
+FILES = {str(p.relative_to(CONFIGS).with_suffix("")): p for p in sorted(CONFIGS.rglob("*.yaml"))}
+PRIMARY = [name for name in FILES if "/" not in name]
+OPTIONS = [name for name in FILES if "/" in name]
+EXPERIMENTS = [name for name in OPTIONS if name.startswith("experiment/")]
+
+NEEDS = {"train": TRAINING_NEEDS, "prepare": TRAINING_NEEDS}
+# What a user must give, because there is no default.
+MUST_BE_GIVEN = {
+    "export": ["run=runs/x"],
+    "evaluate": ["bundle=bundles/x"],
+    "recommend": ["bundle=bundles/x"],
+    "data/tables": ["data.interactions=x.parquet"],
+    "data/impressions": ["data.interactions=x.parquet"],
+    "features/file": ["features.path=x.yaml"],
+}
+MAX_LINES = 15
+# The list of all groups of a training; a second file could only be found by reading the first.
+LONGER = {"train": 20}
+
+
+def raw(name):
+    return OmegaConf.load(FILES[name])
+
+
+def defaults(name):
+    """Group and option of every entry in a defaults list that is a choice."""
+    for entry in raw(name).get("defaults", []):
+        if isinstance(entry, DictConfig):
+            ((group, option),) = entry.items()
+            yield group.removeprefix("override ").strip("/"), option
+
+
+@cache
+def command_of(group):
+    """The command through which an option of a group is chosen."""
+    for name in ("train", *PRIMARY):
+        if group in dict(defaults(name)):
+            return name
+    pytest.fail(f"no command has the group `{group}`: its files are unused")
+
+
+def chosen(name):
+    """The command's config with an option chosen."""
+    group, _, option = name.rpartition("/")
+    command = command_of(group)
+    given = [*MUST_BE_GIVEN.get(command, []), *MUST_BE_GIVEN.get(name, [])]
+    return command, compose(command, [f"{group}={option}", *given])
+
+
+def leaves(node, path=()):
+    """Path and value of everything in a file that is no mapping; `defaults` is Hydra's."""
+    for key in node:
+        if OmegaConf.is_missing(node, key) or (not path and key == "defaults"):
+            continue
+        value = node._get_node(key)
+        if isinstance(value, DictConfig):
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def plain(node):
+    return OmegaConf.to_container(node) if isinstance(node, ListConfig) else node._value()
+
+
+def assert_holds(config, name, *, package):
+    """Everything that a file says stands in the config, unresolved, below the package."""
+    found = list(leaves(raw(name)))
+    for path, value in found:
+        node = config
+        for key in (*package, *path):
+            node = node._get_node(key)
+            assert node is not None, f"{name}: {'.'.join(path)} is not in the config"
+        assert plain(node) == plain(value), f"{name}: {'.'.join(path)}"
+    return len(found)
+
+
+@pytest.mark.parametrize("name", PRIMARY)
+def test_command_is_composed_and_right(name):
+    config = compose(name, MUST_BE_GIVEN.get(name, []))
+    check(config, NEEDS.get(name, ()))
+    assert_holds(config, name, package=())
+    for group, option in defaults(name):
+        if option is not None and f"{group}/{option}" in FILES:
+            assert_holds(config, f"{group}/{option}", package=group.split("/"))
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in EXPERIMENTS])
+def test_option_is_chosen_and_right(name):
+    group, _, _ = name.rpartition("/")
+    command, config = chosen(name)
+    check(config, NEEDS.get(command, ()))
+    assert assert_holds(config, name, package=group.split("/")) > 0
+    assert "_target_" in OmegaConf.select(config, group.replace("/", "."))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_is_chosen_and_right(name):
+    command, config = chosen(name)
+    assert command == "train"
+    check(config, TRAINING_NEEDS)
+    assert assert_holds(config, name, package=()) > 0
+    assert config.name == name.removeprefix("experiment/")
+    for group, option in defaults(name):
+        expected = compose("train", [f"{group}={option}"])
+        path = group.replace("/", ".")
+        assert OmegaConf.select(config, path)._target_ == OmegaConf.select(expected, path)._target_
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_is_short(name):
+    assert len(FILES[name].read_text().splitlines()) <= LONGER.get(name, MAX_LINES)
+
+
+def test_every_command_has_its_config_and_every_config_its_command():
+    assert set(PRIMARY) == set(COMMANDS) - {"doctor"}
+
+
+def test_options_of_a_group_differ():
+    """Two options that compose to the same would be one too many."""
+    composed = {}
+    for name in OPTIONS:
+        group, _, _ = name.rpartition("/")
+        _, config = chosen(name)
+        text = OmegaConf.to_yaml(config)
+        assert text not in composed.setdefault(group, {}), f"{name} is {composed[group].get(text)}"
+        composed[group][text] = name
+
+
+def test_lists_of_options_are_not_empty():
+    """The files were found at all."""
+    assert len(PRIMARY) >= 5
+    assert len(OPTIONS) >= 30
+    assert len(EXPERIMENTS) >= 2
