@@ -34,6 +34,7 @@ MAX_LINES = 15
 LONGER = {"train": 20}
 
 
+@cache
 def raw(name):
     return OmegaConf.load(FILES[name])
 
@@ -55,6 +56,7 @@ def command_of(group):
     pytest.fail(f"no command has the group `{group}`: its files are unused")
 
 
+@cache
 def chosen(name):
     """The command's config with an option chosen."""
     group, _, option = name.rpartition("/")

@@ -1,10 +1,11 @@
-"""The notebooks run from top to bottom, on a tiny world, in this interpreter and without a network."""
+"""The notebooks run from top to bottom, on a tiny world, in this interpreter, without a network."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -22,8 +23,9 @@ TINY = """
 WORK = Path("work")
 SETTINGS = [
     *("data.num_users=150", "data.num_items=100", "data.slates_per_user=8"),
-    *("models.retrieval.dim=16", "models.retrieval.hidden=[16]", "models.retrieval.embedding_dim=8"),
-    *("models.ranking.embedding_dim=8", "models.ranking.deep.hidden=[16]"),
+    *("models.retrieval.dim=16", "models.retrieval.hidden=[16]"),
+    *("models.retrieval.embedding_dim=8", "models.ranking.embedding_dim=8"),
+    *("models.ranking.deep.hidden=[16]", "losses.retrieval.negatives.num_uniform=32"),
     *("training.retrieval.max_epochs=2", "training.retrieval.batch_size=256"),
     *("training.ranking.max_epochs=1", "trainer.accelerator=cpu", "name=tiny"),
 ]
@@ -43,10 +45,10 @@ def kernel(tmp_path, monkeypatch):
     }
     (folder / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    return AsyncKernelManager(kernel_name=KERNEL, transport="ipc")
+    with tempfile.TemporaryDirectory() as runtime:  # paths of sockets must be short
+        monkeypatch.setenv("JUPYTER_RUNTIME_DIR", runtime)
+        yield AsyncKernelManager(kernel_name=KERNEL, transport="ipc")
 
 
 @pytest.fixture

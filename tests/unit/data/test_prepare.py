@@ -29,7 +29,7 @@ LOG = {
 
 
 def folders(root):
-    return sorted(path.name for path in root.iterdir())
+    return sorted(path.name for path in root.iterdir()) if root.exists() else []
 
 
 @pytest.fixture
