@@ -24,7 +24,7 @@ class Tables:
         default_factory=lambda: [
             "user_id,item_id,timestamp",
             *(
-                f"{u},{(u + 3 * n) % 12},{1_700_000_000 + n * 3600}"
+                f"{u},{(u + 5 * n) % 12},{1_700_000_000 + n * 3600}"
                 for n in range(9)
                 for u in range(9)
             ),
@@ -393,7 +393,8 @@ def test_a_bundle_with_one_changed_byte(tiny_run, work: Path, refused, name: str
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
-    for command in ("recommend", "evaluate"):
+    commands = ("recommend", "evaluate") if name == "golden.npz" else ("recommend",)
+    for command in commands:
         (line, *_) = refused(command, f"bundle={version}")
         assert line.startswith(f"{path}: changed since it was written") or (
             name == "manifest.json" and line.startswith(f"{path}: ")

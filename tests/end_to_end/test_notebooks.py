@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import tempfile
 from pathlib import Path
 
 import nbformat
@@ -35,7 +34,7 @@ EXPORT = ["gates.max_calibration_error=null", "index=flat", "index.device=cpu"]
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
-    """A kernel that is this interpreter; it is spoken to through files, not ports."""
+    """A kernel that is this interpreter; it is spoken to through sockets in a folder, not ports."""
     folder = tmp_path / "jupyter" / "kernels" / KERNEL
     folder.mkdir(parents=True)
     spec = {
@@ -46,9 +45,9 @@ def kernel(tmp_path, monkeypatch):
     (folder / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    with tempfile.TemporaryDirectory() as runtime:  # paths of sockets must be short
-        monkeypatch.setenv("JUPYTER_RUNTIME_DIR", runtime)
-        yield AsyncKernelManager(kernel_name=KERNEL, transport="ipc")
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.chdir(tmp_path)  # both sides look for the sockets in the working folder
+    return AsyncKernelManager(kernel_name=KERNEL, transport="ipc")
 
 
 @pytest.fixture

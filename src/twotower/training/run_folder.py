@@ -7,9 +7,12 @@
 ``prepared.json``           which prepared data set it was trained on
 ``<stage>/best.ckpt``       weights of the best epoch
 ``<stage>/last.ckpt``       what ``resume=<run>`` continues from
+``<stage>/finished.json``   epochs, steps, seconds; there once the stage is finished
+``ranker.json``             what the weights of the ranker do not tell: sampling, retrieval score
 ``versions.json``           versions of Python and of the libraries that matter
 ``metrics.json``            figures by ``<stage>/<split>/<metric>``
 ``tensorboard/``            curves and plots
+``train.log``               log with times
 ==========================  =====================================================================
 """
 

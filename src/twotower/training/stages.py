@@ -27,9 +27,10 @@ from twotower.models.two_tower import TwoTower
 from twotower.training.columns import stage_columns
 from twotower.training.evaluation import mean_metrics, rank_catalogue
 from twotower.training.examples import ExampleBatches, Examples, ExampleSource, Retriever
-from twotower.training.fit import Fitted, StageSettings, TrainerSettings, fit_stage
+from twotower.training.fit import Fitted, fit_stage
 from twotower.training.ranking import RankingLoss, RankingTask, probabilities
 from twotower.training.retrieval import RetrievalTask
+from twotower.training.settings import StageSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
 

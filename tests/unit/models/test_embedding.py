@@ -143,3 +143,13 @@ def test_fresh_rows_are_small() -> None:
     table = next(embedder(feature("x", "id", num_rows=5000)).parameters())
     assert table.std().item() < 0.1
     assert table.abs().sum(dim=1).min() > 0
+
+
+def test_a_small_table_has_a_dense_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twotower.models.embedding.MIN_SPARSE_ROWS", 5)
+    at_the_bound = FeatureInput(name="large", side="item", kind="id", dim=0, num_rows=5, width=0)
+    below = FeatureInput(name="small", side="item", kind="id", dim=0, num_rows=4, width=0)
+    model = embedder(at_the_bound, below, sparse=True)
+    model({"large": torch.tensor([1]), "small": torch.tensor([1])}).sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert [g is not None and g.is_sparse for g in gradients] == [True, False]

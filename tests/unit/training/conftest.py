@@ -26,7 +26,7 @@ from twotower.models.history import MeanPooling
 from twotower.models.mlp import MLP
 from twotower.models.two_tower import Cosine, TwoTower
 from twotower.training.columns import stage_columns
-from twotower.training.fit import TrainerSettings
+from twotower.training.settings import TrainerSettings
 from twotower.training.stages import Context
 
 SPEC = FeatureSpec(

@@ -11,9 +11,10 @@ from twotower.data.schema import TRAIN
 from twotower.losses.ranking import BinaryLogLoss
 from twotower.training.callbacks import ResumeState, Throughput
 from twotower.training.examples import ExampleBatches, ImpressionExamples
-from twotower.training.fit import StageSettings, TrainerSettings, fit_stage
+from twotower.training.fit import fit_stage
 from twotower.training.optimizers import OptimizerSettings
 from twotower.training.ranking import RankingTask
+from twotower.training.settings import StageSettings, TrainerSettings
 
 STEPS, EPOCHS = 6, 2
 

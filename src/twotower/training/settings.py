@@ -1,0 +1,116 @@
+"""How long, on what and where a stage trains."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from twotower.training.optimizers import OptimizerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """What both stages' trainers share.
+
+    Args:
+        accelerator: ``auto``, ``cpu`` or ``gpu``.
+        precision: ``auto`` (bf16 where the device has it), ``32-true`` or ``bf16-mixed``.
+        log_every: Steps between two entries in TensorBoard; at least one an epoch is made.
+        checkpoint_every: Steps between two checkpoints to resume from; every epoch ends with one.
+        max_steps: Stop a stage after so many steps, -1 for never; for smoke runs.
+
+    Raises:
+        ValueError: When a number is out of range.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    log_every: int = 50
+    checkpoint_every: int = 500
+    max_steps: int = -1
+
+    def __post_init__(self) -> None:
+        problems = _below_one(self, "log_every", "checkpoint_every")
+        if self.max_steps != -1 and self.max_steps < 1:
+            problems.append(f"`max_steps` must be at least 1, or -1, got {self.max_steps}")
+        if problems:
+            raise ValueError("\n".join(f"trainer: {problem}" for problem in problems))
+
+    def device(self) -> torch.device:
+        """The device that models and columns live on.
+
+        Raises:
+            ValueError: When a GPU is asked for and torch sees none.
+        """
+        has_gpu = torch.cuda.is_available()
+        if self.accelerator == "gpu" and not has_gpu:
+            raise ValueError(
+                "trainer: `accelerator` is gpu but torch sees none; `twotower doctor` says why, "
+                "and auto or cpu train without"
+            )
+        return torch.device("cuda" if has_gpu and self.accelerator != "cpu" else "cpu")
+
+    def lightning_precision(self) -> Any:  # noqa: ANN401 - Lightning's own union of strings
+        """The precision under Lightning's name."""
+        if self.precision != "auto":
+            return self.precision
+        has_bf16 = self.device().type == "cuda" and torch.cuda.is_bf16_supported()
+        return "bf16-mixed" if has_bf16 else "32-true"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """How long and on what a stage trains.
+
+    Args:
+        batch_size: Examples a step.
+        max_epochs: Epochs at most.
+        patience: Epochs without a better `monitor` before training stops.
+        monitor: Metric of the validation part that decides, such as ``recall@20`` or ``auc``.
+        optimizer: Rates and schedule.
+
+    Raises:
+        ValueError: When a number is out of range.
+    """
+
+    batch_size: int
+    max_epochs: int
+    patience: int
+    monitor: str
+    optimizer: OptimizerSettings
+
+    def __post_init__(self) -> None:
+        problems = _below_one(self, "batch_size", "max_epochs", "patience")
+        if problems:
+            raise ValueError("\n".join(f"training: {problem}" for problem in problems))
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Whether smaller or larger is better."""
+        small = ("loss", "calibration_error", "normalised_entropy")
+        return "min" if self.monitor.endswith(small) else "max"
+
+    def check_monitor(self, names: Collection[str]) -> None:
+        """Refuse to decide by what is not measured.
+
+        Args:
+            names: The metrics of the validation part.
+
+        Raises:
+            ValueError: When `monitor` is none of them.
+        """
+        if self.monitor not in names:
+            raise ValueError(
+                f"training: `monitor` must be one of {', '.join(names)}, got {self.monitor}"
+            )
+
+
+def _below_one(settings: object, *names: str) -> list[str]:
+    return [
+        f"`{name}` must be at least 1, got {value}"
+        for name in names
+        if (value := getattr(settings, name)) < 1
+    ]
