@@ -8,6 +8,7 @@ Shapes: B rows of a batch, D width of the vectors.
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -219,7 +220,13 @@ def _stripped(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide warnings and remarks of the exporter; errors still pass."""
+    """Hide warnings and remarks of the exporter; errors still pass.
+
+    Garbage collection waits: the exporter parses Python, and on 3.11 a finalizer that runs inside
+    the parser can end it with "AST constructor recursion depth mismatch".
+    """
+    collecting = gc.isenabled()
+    gc.disable()
     loggers = [logging.getLogger(name) for name in CHATTY]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -231,3 +238,5 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+            if collecting:
+                gc.enable()
