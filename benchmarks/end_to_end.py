@@ -86,6 +86,7 @@ def run_experiment(name: str) -> None:
         figures = json.loads((found[-1] if found else ROOT / run / "metrics.json").read_text())
     KEPT.mkdir(exist_ok=True)
     document = {
+        "how": f"`python benchmarks/end_to_end.py {name}`",
         "date": date.today().isoformat(),
         "device": device(),
         "torch": torch.__version__.split("+")[0],
@@ -107,7 +108,7 @@ def render() -> None:
         lines += [
             f"## `experiment={name}`",
             "",
-            f"`python benchmarks/end_to_end.py {name}`, {document['date']}, {document['device']}, "
+            f"{document['how']}, {document['date']}, {document['device']}, "
             f"torch {document['torch']}: {steps} ({total:.1f} minutes together).",
             "",
             "| figure | value | 95 % interval over users |",
