@@ -47,8 +47,8 @@ def true_recall(source, prepared, k):
     affinity = world.affinity(users)[:, items]
     recalls = []
     for query, scores in enumerate(affinity):
-        seen = queries.seen_items[queries.seen_offsets[query] : queries.seen_offsets[query + 1]]
-        truth = queries.truth_items[queries.truth_offsets[query] : queries.truth_offsets[query + 1]]
+        seen = queries.seen[query]
+        truth = queries.truth[query]
         scores[seen] = -np.inf
         best = np.argsort(-scores)[:k]
         recalls.append(np.isin(truth, best).mean())

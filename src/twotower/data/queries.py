@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared, history_before
 from twotower.data.schema import SPLIT_NAMES, DataError
 
@@ -29,20 +30,16 @@ class Queries:
         user_rows: (Q,) users.
         interactions: (Q,) the interaction whose context the query has.
         history_end: (Q,) absolute end of the history in the events.
-        seen_offsets: (Q + 1,) CSR offsets of the items seen before.
-        seen_items: Their item rows.
-        truth_offsets: (Q + 1,) CSR offsets of the relevant items.
-        truth_items: Their item rows, each once a query.
+        seen: The items seen before, as often as they were.
+        truth: The relevant items, rising within a query, each once.
     """
 
     part: int
     user_rows: Array
     interactions: Array
     history_end: Array
-    seen_offsets: Array
-    seen_items: Array
-    truth_offsets: Array
-    truth_items: Array
+    seen: ItemLists
+    truth: ItemLists
 
     def __len__(self) -> int:
         return len(self.user_rows)
@@ -71,31 +68,25 @@ def evaluation_queries(
         draw = np.random.default_rng(seed).choice(len(users), max_users, replace=False)
         users = users[np.sort(draw)]
     first = events.offsets[:-1][users]
-    truth_offsets, truth = slices(events.item_rows, starts[users], ends[users])
-    seen_offsets, seen = slices(events.item_rows, first, starts[users])
-    owners = np.repeat(np.arange(len(users)), np.diff(truth_offsets))
-    pairs = np.unique(owners * len(items) + truth)
+    truth = ItemLists.cut(events.item_rows, starts[users], ends[users])
+    seen = ItemLists.cut(events.item_rows, first, starts[users])
+    pairs = np.unique(truth.query_index * len(items) + truth.item_rows)
     if remove_seen:
-        seen_pairs = np.repeat(np.arange(len(users)), np.diff(seen_offsets)) * len(items) + seen
-        pairs = np.setdiff1d(pairs, seen_pairs, assume_unique=False)
+        pairs = np.setdiff1d(pairs, seen.query_index * len(items) + seen.item_rows)
     counts = np.bincount(pairs // len(items), minlength=len(users))
     kept = np.flatnonzero(counts)
     if not len(kept):
         raise DataError(
             [f"the {SPLIT_NAMES[part]} part holds no positive that could be found: nothing to rank"]
         )
-    seen_starts = seen_offsets[:-1][kept]
-    seen_ends = seen_starts + np.diff(seen_offsets)[kept]
-    seen_offsets, seen = slices(seen, seen_starts, seen_ends)
+    offsets = np.concatenate([[0], np.cumsum(counts[kept])])
     return Queries(
         part=part,
         user_rows=users[kept],
         interactions=events.interactions[starts[users[kept]]],
         history_end=starts[users[kept]],
-        seen_offsets=seen_offsets,
-        seen_items=seen,
-        truth_offsets=np.concatenate([[0], np.cumsum(counts[kept])]),
-        truth_items=pairs % len(items),
+        seen=seen.take(kept),
+        truth=ItemLists(offsets=offsets, item_rows=pairs % len(items)),
     )
 
 
@@ -126,11 +117,3 @@ class EvaluationSettings:
         return evaluation_queries(
             prepared, part, remove_seen=self.remove_seen, max_users=self.max_users
         )
-
-
-def slices(values: Array, starts: Array, ends: Array) -> tuple[Array, Array]:
-    """CSR of the slices ``values[start:end]``."""
-    counts = ends - starts
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    places = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - starts, counts)
-    return offsets, np.asarray(values[places], np.int64)

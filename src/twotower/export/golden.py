@@ -16,13 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from twotower.data.batches import Batch, ColumnNames, Columns
+from twotower.data.batches import Batch, Columns
+from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared
-from twotower.data.queries import Queries, slices
+from twotower.data.queries import Queries
 from twotower.data.schema import RETRIEVAL_SCORE, TEST, DataError
 from twotower.export.onnx import LOGIT, PROBABILITY, Ranker
-from twotower.features.spec import ModelInputs
-from twotower.index.base import NO_ITEM, Excluded
+from twotower.index.base import NO_ITEM
 from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
 
@@ -30,18 +30,6 @@ NUM_GOLDEN = 64
 QUERY_BLOCK = 4096
 
 Array = npt.NDArray[Any]
-
-
-def stage_columns(prepared: Prepared, inputs: ModelInputs) -> Columns:
-    """The columns that the model of a stage is given, on the CPU."""
-    names = ColumnNames(
-        user=[f.name for f in inputs.of("user")],
-        item=[f.name for f in inputs.of("item")],
-        context=[f.name for f in inputs.of("context")],
-        history=inputs.history_features,
-        history_length=inputs.history_length,
-    )
-    return Columns(prepared, names, torch.device("cpu"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +48,7 @@ class Requests:
     user_rows: Array | None = None
     history_ends: Array | None = None
     item_rows: Array | None = None
-    excluded: Excluded | None = None
+    excluded: ItemLists | None = None
 
     def batch(self, columns: Columns) -> Batch:
         """Features of the queries for one stage."""
@@ -85,13 +73,11 @@ def query_requests(queries: Queries, chosen: Array, *, remove_seen: bool) -> Req
         chosen: (Q,) which of them.
         remove_seen: Whether the user's seen items may not be returned.
     """
-    starts, ends = queries.seen_offsets[:-1][chosen], queries.seen_offsets[1:][chosen]
-    offsets, rows = slices(queries.seen_items, starts, ends)
     return Requests(
         interactions=np.asarray(queries.interactions[chosen], np.int64),
         user_rows=np.asarray(queries.user_rows[chosen], np.int64),
         history_ends=np.asarray(queries.history_end[chosen], np.int64),
-        excluded=Excluded(offsets=offsets, item_rows=rows) if remove_seen else None,
+        excluded=queries.seen.take(chosen) if remove_seen else None,
     )
 
 

@@ -28,7 +28,6 @@ from twotower.export.golden import (
     query_vectors,
     ranker_answers,
     spaced,
-    stage_columns,
 )
 from twotower.export.item_vectors import item_vectors
 from twotower.export.manifest import tower_hash
@@ -44,6 +43,7 @@ from twotower.export.onnx import (
 from twotower.features.spec import ModelInputs
 from twotower.index.base import IndexBuilder, SearchResult, index_recall
 from twotower.index.exact import exact_search
+from twotower.models.columns import stage_columns
 from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
 

@@ -35,55 +35,6 @@ class SearchResult:
     scores: FloatArray
 
 
-@dataclass(frozen=True, kw_only=True)
-class Excluded:
-    """Items that a query may not return, such as those its user has already seen.
-
-    Args:
-        offsets: (Q + 1,) int64; ``item_rows[offsets[q]:offsets[q + 1]]`` belong to query ``q``.
-        item_rows: (E,) int64 item rows; an item may be named twice.
-
-    Raises:
-        ValueError: When the offsets do not describe `item_rows`.
-    """
-
-    offsets: IntArray
-    item_rows: IntArray
-
-    def __post_init__(self) -> None:
-        offsets, num_rows = self.offsets, len(self.item_rows)
-        if (
-            offsets.ndim != 1
-            or len(offsets) == 0
-            or offsets[0] != 0
-            or offsets[-1] != num_rows
-            or bool((np.diff(offsets) < 0).any())
-        ):
-            raise ValueError(
-                f"excluded: `offsets` must rise from 0 to {num_rows}, the number of `item_rows`, "
-                f"got {np.array2string(offsets, threshold=6)}"
-            )
-
-    @property
-    def num_queries(self) -> int:
-        """Number of queries."""
-        return len(self.offsets) - 1
-
-    def pairs(self, start: int, stop: int) -> tuple[IntArray, IntArray]:
-        """The (query, item) pairs of some queries.
-
-        Args:
-            start: First query.
-            stop: Query after the last.
-
-        Returns:
-            Queries counted from `start` (P,), and item rows (P,).
-        """
-        offsets = self.offsets[start : stop + 1]
-        queries = np.repeat(np.arange(stop - start, dtype=np.int64), np.diff(offsets))
-        return queries, self.item_rows[offsets[0] : offsets[-1]]
-
-
 class Index(Protocol):
     """A searchable set of item vectors."""
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twotower.data.item_lists import ItemLists
 from twotower.index.base import (
     NO_ITEM,
-    Excluded,
     IntArray,
     SearchResult,
     check_k,
@@ -36,7 +36,7 @@ MIN_BLOCK_ROWS = 16
 
 
 def exact_search(
-    queries: Tensor, items: Tensor, k: int, excluded: Excluded | None = None
+    queries: Tensor, items: Tensor, k: int, excluded: ItemLists | None = None
 ) -> SearchResult:
     """The ``k`` items with the largest inner product of every query.
 
@@ -71,7 +71,7 @@ def exact_ranks(
     queries: Tensor,
     items: Tensor,
     targets: IntArray | Tensor,
-    excluded: Excluded | None = None,
+    excluded: ItemLists | None = None,
 ) -> IntArray:
     """How many items stand before the target of every query; 0 is the top.
 
@@ -109,7 +109,7 @@ def exact_ranks(
 
 
 def _check(
-    queries: Tensor, items: Tensor, excluded: Excluded | None, targets: Tensor | None = None
+    queries: Tensor, items: Tensor, excluded: ItemLists | None, targets: Tensor | None = None
 ) -> None:
     if queries.ndim != 2 or items.ndim != 2 or queries.shape[1] != items.shape[1]:
         raise ValueError(
@@ -142,12 +142,11 @@ def _target_problems(targets: Tensor, num_queries: int, num_items: int) -> list[
     return []
 
 
-def _excluded_problems(excluded: Excluded, num_queries: int, num_items: int) -> list[str]:
+def _excluded_problems(excluded: ItemLists, num_queries: int, num_items: int) -> list[str]:
     problems = []
-    if excluded.num_queries != num_queries:
+    if len(excluded) != num_queries:
         problems.append(
-            f"excluded must have one list for each of {num_queries} queries, "
-            f"got {excluded.num_queries}"
+            f"excluded must have one list for each of {num_queries} queries, got {len(excluded)}"
         )
     rows = excluded.item_rows
     if len(rows) and (rows.min() < 0 or rows.max() >= num_items):
@@ -184,12 +183,12 @@ def _full_precision(device_type: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def _remove(scores: Tensor, excluded: Excluded, start: int, stop: int) -> None:
+def _remove(scores: Tensor, excluded: ItemLists, start: int, stop: int) -> None:
     """Set the excluded pairs of a block (B, N) to minus infinity, in place."""
-    rows, columns = excluded.pairs(start, stop)
+    block = excluded.between(start, stop)
     index = (
-        torch.as_tensor(rows, device=scores.device),
-        torch.as_tensor(columns, device=scores.device),
+        torch.as_tensor(block.query_index, device=scores.device),
+        torch.as_tensor(block.item_rows, device=scores.device),
     )
     scores[index] = -torch.inf
 

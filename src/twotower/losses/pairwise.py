@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from twotower.losses.negatives import Pool
-from twotower.losses.reduction import weighted_mean
-from twotower.losses.sampled_softmax import check_temperature
-from twotower.losses.scores import Scores, pool_scores
+from twotower.losses.pool_loss import PoolLoss
+from twotower.losses.scores import Scores
 
 
 def bayesian_personalised_ranking(scores: Scores, masked: Tensor, temperature: float) -> Tensor:
@@ -39,7 +38,7 @@ def bayesian_personalised_ranking(scores: Scores, masked: Tensor, temperature: f
     return losses.sum(dim=1) / num_candidates.clamp(min=1)
 
 
-class BPR(nn.Module):
+class BPR(PoolLoss):
     """Bayesian personalised ranking.
 
     Args:
@@ -51,30 +50,8 @@ class BPR(nn.Module):
     """
 
     def __init__(self, *, temperature: float = 1.0) -> None:
-        super().__init__()
-        check_temperature(temperature)
-        self.temperature = temperature
+        super().__init__(temperature=temperature)
 
-    def forward(
-        self,
-        queries: Tensor,
-        targets: Tensor,
-        pool: Pool,
-        masked: Tensor,
-        weights: Tensor | None = None,
-    ) -> Tensor:
-        """Loss of a batch.
-
-        Args:
-            queries: ``(B, D)``.
-            targets: Vectors of the targets, ``(B, D)``.
-            pool: The candidates; their expected counts are not looked at.
-            masked: ``(B, C)`` bool, True for the target and other positives of the query's user.
-            weights: Weights of the queries ``(B,)``, or None.
-
-        Returns:
-            A scalar, the weighted mean in nats.
-        """
-        scores = pool_scores(queries, targets, pool.vectors)
-        losses = bayesian_personalised_ranking(scores, masked, self.temperature)
-        return weighted_mean(losses, weights)
+    def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
+        """Loss of every query (B,); expected counts are not looked at."""
+        return bayesian_personalised_ranking(scores, masked, self.temperature)

@@ -21,11 +21,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from twotower.losses.negatives import Pool
-from twotower.losses.reduction import weighted_mean
-from twotower.losses.scores import Scores, pool_scores
+from twotower.losses.pool_loss import PoolLoss
+from twotower.losses.scores import Scores
 
 
 def sampled_softmax(
@@ -49,7 +49,7 @@ def sampled_softmax(
     return logits.logsumexp(dim=1) - targets
 
 
-class SampledSoftmax(nn.Module):
+class SampledSoftmax(PoolLoss):
     """Sampled softmax with the correction for how often a candidate was to be expected.
 
     Args:
@@ -59,63 +59,20 @@ class SampledSoftmax(nn.Module):
         ValueError: When the temperature is not above 0.
     """
 
-    def __init__(self, *, temperature: float) -> None:
-        super().__init__()
-        check_temperature(temperature)
-        self.temperature = temperature
-
-    def forward(
-        self,
-        queries: Tensor,
-        targets: Tensor,
-        pool: Pool,
-        masked: Tensor,
-        weights: Tensor | None = None,
-    ) -> Tensor:
-        """Loss of a batch.
-
-        Args:
-            queries: ``(B, D)``.
-            targets: Vectors of the targets, ``(B, D)``.
-            pool: The candidates.
-            masked: ``(B, C)`` bool, True for the target and other positives of the query's user.
-            weights: Weights of the queries ``(B,)``, or None.
-
-        Returns:
-            A scalar, the weighted mean in nats.
-        """
-        scores = pool_scores(queries, targets, pool.vectors)
-        losses = sampled_softmax(scores, pool.log_expected_count, masked, self.temperature)
-        return weighted_mean(losses, weights)
+    def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
+        """Loss of every query (B,); see `sampled_softmax`."""
+        return sampled_softmax(scores, pool.log_expected_count, masked, self.temperature)
 
 
-class FullSoftmax(nn.Module):
+class FullSoftmax(SampledSoftmax):
     """Softmax over the whole catalogue: the same loss with every item as a candidate.
 
     For catalogues of which every item can be embedded in every step; goes with
     `twotower.losses.negatives.WholeCatalogue`.
-
-    Args:
-        temperature: Divides the scores.
-
-    Raises:
-        ValueError: When the temperature is not above 0.
     """
 
-    def __init__(self, *, temperature: float) -> None:
-        super().__init__()
-        check_temperature(temperature)
-        self.temperature = temperature
-
-    def forward(
-        self,
-        queries: Tensor,
-        targets: Tensor,
-        pool: Pool,
-        masked: Tensor,
-        weights: Tensor | None = None,
-    ) -> Tensor:
-        """Loss of a batch; the arguments are those of `SampledSoftmax`.
+    def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
+        """Loss of every query (B,).
 
         Raises:
             ValueError: When the candidates are a sample.
@@ -125,16 +82,4 @@ class FullSoftmax(nn.Module):
                 "FullSoftmax needs every item once as a candidate (negatives: WholeCatalogue), got "
                 f"a sample of {pool.rows.numel()} candidates; use SampledSoftmax for samples"
             )
-        scores = pool_scores(queries, targets, pool.vectors)
-        losses = sampled_softmax(scores, pool.log_expected_count, masked, self.temperature)
-        return weighted_mean(losses, weights)
-
-
-def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that is not above 0.
-
-    Raises:
-        ValueError: When it is not.
-    """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"`temperature` must be a number above 0, got {temperature}")
+        return super().losses(scores, pool, masked)

@@ -72,10 +72,9 @@ def popularity_lift(ranked: IntArray, chosen: Relevant, item_counts: IntArray) -
     """
     _check_counts(ranked, item_counts)
     _check_rows("chosen", chosen.item_rows, len(item_counts))
-    if len(ranked) != chosen.num_queries:
+    if len(ranked) != len(chosen):
         raise ValueError(
-            "ranked and chosen must have the same queries, got "
-            f"{len(ranked)} and {chosen.num_queries}"
+            f"ranked and chosen must have the same queries, got {len(ranked)} and {len(chosen)}"
         )
     popularity = item_counts.astype(np.float64)
     totals = np.bincount(chosen.query_index, popularity[chosen.item_rows], len(ranked))

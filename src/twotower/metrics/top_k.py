@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twotower.data.item_lists import ItemLists
+
 IntArray = NDArray[np.integer[Any]]
 FloatArray = NDArray[np.float64]
 
@@ -33,33 +35,15 @@ BLOCK_PLACES = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relevant:
-    """The items that a good list contains, by query.
-
-    Args:
-        offsets: (Q + 1,); the items of query ``q`` are ``item_rows[offsets[q]:offsets[q + 1]]``.
-        item_rows: (R,) item rows, strictly rising within a query.
+class Relevant(ItemLists):
+    """The items that a good list contains, by query; item rows rise strictly within a query.
 
     Raises:
-        ValueError: When the offsets do not describe `item_rows`, or these do not rise strictly.
+        ValueError: When the offsets do not describe the item rows, or these do not rise strictly.
     """
 
-    offsets: IntArray
-    item_rows: IntArray
-
     def __post_init__(self) -> None:
-        offsets, num_rows = self.offsets, len(self.item_rows)
-        if (
-            offsets.ndim != 1
-            or len(offsets) == 0
-            or offsets[0] != 0
-            or offsets[-1] != num_rows
-            or bool((np.diff(offsets) < 0).any())
-        ):
-            raise ValueError(
-                f"relevant: `offsets` must rise from 0 to {num_rows}, the number of `item_rows`, "
-                f"got {np.array2string(offsets, threshold=6)}"
-            )
+        super().__post_init__()
         same_query = np.diff(self.query_index) == 0
         rising = np.diff(self.item_rows.astype(np.int64)) > 0
         if bool((same_query & ~rising).any()) or bool((self.item_rows < 0).any()):
@@ -100,20 +84,10 @@ class Relevant:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return cls(offsets=offsets, item_rows=rows[first])
 
-    @property
-    def num_queries(self) -> int:
-        """Number of queries, ``Q``."""
-        return len(self.offsets) - 1
-
-    @property
-    def counts(self) -> IntArray:
-        """(Q,) relevant items of each query."""
-        return np.diff(self.offsets)
-
-    @property
-    def query_index(self) -> IntArray:
-        """(R,) query of every pair."""
-        return np.repeat(np.arange(self.num_queries, dtype=np.int64), self.counts)
+    @classmethod
+    def of(cls, lists: ItemLists) -> Relevant:
+        """Lists that already rise strictly."""
+        return cls(offsets=lists.offsets, item_rows=lists.item_rows)
 
 
 def top_k_metrics(ranked: IntArray, relevant: Relevant, ks: Sequence[int]) -> dict[str, FloatArray]:
@@ -243,10 +217,9 @@ def _check(ranked: IntArray, relevant: Relevant) -> None:
         raise ValueError(
             f"ranked must be integers of shape (Q, K), got {ranked.dtype} of shape {ranked.shape}"
         )
-    if len(ranked) != relevant.num_queries:
+    if len(ranked) != len(relevant):
         raise ValueError(
-            "ranked and relevant must have the same queries, got "
-            f"{len(ranked)} and {relevant.num_queries}"
+            f"ranked and relevant must have the same queries, got {len(ranked)} and {len(relevant)}"
         )
 
 

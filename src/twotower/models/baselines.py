@@ -26,12 +26,13 @@ Letters: ``U`` users, ``N`` items, ``Q`` queries, ``B`` rows of a block.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+
+from twotower.data.item_lists import ItemLists
 
 IntArray = NDArray[np.integer[Any]]
 FloatArray = NDArray[np.float64]
@@ -42,40 +43,13 @@ NO_ITEM = -1
 BLOCK_ENTRIES = 2**22
 
 
-@dataclass(frozen=True, kw_only=True)
-class ItemLists:
-    """A list of items for every query: histories, or items that may not be returned.
-
-    Args:
-        offsets: (Q + 1,); the items of query ``q`` are ``item_rows[offsets[q]:offsets[q + 1]]``.
-        item_rows: (E,) item rows in any order; an item named twice counts once.
-
-    Raises:
-        ValueError: When the offsets do not describe `item_rows`.
-    """
-
-    offsets: IntArray
-    item_rows: IntArray
-
-    def __post_init__(self) -> None:
-        offsets, num_rows = self.offsets, len(self.item_rows)
-        ends = np.array_equal(offsets[[0, -1]], [0, num_rows]) if len(offsets) else False
-        if not ends or bool((np.diff(offsets) < 0).any()):
-            raise ValueError(
-                f"item lists: `offsets` must rise from 0 to {num_rows}, the number of `item_rows`, "
-                f"got {np.array2string(offsets, threshold=6)}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-
 class Popularity:
     """Recommends to everybody the items with most interactions.
 
     Example:
         >>> popularity = Popularity()
-        >>> popularity.fit(np.array([0, 2, 3]), np.array([2, 0, 2]), num_items=4)
+        >>> users = ItemLists(offsets=np.array([0, 2, 3]), item_rows=np.array([2, 0, 2]))
+        >>> popularity.fit(users, num_items=4)
         >>> nobody = ItemLists(offsets=np.array([0, 0]), item_rows=np.array([], np.int64))
         >>> popularity.rank(nobody, k=3).tolist()
         [[2, 0, -1]]
@@ -84,19 +58,18 @@ class Popularity:
     def __init__(self) -> None:
         self._order: IntArray | None = None
 
-    def fit(self, offsets: IntArray, item_rows: IntArray, num_items: int) -> None:
+    def fit(self, users: ItemLists, num_items: int) -> None:
         """Count the interactions of each item.
 
         Args:
-            offsets: (U + 1,) where the items of each user begin and end.
-            item_rows: (E,) item rows of the part that may be looked at, user by user.
+            users: What each of the U users had in the part that may be looked at.
             num_items: ``N``.
 
         Raises:
-            ValueError: When the arrays do not fit together.
+            ValueError: When an item row is out of range.
         """
-        _check_rows("item_rows", ItemLists(offsets=offsets, item_rows=item_rows), num_items)
-        counts = np.bincount(item_rows, minlength=num_items)
+        _check_rows("users", users, num_items)
+        counts = np.bincount(users.item_rows, minlength=num_items)
         best_first = np.lexsort((-np.arange(num_items), -counts))
         self._num_items = num_items
         self._order = best_first[counts[best_first] > 0]
@@ -123,7 +96,7 @@ class Popularity:
             return ranked
         place = np.full(self._num_items, len(order))
         place[order] = np.arange(len(order))
-        width = min(len(order), k + int(np.diff(excluded.offsets).max(initial=0)))
+        width = min(len(order), k + int(excluded.counts.max(initial=0)))
         size = max(BLOCK_ENTRIES // (width + 1), 1)
         removed = _binary(excluded, self._num_items)  # (Q, N)
         for start in range(0, len(histories), size):
@@ -153,19 +126,17 @@ class ItemKNN:
         self._num_neighbours = num_neighbours
         self._weights: sparse.csr_array | None = None
 
-    def fit(self, offsets: IntArray, item_rows: IntArray, num_items: int) -> None:
+    def fit(self, users: ItemLists, num_items: int) -> None:
         """Find the neighbours of each item.
 
         Args:
-            offsets: (U + 1,) where the items of each user begin and end.
-            item_rows: (E,) item rows of the part that may be looked at, user by user.
+            users: What each of the U users had in the part that may be looked at.
             num_items: ``N``.
 
         Raises:
-            ValueError: When the arrays do not fit together.
+            ValueError: When an item row is out of range.
         """
-        users = ItemLists(offsets=offsets, item_rows=item_rows)
-        _check_rows("item_rows", users, num_items)
+        _check_rows("users", users, num_items)
         by_user = _binary(users, num_items)  # (U, N)
         by_item = by_user.T.tocsr()  # (N, U)
         counts = np.diff(by_item.indptr).astype(np.float64)

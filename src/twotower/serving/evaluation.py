@@ -23,7 +23,7 @@ from twotower.data.prepared import Prepared, history_before
 from twotower.data.queries import EvaluationSettings, Queries
 from twotower.data.schema import TEST
 from twotower.export.data_files import catalogue_only
-from twotower.index.base import Excluded, index_recall
+from twotower.index.base import index_recall
 from twotower.index.flat import Flat
 from twotower.metrics.attribution import Attribution, attribute
 from twotower.metrics.bootstrap import bootstrap_difference, bootstrap_mean
@@ -89,7 +89,7 @@ def evaluate_bundle(
     """
     ks = _list_lengths(recommender, settings)
     queries = settings.queries(prepared, TEST)
-    truth = Relevant(offsets=queries.truth_offsets, item_rows=queries.truth_items)
+    truth = Relevant.of(queries.truth)
     lists = _ask(recommender, prepared, queries, progress=progress)
     metrics: dict[str, float] = {}
     values = {}
@@ -159,12 +159,13 @@ def _ask(
     served = catalogue_only(prepared)
     ends = history_before(served, TEST)[queries.user_rows]
     queries = replace(queries, history_end=ends)
+    seen = queries.seen.where(queries.seen.item_rows < len(recommender.items))
     exact = Flat(device="cpu").build(np.asarray(recommender.bundle.item_vectors))
     parts: list[tuple[Array, Array, Array]] = []
     blocks = list(_blocks(len(queries)))
     for start, stop in tqdm(blocks, desc="evaluate", unit="block", disable=not progress):
         columns = query_columns(served, recommender, queries, start, stop)
-        left_out = _seen(queries, start, stop, len(recommender.items)) if remove_seen else None
+        left_out = seen.between(start, stop) if remove_seen else None
         ranked = recommender.rank(columns, num_candidates, left_out)
         best = search_allowed(exact, recommender.embed(columns), num_candidates, left_out)
         parts.append((ranked.rows, ranked.candidates.rows, best.rows))
@@ -193,10 +194,3 @@ def query_columns(
 
 def _blocks(total: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + QUERY_BLOCK, total)) for start in range(0, total, QUERY_BLOCK))
-
-
-def _seen(queries: Queries, start: int, stop: int, num_items: int) -> Excluded:
-    offsets = queries.seen_offsets[start : stop + 1]
-    rows = queries.seen_items[offsets[0] : offsets[-1]]
-    before = np.concatenate([[0], np.cumsum(rows < num_items)])
-    return Excluded(offsets=before[offsets - offsets[0]], item_rows=rows[rows < num_items])

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twotower.index.base import NO_ITEM, Excluded, Index, SearchResult
+from twotower.data.item_lists import ItemLists
+from twotower.index.base import NO_ITEM, Index, SearchResult
 
 Array = npt.NDArray[Any]
 
@@ -22,7 +23,7 @@ FIRST_MARGIN = 1.5
 
 
 def search_allowed(
-    index: Index, vectors: npt.NDArray[np.float32], k: int, excluded: Excluded | None
+    index: Index, vectors: npt.NDArray[np.float32], k: int, excluded: ItemLists | None
 ) -> SearchResult:
     """The best `k` items of every query that are not excluded.
 
@@ -61,9 +62,8 @@ def search_allowed(
     return SearchResult(rows=rows, scores=scores)
 
 
-def _keys(excluded: Excluded, num_items: int) -> Array:
-    queries = np.repeat(np.arange(excluded.num_queries), np.diff(excluded.offsets))
-    return np.unique(queries * num_items + excluded.item_rows)
+def _keys(excluded: ItemLists, num_items: int) -> Array:
+    return np.unique(excluded.query_index * num_items + excluded.item_rows)
 
 
 def _allowed(rows: Array, queries: Array, keys: Array, num_items: int) -> Array:

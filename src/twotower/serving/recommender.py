@@ -19,9 +19,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from twotower.data.item_lists import ItemLists
 from twotower.data.schema import RETRIEVAL_SCORE, TITLE
 from twotower.export.bundle import Bundle
-from twotower.index.base import NO_ITEM, Excluded, SearchResult
+from twotower.index.base import NO_ITEM, SearchResult
 from twotower.serving.filters import search_allowed
 from twotower.serving.models import OnnxModel, score_candidates
 from twotower.serving.queries import Columns, encode_context, encode_user, history_columns
@@ -102,7 +103,7 @@ class Recommender:
         """Vectors (Q, D) of encoded queries."""
         return np.asarray(self._query_tower.run(queries), np.float32)
 
-    def rank(self, queries: Mapping[str, Array], k: int, excluded: Excluded | None) -> Ranked:
+    def rank(self, queries: Mapping[str, Array], k: int, excluded: ItemLists | None) -> Ranked:
         """Lists for encoded queries.
 
         Args:
@@ -161,7 +162,7 @@ class Recommender:
         queries = self._columns(user_row, events, user_features or {}, context or {}, seconds)
         excluded = None
         if self.bundle.manifest.remove_seen and len(events):
-            excluded = Excluded(offsets=np.array([0, len(events)]), item_rows=events)
+            excluded = ItemLists(offsets=np.array([0, len(events)]), item_rows=events)
         ranked = self.rank(queries, k, excluded)
         return self._describe(ranked, events)
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
+from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared, history_before
-from twotower.data.queries import Queries, slices
-from twotower.models.baselines import ItemKNN, ItemLists, Popularity
-from twotower.training.evaluation import excluded
+from twotower.data.queries import Queries
+from twotower.models.baselines import ItemKNN, Popularity
 
 POPULARITY, ITEM_KNN = "popularity", "item_knn"
 
@@ -35,32 +34,15 @@ def rank_baselines(
     events, _, _ = prepared.require_events()
     num_items = prepared.num_catalogue
     starts, ends = events.offsets[:-1], history_before(prepared, queries.part)
-    offsets, item_rows = _catalogue_only(*slices(events.item_rows, starts, ends), num_items)
-    histories = ItemLists(
-        **dict(
-            zip(
-                ("offsets", "item_rows"),
-                _catalogue_only(queries.seen_offsets, queries.seen_items, num_items),
-                strict=True,
-            )
-        )
-    )
-    left_out = excluded(queries, remove_seen=remove_seen, num_catalogue=num_items)
-    removed = None
-    if left_out is not None:
-        removed = ItemLists(offsets=left_out.offsets, item_rows=left_out.item_rows)
+    users = ItemLists.cut(events.item_rows, starts, ends)
+    users = users.where(users.item_rows < num_items)
+    histories = queries.seen.where(queries.seen.item_rows < num_items)
+    removed = histories if remove_seen else None
     lists = {}
     for name, model in (
         (POPULARITY, Popularity()),
         (ITEM_KNN, ItemKNN(num_neighbours=num_neighbours)),
     ):
-        model.fit(offsets, item_rows, num_items)
+        model.fit(users, num_items)
         lists[name] = model.rank(histories, k, removed)
     return lists
-
-
-def _catalogue_only(
-    offsets: npt.NDArray[Any], item_rows: npt.NDArray[Any], num_items: int
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    kept = item_rows < num_items
-    return np.concatenate([[0], np.cumsum(kept)])[offsets], item_rows[kept]

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from twotower.data.batches import Batch, Columns
+from twotower.data.item_lists import ItemLists
 from twotower.data.queries import Queries
-from twotower.index.base import Excluded
 from twotower.index.exact import exact_search
 from twotower.metrics.top_k import Relevant, mean_over_queries, top_k_metrics
 from twotower.models.two_tower import TwoTower
-from twotower.training.retrieval import embed_catalogue, evaluating
+from twotower.training.retrieval import embed_catalogue
+from twotower.training.task import evaluating
 
 Array = npt.NDArray[Any]
 
@@ -52,16 +53,14 @@ def embed_queries(model: TwoTower, columns: Columns, queries: Queries) -> Tensor
 
 def relevant(queries: Queries) -> Relevant:
     """The truth of evaluation queries in the form that metrics take."""
-    return Relevant(offsets=queries.truth_offsets, item_rows=queries.truth_items)
+    return Relevant.of(queries.truth)
 
 
-def excluded(queries: Queries, *, remove_seen: bool, num_catalogue: int) -> Excluded | None:
+def excluded(queries: Queries, *, remove_seen: bool, num_catalogue: int) -> ItemLists | None:
     """The seen items of evaluation queries that could be recommended, or None when they may be."""
     if not remove_seen:
         return None
-    kept = queries.seen_items < num_catalogue
-    before = np.concatenate([[0], np.cumsum(kept)])
-    return Excluded(offsets=before[queries.seen_offsets], item_rows=queries.seen_items[kept])
+    return queries.seen.where(queries.seen.item_rows < num_catalogue)
 
 
 def rank_catalogue(

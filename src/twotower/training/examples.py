@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from twotower.data.batches import ITEM_ROWS, LABELS, WEIGHTS, Batch, Columns
+from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared
 from twotower.data.schema import RETRIEVAL_SCORE, SPLIT_NAMES, DataError
-from twotower.index.base import Excluded
 from twotower.index.exact import exact_search
 from twotower.models.two_tower import TwoTower
-from twotower.training.retrieval import embed_catalogue, evaluating
+from twotower.training.retrieval import embed_catalogue
+from twotower.training.task import evaluating
 
 Array = npt.NDArray[Any]
 
@@ -231,19 +232,14 @@ class CandidateExamples:
 
 def _other_positives(
     prepared: Prepared, interactions: Array, targets: Array, num_catalogue: int
-) -> Excluded:
+) -> ItemLists:
     """What may be no negative: all other positives of the user up to and including the part."""
     events, _, _ = prepared.require_events()
     users = np.asarray(prepared.interactions.user_rows)[interactions]
     part = int(np.asarray(prepared.interactions.split)[interactions].max())
-    starts, ends = events.offsets[users], events.part_end(part)[users]
-    counts = ends - starts
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    places = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - starts, counts)
-    items = np.asarray(events.item_rows[places], np.int64)
-    kept = (items != np.repeat(targets, counts)) & (items < num_catalogue)
-    before = np.concatenate([[0], np.cumsum(kept)])
-    return Excluded(offsets=before[offsets], item_rows=items[kept])
+    lists = ItemLists.cut(events.item_rows, events.offsets[users], events.part_end(part)[users])
+    other = lists.item_rows != np.repeat(targets, lists.counts)
+    return lists.where(other & (lists.item_rows < num_catalogue))
 
 
 @dataclass(frozen=True, kw_only=True)

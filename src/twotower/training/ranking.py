@@ -6,18 +6,15 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import Optimizer
 
 from twotower.data.batches import LABELS, WEIGHTS, Batch
 from twotower.losses.ranking import undo_sampling
 from twotower.models.dcn import DCNv2
 from twotower.training.examples import ExampleBatches
 from twotower.training.optimizers import OptimizerSettings
-from twotower.training.retrieval import evaluating, scheduled
+from twotower.training.task import StageTask, evaluating
 
 EVALUATION_BLOCK = 16_384
 
@@ -29,7 +26,7 @@ class RankingLoss(Protocol):
         """Scalar loss of a batch."""
 
 
-class RankingTask(pl.LightningModule):
+class RankingTask(StageTask):
     """Trains a ranker.
 
     Args:
@@ -39,29 +36,15 @@ class RankingTask(pl.LightningModule):
     """
 
     def __init__(self, *, model: DCNv2, loss: RankingLoss, optimizer: OptimizerSettings) -> None:
-        super().__init__()
+        super().__init__(optimizer)
         self.model = model
         self.loss = loss
-        self.settings = optimizer
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch of examples."""
         loss = self.loss(self.model(batch), batch[LABELS], batch[WEIGHTS])
         self.log("ranking/train/loss", loss, batch_size=len(batch[LABELS]), prog_bar=True)
         return loss
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Both optimizers behind one, with the schedule stepped every batch."""
-        return scheduled(self, self.settings)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip the dense gradients."""
-        self.settings.clip(self.model)
 
 
 @torch.no_grad()

@@ -131,8 +131,8 @@ def recall_by_popularity(ranked: Array, queries: Queries, counts: Array) -> Arra
     order = np.lexsort((np.arange(len(counts)), counts))
     decile = np.empty(len(counts), np.int64)
     decile[order] = np.arange(len(counts)) * NUM_DECILES // len(counts)
-    inside = queries.truth_items < len(counts)
-    groups = decile[queries.truth_items[inside]]
+    inside = queries.truth.item_rows < len(counts)
+    groups = decile[queries.truth.item_rows[inside]]
     totals = np.bincount(groups, minlength=NUM_DECILES)
     found = np.bincount(groups, weights=hits[inside], minlength=NUM_DECILES)
     recall: Array = np.divide(found, totals, out=np.full(NUM_DECILES, np.nan), where=totals > 0)
@@ -143,7 +143,7 @@ def _cold_items(ranked: Array, queries: Queries, counts: Array, k: int) -> dict[
     """Recall of positives whose item had no training event, and how many of them there are."""
     hits = contains(ranked, relevant(queries))
     known = np.append(counts, np.zeros(1, np.int64))
-    cold = known[np.minimum(queries.truth_items, len(counts))] == 0
+    cold = known[np.minimum(queries.truth.item_rows, len(counts))] == 0
     entries = {f"{RETRIEVAL}/test/cold_positives": float(cold.sum())}
     if cold.any():
         entries[f"{RETRIEVAL}/test/cold_recall@{k}"] = float(hits[cold].mean())

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS, Batch, Columns
 from twotower.losses.masks import known_positive_mask
@@ -14,9 +11,10 @@ from twotower.losses.negatives import Pool
 from twotower.losses.objective import Objective
 from twotower.models.two_tower import TwoTower
 from twotower.training.optimizers import OptimizerSettings
+from twotower.training.task import StageTask, evaluating
 
 
-class RetrievalTask(pl.LightningModule):
+class RetrievalTask(StageTask):
     """Trains a two-tower model.
 
     Args:
@@ -36,12 +34,11 @@ class RetrievalTask(pl.LightningModule):
         item_probability: Tensor,
         optimizer: OptimizerSettings,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer)
         self.model = model
         self.objective = objective
         self.columns = columns
         self.item_probability = item_probability
-        self.settings = optimizer
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch of events."""
@@ -63,27 +60,6 @@ class RetrievalTask(pl.LightningModule):
         self.log("retrieval/train/loss", loss, batch_size=len(targets), prog_bar=True)
         return loss
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Both optimizers behind one, with the schedule stepped every batch."""
-        return scheduled(self, self.settings)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip the dense gradients."""
-        self.settings.clip(self.model)
-
-
-def scheduled(task: pl.LightningModule, settings: OptimizerSettings) -> OptimizerLRScheduler:
-    """What Lightning wants of `configure_optimizers`."""
-    optimizer = settings.optimizer(task)
-    num_steps = int(task.trainer.estimated_stepping_batches)
-    schedule = settings.schedule(optimizer, num_steps)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
 
 @torch.no_grad()
 def embed_catalogue(model: TwoTower, columns: Columns, num_items: int, block: int = 8192) -> Tensor:
@@ -98,21 +74,3 @@ def embed_catalogue(model: TwoTower, columns: Columns, num_items: int, block: in
             for start in range(0, num_items, block)
         ]
     return torch.cat(parts)
-
-
-class evaluating:  # noqa: N801 - a context manager reads as a verb
-    """Evaluation mode inside a ``with`` block, the former mode after it.
-
-    Args:
-        model: Any module.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.was_training = model.training
-
-    def __enter__(self) -> None:
-        self.model.eval()
-
-    def __exit__(self, *error: object) -> None:
-        self.model.train(self.was_training)

@@ -22,9 +22,9 @@ from twotower.losses.objective import Objective
 from twotower.metrics.calibration import expected_calibration_error, reliability
 from twotower.metrics.click import auc, grouped_auc, log_loss, normalised_entropy
 from twotower.metrics.top_k import metric_names
+from twotower.models.columns import stage_columns
 from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
-from twotower.training.columns import stage_columns
 from twotower.training.evaluation import mean_metrics, rank_catalogue
 from twotower.training.examples import ExampleBatches, Examples, ExampleSource, Retriever
 from twotower.training.fit import Fitted, fit_stage

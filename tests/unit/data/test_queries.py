@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from twotower.data.queries import EvaluationSettings, evaluation_queries, slices
+from twotower.data.queries import EvaluationSettings, evaluation_queries
 from twotower.data.schema import TEST, VALIDATION, DataError, Label, Tables
 
 
@@ -43,8 +43,8 @@ def by_user(prepared, queries):
     users, items = prepared.users.ids.to_pylist(), prepared.items.ids.to_pylist()
     found = {}
     for q in range(len(queries)):
-        seen = queries.seen_items[queries.seen_offsets[q] : queries.seen_offsets[q + 1]]
-        truth = queries.truth_items[queries.truth_offsets[q] : queries.truth_offsets[q + 1]]
+        seen = queries.seen[q]
+        truth = queries.truth[q]
         assert len(set(truth.tolist())) == len(truth)
         found[users[queries.user_rows[q]]] = (
             int(prepared.interactions.rows[queries.interactions[q]]),
@@ -65,7 +65,7 @@ def test_queries_against_a_loop(prepare_tables, seed, part, remove_seen):
     events = prepared.events
     for q, user in enumerate(queries.user_rows):
         history = events.item_rows[events.offsets[user] : queries.history_end[q]]
-        seen = queries.seen_items[queries.seen_offsets[q] : queries.seen_offsets[q + 1]]
+        seen = queries.seen[q]
         assert history.tolist() == seen.tolist()
 
 
@@ -80,7 +80,7 @@ def test_what_cannot_be_recommended_stays_truth(prepare_tables):
     queries = evaluation_queries(prepared, TEST, remove_seen=True)
     # user 2 comes back to 10, which was seen; 99 of user 1 is out of reach but counts
     assert by_user(prepared, queries) == {1: (2, [10, 11], {99})}
-    assert (queries.truth_items >= prepared.num_catalogue).all()
+    assert (queries.truth.item_rows >= prepared.num_catalogue).all()
 
 
 def test_a_sample_of_users(prepare_tables):
@@ -127,14 +127,6 @@ def test_a_part_of_impressions_alone(prepare_tables):
     prepared = prepare_tables(tables)
     with pytest.raises(DataError, match="the validation part holds no positive"):
         evaluation_queries(prepared, VALIDATION, remove_seen=False)
-
-
-def test_slices_by_hand():
-    offsets, values = slices(np.array([5, 6, 7, 8, 9]), np.array([1, 3, 0]), np.array([3, 3, 1]))
-    assert offsets.tolist() == [0, 2, 2, 3]
-    assert values.tolist() == [6, 7, 5]
-    offsets, values = slices(np.array([5]), np.array([], np.int64), np.array([], np.int64))
-    assert (offsets.tolist(), values.tolist()) == ([0], [])
 
 
 def test_settings_ask_for_the_queries(prepare_tables):

@@ -22,9 +22,9 @@ from twotower.export.golden import (
     pairs,
     query_requests,
     spaced,
-    stage_columns,
 )
 from twotower.features.spec import ModelInputs
+from twotower.models.columns import stage_columns
 
 Row = dict[str, Tensor]
 
@@ -141,9 +141,7 @@ def test_seen_items_are_excluded_when_they_are_removed(prepared: Prepared) -> No
     chosen = np.array([3, 1])
     excluded = query_requests(queries, chosen, remove_seen=True).excluded
     for place, query in enumerate(chosen):
-        found = excluded.item_rows[excluded.offsets[place] : excluded.offsets[place + 1]]
-        start, end = queries.seen_offsets[query : query + 2]
-        assert found.tolist() == queries.seen_items[start:end].tolist()
+        assert excluded[place].tolist() == queries.seen[query].tolist()
 
 
 def test_impressions_of_the_catalogue_in_the_test_part(prepared: Prepared) -> None:

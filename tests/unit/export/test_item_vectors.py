@@ -8,8 +8,8 @@ import torch
 
 from twotower.export import item_vectors as module
 from twotower.export.build import ExportParts
-from twotower.export.golden import stage_columns
 from twotower.export.item_vectors import item_vectors
+from twotower.models.columns import stage_columns
 
 
 def test_blocks_do_not_show(parts: ExportParts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from twotower.index.base import (
-    Excluded,
     check_k,
     checked_vectors,
     index_recall,
@@ -42,23 +41,6 @@ def test_index_recall_of_no_queries():
 def test_index_recall_refuses_other_queries():
     with pytest.raises(ValueError, match="same queries, got 2 and 3"):
         index_recall(np.zeros((2, 1), dtype=np.int64), np.zeros((3, 1), dtype=np.int64))
-
-
-def test_excluded_pairs_of_a_slice():
-    excluded = Excluded(offsets=np.array([0, 2, 2, 5]), item_rows=np.array([7, 8, 1, 2, 3]))
-    assert excluded.num_queries == 3
-    queries, rows = excluded.pairs(1, 3)
-    assert queries.tolist() == [1, 1, 1]
-    assert rows.tolist() == [1, 2, 3]
-    queries, rows = excluded.pairs(0, 3)
-    assert queries.tolist() == [0, 0, 2, 2, 2]
-    assert rows.tolist() == [7, 8, 1, 2, 3]
-
-
-@pytest.mark.parametrize("offsets", [[0, 2, 1, 3], [1, 3], [0, 2], [], [[0, 3]]])
-def test_excluded_refuses_broken_offsets(offsets):
-    with pytest.raises(ValueError, match="must rise from 0 to 3, the number of `item_rows`"):
-        Excluded(offsets=np.array(offsets, dtype=np.int64), item_rows=np.array([1, 2, 3]))
 
 
 def test_vectors_become_contiguous_float32():

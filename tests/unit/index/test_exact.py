@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from twotower.data.item_lists import ItemLists
 from twotower.index import exact
-from twotower.index.base import Excluded
 from twotower.index.exact import exact_ranks, exact_search
 
 
@@ -20,7 +20,7 @@ def some_excluded(seed, num_queries, num_items, most):
     rng = np.random.default_rng(seed)
     counts = rng.integers(0, most + 1, num_queries)
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    return Excluded(offsets=offsets, item_rows=rng.integers(0, num_items, offsets[-1]))
+    return ItemLists(offsets=offsets, item_rows=rng.integers(0, num_items, offsets[-1]))
 
 
 def slow_order(queries, items, excluded):
@@ -121,7 +121,7 @@ def test_items_may_come_in_any_order():
 
 
 def test_everything_excluded_gives_padding():
-    excluded = Excluded(offsets=np.array([0, 3, 3]), item_rows=np.array([0, 1, 2]))
+    excluded = ItemLists(offsets=np.array([0, 3, 3]), item_rows=np.array([0, 1, 2]))
     result = exact_search(torch.eye(3)[:2], torch.eye(3), 2, excluded)
     assert result.rows.tolist() == [[-1, -1], [1, 0]]
     assert result.scores[0].tolist() == [-np.inf, -np.inf]
@@ -182,11 +182,11 @@ def test_gradients_are_left_alone():
         ({"targets": np.array([-1, 0])}, r"targets must be item rows 0\.\.2, got -1\.\.0"),
         ({"targets": np.array([0])}, r"targets must have shape \(2,\), got \(1,\)"),
         (
-            {"excluded": Excluded(offsets=np.array([0, 1]), item_rows=np.array([0]))},
+            {"excluded": ItemLists(offsets=np.array([0, 1]), item_rows=np.array([0]))},
             "one list for each of 2 queries, got 1",
         ),
         (
-            {"excluded": Excluded(offsets=np.array([0, 1, 2]), item_rows=np.array([-1, 3]))},
+            {"excluded": ItemLists(offsets=np.array([0, 1, 2]), item_rows=np.array([-1, 3]))},
             r"excluded must hold item rows 0\.\.2, got -1\.\.3",
         ),
     ],
@@ -214,7 +214,7 @@ def test_two_mistakes_are_reported_together():
             torch.ones(2, 4),
             torch.ones(3, 4),
             np.array([0, 9]),
-            Excluded(offsets=np.array([0]), item_rows=np.array([], dtype=np.int64)),
+            ItemLists(offsets=np.array([0]), item_rows=np.array([], dtype=np.int64)),
         )
 
 

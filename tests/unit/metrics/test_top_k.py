@@ -147,7 +147,7 @@ def test_pairs_are_sorted_and_deduplicated():
     assert relevant.item_rows.tolist() == [3, 9, 1, 5]
     assert relevant.counts.tolist() == [2, 0, 2, 0]
     assert relevant.query_index.tolist() == [0, 0, 2, 2]
-    assert relevant.num_queries == 4
+    assert len(relevant) == 4
 
 
 def test_means_leave_out_queries_without_relevant_items():
@@ -206,7 +206,7 @@ def test_relevant_rows_must_rise_within_a_query(rows):
 
 
 def test_relevant_rows_may_fall_between_queries():
-    assert Relevant(offsets=np.array([0, 1, 2]), item_rows=np.array([5, 1])).num_queries == 2
+    assert len(Relevant(offsets=np.array([0, 1, 2]), item_rows=np.array([5, 1]))) == 2
 
 
 def test_pairs_must_fit():

@@ -1,5 +1,6 @@
 import math
 import os
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from twotower.data.item_lists import ItemLists
 from twotower.metrics.top_k import Relevant, mean_over_queries, top_k_metrics
 from twotower.models import baselines
-from twotower.models.baselines import ItemKNN, ItemLists, Popularity
+from twotower.models.baselines import ItemKNN, Popularity
 
 DATA = Path(__file__).resolve().parents[3] / os.environ.get("TWOTOWER_DATA", "../shared/data")
 
@@ -26,7 +28,7 @@ def lists_of(lists):
 
 def fitted(model, lists, num_items):
     users = lists_of(lists)
-    model.fit(users.offsets, users.item_rows, num_items)
+    model.fit(users, num_items)
     return model
 
 
@@ -139,8 +141,8 @@ def test_knn_does_not_depend_on_blocks_order_repetition_or_type(monkeypatch):
     monkeypatch.setattr(baselines, "BLOCK_ENTRIES", 50)
     users, given = lists_of(lists), lists_of(histories)
     small = ItemKNN(num_neighbours=5)
-    small.fit(users.offsets, users.item_rows.astype(np.int32), 30)
-    narrow = ItemLists(offsets=given.offsets, item_rows=given.item_rows.astype(np.int32))
+    small.fit(replace(users, item_rows=users.item_rows.astype(np.int32)), 30)
+    narrow = replace(given, item_rows=given.item_rows.astype(np.int32))
     np.testing.assert_array_equal(ranked, small.rank(narrow, 6))
 
 
@@ -149,7 +151,7 @@ def test_arguments_are_left_as_they_were():
     before = users.item_rows.copy(), users.offsets.copy()
     users.item_rows.flags.writeable = users.offsets.flags.writeable = False
     for model in (Popularity(), ItemKNN()):
-        model.fit(users.offsets, users.item_rows, 3)
+        model.fit(users, 3)
         model.rank(users, 2, users)
     np.testing.assert_array_equal(users.item_rows, before[0])
     np.testing.assert_array_equal(users.offsets, before[1])
@@ -167,7 +169,7 @@ def test_nothing_to_learn_from_or_nobody_to_ask(model):
 def test_mistakes_are_refused(make):
     with pytest.raises(ValueError, match="`fit` must be called before `rank`"):
         make().rank(lists_of([[0]]), 2)
-    with pytest.raises(ValueError, match=r"item_rows must hold item rows 0..1, got 0..2"):
+    with pytest.raises(ValueError, match=r"users must hold item rows 0..1, got 0..2"):
         fitted(make(), [[0, 2]], num_items=2)
     with pytest.raises(ValueError, match="num_items must be at least 1, got 0"):
         fitted(make(), [[]], num_items=0)
@@ -180,12 +182,6 @@ def test_mistakes_are_refused(make):
         model.rank(lists_of([[0]]), 2, lists_of([[5]]))
     with pytest.raises(ValueError, match="one list for each of 1 queries, got 2"):
         model.rank(lists_of([[0]]), 2, lists_of([[1], [2]]))
-
-
-@pytest.mark.parametrize("offsets", [[], [1, 2], [0, 1], [0, 3, 2]])
-def test_lists_must_be_described_by_their_offsets(offsets):
-    with pytest.raises(ValueError, match="`offsets` must rise from 0 to 2"):
-        ItemLists(offsets=np.array(offsets, np.int64), item_rows=np.array([1, 2]))
 
 
 def test_a_neighbour_at_least_is_needed():
@@ -207,7 +203,7 @@ def test_movielens_1m_next_item_figures():
     seen = ItemLists(offsets=offsets, item_rows=np.delete(items, last))
     relevant = Relevant.from_pairs(np.arange(len(last)), items[last], len(last))
     for model, removed, kept in ((Popularity(), 0.0364, 0.0162), (ItemKNN(), 0.0805, 0.0406)):
-        model.fit(seen.offsets, seen.item_rows, 3_416)
+        model.fit(seen, 3_416)
         for expected, excluded in ((removed, seen), (kept, None)):
             metrics = top_k_metrics(model.rank(seen, 10, excluded), relevant, ks=[10])
             assert round(mean_over_queries(metrics)["hit_rate@10"], 4) == expected

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.index.base import Excluded, SearchResult
+from twotower.data.item_lists import ItemLists
+from twotower.index.base import SearchResult
 from twotower.index.flat import Flat
 from twotower.serving.filters import search_allowed
 
@@ -45,9 +46,9 @@ class Counting:
         raise NotImplementedError
 
 
-def excluding(*lists: list[int]) -> Excluded:
+def excluding(*lists: list[int]) -> ItemLists:
     offsets = np.cumsum([0, *map(len, lists)])
-    return Excluded(offsets=offsets, item_rows=np.array([i for some in lists for i in some], int))
+    return ItemLists(offsets=offsets, item_rows=np.array([i for some in lists for i in some], int))
 
 
 def brute_force(index: Counting, vectors: np.ndarray, k: int, lists: list[list[int]]) -> list:

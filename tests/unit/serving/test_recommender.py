@@ -16,7 +16,7 @@ from twotower.cli.load_run import LoadedRun
 from twotower.data.schema import Tables
 from twotower.export.bundle import Bundle, open_bundle
 from twotower.export.data_files import catalogue_only
-from twotower.export.golden import stage_columns
+from twotower.models.columns import stage_columns
 from twotower.serving.models import score_candidates
 from twotower.serving.queries import history_columns
 from twotower.serving.recommender import Recommendation, Recommender, UnknownUser

@@ -20,12 +20,12 @@ from twotower.features.infer import GivenSpec, PipelineFactory
 from twotower.features.pipeline import FeaturePipeline
 from twotower.features.spec import Feature, FeatureSpec, History, Stage
 from twotower.models import embedding
+from twotower.models.columns import stage_columns
 from twotower.models.cross import full_rank
 from twotower.models.dcn import DCNv2, Parallel
 from twotower.models.history import MeanPooling
 from twotower.models.mlp import MLP
 from twotower.models.two_tower import Cosine, TwoTower
-from twotower.training.columns import stage_columns
 from twotower.training.settings import TrainerSettings
 from twotower.training.stages import Context
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from twotower.data.item_lists import ItemLists
 from twotower.data.queries import evaluation_queries
 from twotower.data.schema import TEST, TRAIN, VALIDATION
-from twotower.models.baselines import ItemKNN, ItemLists, Popularity
+from twotower.models.baselines import ItemKNN, Popularity
 from twotower.training.baselines import ITEM_KNN, POPULARITY, rank_baselines
 
 K = 6
@@ -58,7 +59,7 @@ def test_both_equal_the_models_on_lists_cut_out_by_hand(part, remove_seen, world
     training = flat(lists)
     histories = flat([lists[user] for user in queries.user_rows])
     for name, model in ((POPULARITY, Popularity()), (ITEM_KNN, ItemKNN(num_neighbours=5))):
-        model.fit(training.offsets, training.item_rows, prepared.num_catalogue)
+        model.fit(training, prepared.num_catalogue)
         expected = model.rank(histories, K, histories if remove_seen else None)
         assert ranked[name].tolist() == expected.tolist(), name
     assert ranked[POPULARITY].tolist() != ranked[ITEM_KNN].tolist()
@@ -75,6 +76,6 @@ def test_items_outside_the_catalogue_do_not_exist(world):
     training = flat(lists)
     histories = flat([lists[user] for user in queries.user_rows])
     model = ItemKNN(num_neighbours=100)
-    model.fit(training.offsets, training.item_rows, 15)
+    model.fit(training, 15)
     assert ranked[ITEM_KNN].tolist() == model.rank(histories, K, histories).tolist()
     assert max(rows.max() for rows in ranked.values()) < 15

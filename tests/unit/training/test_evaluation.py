@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from twotower.data.item_lists import ItemLists
 from twotower.data.queries import evaluation_queries
 from twotower.data.schema import TEST, TRAIN, VALIDATION
 from twotower.training import evaluation
@@ -107,15 +108,15 @@ def test_seen_items_outside_the_catalogue_are_no_candidates(world):
     queries = evaluation_queries(world.prepared, TEST, remove_seen=True)
     left_out = excluded(queries, remove_seen=True, num_catalogue=10)
     for q in range(len(queries)):
-        seen = queries.seen_items[queries.seen_offsets[q] : queries.seen_offsets[q + 1]]
-        kept = left_out.item_rows[left_out.offsets[q] : left_out.offsets[q + 1]]
-        assert sorted(kept) == sorted(item for item in seen if item < 10)
+        seen = queries.seen[q]
+        assert sorted(left_out[q]) == sorted(item for item in seen if item < 10)
     assert excluded(queries, remove_seen=False, num_catalogue=10) is None
 
 
 def test_means_by_hand(world):
     queries = evaluation_queries(world.prepared, TEST, remove_seen=True, max_users=2)
-    two = replace(queries, truth_offsets=np.array([0, 2, 3]), truth_items=np.array([4, 7, 5]))
+    truth = ItemLists(offsets=np.array([0, 2, 3]), item_rows=np.array([4, 7, 5]))
+    two = replace(queries, truth=truth)
     assert relevant(two).counts.tolist() == [2, 1]
     means = mean_metrics(np.array([[7, 1, 4], [0, 1, 2]]), two, [1, 3])
     assert means["recall@1"] == pytest.approx((1 / 2 + 0) / 2)

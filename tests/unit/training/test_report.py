@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from twotower.data.item_lists import ItemLists
 from twotower.data.queries import evaluation_queries
 from twotower.data.schema import TEST, TRAIN
 from twotower.features.frequency import ItemFrequency
@@ -23,9 +24,8 @@ from twotower.training.stages import Trained
 def queries(world):
     """Three queries with the positives {0, 19}, {18} and {1, 19, 30}."""
     three = evaluation_queries(world.prepared, TEST, remove_seen=True, max_users=3)
-    return replace(
-        three, truth_offsets=np.array([0, 2, 3, 6]), truth_items=np.array([0, 19, 18, 1, 19, 30])
-    )
+    rows = np.array([0, 19, 18, 1, 19, 30])
+    return replace(three, truth=ItemLists(offsets=np.array([0, 2, 3, 6]), item_rows=rows))
 
 
 class TestRecallByPopularity:
@@ -48,7 +48,8 @@ class TestRecallByPopularity:
         assert deciles[9] == pytest.approx(1 / 3)
 
     def test_fewer_items_than_deciles(self, queries):
-        few = replace(queries, truth_items=np.array([0, 1, 2, 0, 1, 2]))
+        rows = np.array([0, 1, 2, 0, 1, 2])
+        few = replace(queries, truth=replace(queries.truth, item_rows=rows))
         deciles = recall_by_popularity(np.array([[0], [2], [2]]), few, np.array([3, 2, 1]))
         assert np.isnan(deciles).sum() == 7
         assert deciles[[0, 3, 6]].tolist() == [1.0, 0.0, 0.5]
@@ -95,11 +96,11 @@ class TestRetrieval:
         """Positives whose item nobody took in training, counted one by one."""
         context, counts = world.context(tmp_path), trained.frequency.counts.copy()
         queries = evaluation_queries(world.prepared, TEST, remove_seen=True)
-        new = int(queries.truth_items[0])
+        new = int(queries.truth.item_rows[0])
         counts[new] = 0
         known = replace(trained, frequency=replace(trained.frequency, counts=counts))
         metrics = report_retrieval(context, known).metrics
-        expected = sum(counts[item] == 0 for item in queries.truth_items.tolist())
+        expected = sum(counts[item] == 0 for item in queries.truth.item_rows.tolist())
         assert metrics["retrieval/test/cold_positives"] == expected
         assert 0 <= metrics["retrieval/test/cold_recall@10"] <= 1
 

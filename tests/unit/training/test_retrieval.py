@@ -14,7 +14,8 @@ from twotower.losses.negatives import MixedNegatives, PoolRows, WholeCatalogue
 from twotower.losses.objective import Objective
 from twotower.losses.sampled_softmax import FullSoftmax, SampledSoftmax
 from twotower.training.optimizers import OptimizerSettings
-from twotower.training.retrieval import RetrievalTask, embed_catalogue, evaluating
+from twotower.training.retrieval import RetrievalTask, embed_catalogue
+from twotower.training.task import evaluating
 
 BATCH = 24
 TEMPERATURE = 0.3

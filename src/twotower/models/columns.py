@@ -9,13 +9,15 @@ from twotower.data.prepared import Prepared
 from twotower.features.spec import ModelInputs
 
 
-def stage_columns(prepared: Prepared, inputs: ModelInputs, device: torch.device) -> Columns:
+def stage_columns(
+    prepared: Prepared, inputs: ModelInputs, device: torch.device | None = None
+) -> Columns:
     """Tensors of the features of a stage.
 
     Args:
         prepared: The data set.
         inputs: What the stage's model is given.
-        device: Where the columns shall live.
+        device: Where the columns shall live; the CPU by default.
     """
     names = ColumnNames(
         user=[f.name for f in inputs.of("user")],
@@ -24,4 +26,4 @@ def stage_columns(prepared: Prepared, inputs: ModelInputs, device: torch.device)
         history=inputs.history_features,
         history_length=inputs.history_length,
     )
-    return Columns(prepared, names, device)
+    return Columns(prepared, names, device or torch.device("cpu"))

@@ -1,0 +1,68 @@
+"""What all losses of the retrieval stage share: a target against a pool of candidates.
+
+Shapes: B queries, C candidates, D width of the vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from twotower.losses.negatives import Pool
+from twotower.losses.reduction import weighted_mean
+from twotower.losses.scores import Scores, pool_scores
+
+
+class PoolLoss(nn.Module, ABC):
+    """Scores queries against their targets and the pool; a subclass says what a query loses.
+
+    Args:
+        temperature: Divides the scores.
+
+    Raises:
+        ValueError: When the temperature is not above 0.
+    """
+
+    def __init__(self, *, temperature: float) -> None:
+        super().__init__()
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"`temperature` must be a number above 0, got {temperature}")
+        self.temperature = temperature
+
+    @abstractmethod
+    def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
+        """Loss of every query.
+
+        Args:
+            scores: Scores of targets and candidates.
+            pool: The candidates.
+            masked: ``(B, C)`` bool, True where a candidate must not stand against the query.
+
+        Returns:
+            ``(B,)``.
+        """
+
+    def forward(
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        pool: Pool,
+        masked: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of a batch.
+
+        Args:
+            queries: ``(B, D)``.
+            targets: Vectors of the targets, ``(B, D)``.
+            pool: The candidates.
+            masked: ``(B, C)`` bool, True for the target and other positives of the query's user.
+            weights: Weights of the queries ``(B,)``, or None.
+
+        Returns:
+            A scalar, the weighted mean in nats.
+        """
+        scores = pool_scores(queries, targets, pool.vectors)
+        return weighted_mean(self.losses(scores, pool, masked), weights)
