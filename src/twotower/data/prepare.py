@@ -1,16 +1,19 @@
 """Raw tables to a prepared data set: ids to rows, split, order, encode, checksum, publish.
 
 A prepared folder carries the fingerprint of its inputs and options in its name; `prepare` opens the
-folder that is there and whole, and otherwise builds one beside it and renames it into place.
+folder that is there and whole, and otherwise builds one beside it and renames it into place. One
+process at a time builds below a folder; what a killed one left is removed by the next.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import os
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -53,6 +56,8 @@ from twotower.data.schema import (
 from twotower.data.split import Splitter
 
 log = logging.getLogger(__name__)
+
+STAGING = ".preparing"
 
 Array = npt.NDArray[Any]
 
@@ -130,30 +135,52 @@ def prepare(
         raise ValueError(f"catalogue: got {catalogue!r}; allowed: {', '.join(get_args(Catalogue))}")
     fingerprint = _fingerprint(source, splitter, encoders, catalogue)
     folder = root / f"{source.name}-{fingerprint[:12]}"
-    if folder.exists():
-        try:
-            prepared = open_prepared(folder)
-            if prepared.manifest["fingerprint"] != fingerprint:
-                raise DataError([f"{folder}: belongs to other data or options"])
-            log.info("Prepared data is up to date: %s", folder)
-            return prepared
-        except DataError as error:
-            log.warning("Preparing again, %s", error)
-    tables = source.read()
     is_new = not root.exists()
     root.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".preparing-", dir=root))
-    try:
-        _build(staging, tables, splitter, encoders, catalogue, fingerprint)
-        if folder.exists():
-            shutil.rmtree(folder)
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if is_new and not any(root.iterdir()):
-            root.rmdir()
+    staging = root / STAGING
+    with _alone(root):
+        try:
+            ready = _up_to_date(folder, fingerprint)
+            if ready is not None:
+                return ready
+            tables = source.read()
+            shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+            staging.mkdir(parents=True)
+            _build(staging, tables, splitter, encoders, catalogue, fingerprint)
+            if folder.exists():
+                shutil.rmtree(folder)
+            staging.rename(folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            if is_new and not any(root.iterdir()):
+                root.rmdir()
     log.info("Prepared data written: %s", folder)
     return open_prepared(folder, verify=False)
+
+
+def _up_to_date(folder: Path, fingerprint: str) -> Prepared | None:
+    if not folder.exists():
+        return None
+    try:
+        prepared = open_prepared(folder)
+        if prepared.manifest["fingerprint"] != fingerprint:
+            raise DataError([f"{folder}: belongs to other data or options"])
+    except DataError as error:
+        log.warning("Preparing again, %s", error)
+        return None
+    log.info("Prepared data is up to date: %s", folder)
+    return prepared
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Wait until no other process builds below a folder; the lock ends with the process."""
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _fingerprint(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -253,6 +254,28 @@ def test_a_killed_rebuild_leaves_what_was_there(files, tmp_path, monkeypatch):
         files()
     assert folders(tmp_path / "prepared") == [folder.name]
     assert sorted(folder.rglob("*")) == before
+
+
+def test_what_a_killed_process_left_is_removed(files, tmp_path):
+    left = tmp_path / "prepared" / ".preparing"
+    (left / "interactions").mkdir(parents=True)
+    prepared = files()
+    assert [path.name for path in (tmp_path / "prepared").iterdir()] == [prepared.folder.name]
+    assert prepared.folder.stat().st_mode & 0o777 == 0o777 & ~umask()
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_one_process_builds_and_the_others_wait_for_it(files, tmp_path, caplog):
+    caplog.set_level("INFO")
+    with ThreadPoolExecutor(4) as pool:
+        prepared = [started.result() for started in [pool.submit(files) for _ in range(4)]]
+    assert len({one.folder for one in prepared}) == 1
+    assert caplog.text.count("Prepared data written") == 1
 
 
 def test_bad_tables_leave_nothing(files, tmp_path):
