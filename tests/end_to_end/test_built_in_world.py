@@ -1,4 +1,8 @@
-"""The built-in world has a known truth: how close do the trained stages of the demo come to it?"""
+"""The built-in world has a known truth: how close do the trained stages of the demo come to it?
+
+The settings of the demo were chosen on the validation parts of the worlds with seeds 3 and 4; the
+world of this test had no part in that.
+"""
 
 import json
 
@@ -21,6 +25,7 @@ def demo(tmp_path_factory):
         "train",
         [
             "experiment=demo",
+            "data.seed=7",
             f"output_dir={folder / 'run'}",
             f"prepared_dir={folder / 'prepared'}",
             "quiet=true",
