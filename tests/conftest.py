@@ -5,7 +5,8 @@ Tests that change a file of them work on a copy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,16 @@ def export_tiny(work: Path, run: Path, *further: str) -> Path:
     with chdir(work):
         assert main(["export", f"run={run}", *TINY_EXPORT, *further]) == 0
     return work / "bundles" / "tiny"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command sends the log to the error stream of its test, which is closed after that test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -325,6 +325,23 @@ def test_ranking_alone_on_positives_alone(work: Path, capsys) -> None:
     assert not (work / "runs").exists()
 
 
+def test_impressions_where_there_are_none_are_seen_before_training(work: Path, capsys) -> None:
+    assert main(["train", *Tables().write(), "training/examples=impressions", *FAST]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: the log holds positives alone; the ranker needs impressions")
+    assert not (work / "runs").exists()
+
+
+def test_a_metric_by_user_without_users(work: Path, capsys) -> None:
+    data = [*clicks(), "stages=[ranking]", "split=given"]
+    assert main(["train", *data, "training.ranking.monitor=grouped_auc", *FAST]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: training: `monitor` must be one of auc, log_loss, normalised_entropy, "
+        "calibration_error, got grouped_auc"
+    )
+    assert not (work / "runs").exists()
+
+
 def test_a_setting_that_only_the_model_can_judge(work: Path, capsys) -> None:
     data = Tables().write()
     assert main(["train", *data, "losses.retrieval.loss.temperature=0", *FAST]) == 2

@@ -83,7 +83,7 @@ class TrainingRun:
         for stage in cfg.stages:
             build(cfg.training[stage]).check_monitor(validation_metrics(stage, evaluation.ks))
         prepared: Prepared = prepare_from(cfg)
-        check_parts(prepared, cfg.stages, evaluation)
+        check_parts(prepared, cfg, evaluation)
         pipeline = FeaturePipeline.load(prepared.folder / FEATURES_FOLDER)
         folder = Path(cfg.output_dir).resolve()
         context = Context(
@@ -193,12 +193,15 @@ def check_stages(stages: list[str]) -> None:
         raise DataError([f"stages: must be some of {', '.join(STAGES)}, got {received}"])
 
 
-def check_parts(prepared: Prepared, stages: list[str], evaluation: EvaluationSettings) -> None:
-    """Refuse, before anything is trained, data on which a stage could not be tested.
+def check_parts(prepared: Prepared, cfg: DictConfig, evaluation: EvaluationSettings) -> None:
+    """Refuse, before anything is trained, data on which a stage could not be trained or tested.
 
     Raises:
-        DataError: When retrieval has no users or items, or a part has nothing to be found.
+        DataError: When retrieval has no users or items, a part has nothing to be found, or no
+            examples can be made for the ranker.
+        ValueError: When a stage is to be stopped by what the data does not give.
     """
+    stages, has_users = cfg.stages, prepared.users is not None
     if RETRIEVAL in stages:
         prepared.require_events()
     rows = prepared.interactions
@@ -215,6 +218,10 @@ def check_parts(prepared: Prepared, stages: list[str], evaluation: EvaluationSet
     if RETRIEVAL in stages:
         for part in (VALIDATION, TEST):
             evaluation.queries(prepared, part)
+    if RANKING in stages:
+        names = validation_metrics(RANKING, evaluation.ks, has_users=has_users)
+        build(cfg.training.ranking).check_monitor(names)
+        build(cfg.training.examples).check(prepared, has_retriever=RETRIEVAL in stages)
 
 
 def headline_figures(ks: Sequence[int]) -> list[str]:

@@ -23,13 +23,14 @@ from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared
 from twotower.data.schema import RETRIEVAL_SCORE, SPLIT_NAMES, DataError
 from twotower.index.exact import exact_search
-from twotower.models.two_tower import TwoTower
-from twotower.training.retrieval import embed_catalogue
-from twotower.training.task import evaluating
+from twotower.training.retriever import SCORE_BLOCK, Retriever
 
 Array = npt.NDArray[Any]
 
-SCORE_BLOCK = 8192
+NO_RETRIEVER = (
+    "the log holds positives alone, so the ranker learns on a retriever's candidates: train both "
+    "stages, stages=[retrieval,ranking]"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,47 +54,15 @@ class Examples:
     negative_rate: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Retriever:
-    """A trained two-tower model with its columns and item vectors.
-
-    Args:
-        model: The towers.
-        columns: Features of the retrieval stage.
-        items: (C, D) item vectors.
-    """
-
-    model: TwoTower
-    columns: Columns
-    items: Tensor
-
-    @staticmethod
-    def of(model: TwoTower, columns: Columns, num_catalogue: int) -> Retriever:
-        """A retriever with the vectors of the catalogue."""
-        items = embed_catalogue(model, columns, num_catalogue)
-        return Retriever(model=model, columns=columns, items=items)
-
-    @torch.no_grad()
-    def queries(self, interactions: Array) -> Tensor:
-        """(n, D) query vectors of some interactions."""
-        with evaluating(self.model):
-            rows = torch.from_numpy(np.asarray(interactions)).to(self.columns.device)
-            return self.model.embed_queries(self.columns.queries(rows)).float()
-
-    def scores(self, interactions: Array, item_rows: Array) -> Array:
-        """(n,) scores of pairs, in blocks."""
-        parts = []
-        for start in range(0, len(interactions), SCORE_BLOCK):
-            block = slice(start, start + SCORE_BLOCK)
-            rows = torch.from_numpy(np.asarray(item_rows[block], np.int64)).to(self.columns.device)
-            with torch.no_grad(), evaluating(self.model):
-                items = self.model.embed_items(self.columns.items(rows)).float()  # (b, D)
-            parts.append((self.queries(interactions[block]) * items).sum(dim=1).cpu().numpy())
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
-
-
 class ExampleSource(Protocol):
     """Makes the examples of a part."""
+
+    def check(self, prepared: Prepared, *, has_retriever: bool) -> None:
+        """Refuse, before anything is trained, data that no examples can be made of.
+
+        Raises:
+            DataError: When the log does not give what is needed.
+        """
 
     def examples(self, prepared: Prepared, part: int, retriever: Retriever | None) -> Examples:
         """Examples of a part.
@@ -107,7 +76,7 @@ class ExampleSource(Protocol):
 class ImpressionExamples:
     """Every impression of the log is an example."""
 
-    def examples(self, prepared: Prepared, part: int, retriever: Retriever | None) -> Examples:
+    def check(self, prepared: Prepared, *, has_retriever: bool) -> None:
         """See `ExampleSource`."""
         if not prepared.has_impressions:
             raise DataError(
@@ -115,6 +84,10 @@ class ImpressionExamples:
                  "(data.label.positive_from) or the candidates of a retriever "
                  "(stages=[retrieval,ranking], training/examples=candidates)"]
             )  # fmt: skip
+
+    def examples(self, prepared: Prepared, part: int, retriever: Retriever | None) -> Examples:
+        """See `ExampleSource`."""
+        self.check(prepared, has_retriever=retriever is not None)
         log = prepared.interactions
         rows = np.flatnonzero(log.split == part)
         item_rows = None if log.item_rows is None else log.item_rows[rows]
@@ -158,13 +131,15 @@ class CandidateExamples:
         if problems:
             raise ValueError("\n".join(problems))
 
+    def check(self, prepared: Prepared, *, has_retriever: bool) -> None:
+        """See `ExampleSource`."""
+        if not has_retriever:
+            raise DataError([NO_RETRIEVER])
+
     def examples(self, prepared: Prepared, part: int, retriever: Retriever | None) -> Examples:
         """See `ExampleSource`; a positive that the retriever would have missed is left out."""
         if retriever is None:
-            raise DataError(
-                ["the log holds positives alone, so the ranker learns on a retriever's candidates: "
-                 "train both stages, stages=[retrieval,ranking]"]
-            )  # fmt: skip
+            raise DataError([NO_RETRIEVER])
         events, _, _ = prepared.require_events()
         chosen = self._latest(events.offsets, events.split == part)
         generator = np.random.default_rng([self.seed, part])
@@ -288,7 +263,13 @@ class ImpressionsElseCandidates:
 
     candidates: CandidateExamples
 
+    def check(self, prepared: Prepared, *, has_retriever: bool) -> None:
+        """See `ExampleSource`."""
+        self._of(prepared).check(prepared, has_retriever=has_retriever)
+
     def examples(self, prepared: Prepared, part: int, retriever: Retriever | None) -> Examples:
         """See `ExampleSource`."""
-        source = ImpressionExamples() if prepared.has_impressions else self.candidates
-        return source.examples(prepared, part, retriever)
+        return self._of(prepared).examples(prepared, part, retriever)
+
+    def _of(self, prepared: Prepared) -> ExampleSource:
+        return ImpressionExamples() if prepared.has_impressions else self.candidates

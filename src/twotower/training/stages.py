@@ -26,10 +26,11 @@ from twotower.models.columns import stage_columns
 from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
 from twotower.training.evaluation import mean_metrics, rank_catalogue
-from twotower.training.examples import ExampleBatches, Examples, ExampleSource, Retriever
+from twotower.training.examples import ExampleBatches, Examples, ExampleSource
 from twotower.training.fit import Fitted, fit_stage
 from twotower.training.ranking import RankingLoss, RankingTask, probabilities
 from twotower.training.retrieval import RetrievalTask
+from twotower.training.retriever import Retriever
 from twotower.training.settings import StageSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -255,14 +256,17 @@ def click_metrics(prepared: Prepared, model: DCNv2, examples: ExampleBatches) ->
     return values
 
 
-def validation_metrics(stage: str, ks: Sequence[int]) -> Sequence[str]:
+def validation_metrics(stage: str, ks: Sequence[int], *, has_users: bool = True) -> Sequence[str]:
     """What a stage can be stopped and selected by.
 
     Args:
         stage: ``retrieval`` or ``ranking``.
         ks: Lengths of the lists.
+        has_users: Whether the log has users, to group by.
     """
-    return metric_names(ks) if stage == RETRIEVAL else CLICK_METRICS
+    if stage == RETRIEVAL:
+        return metric_names(ks)
+    return [name for name in CLICK_METRICS if has_users or name != "grouped_auc"]
 
 
 def _fit(

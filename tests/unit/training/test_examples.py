@@ -28,9 +28,9 @@ from twotower.training.examples import (
     ExampleBatches,
     ImpressionExamples,
     ImpressionsElseCandidates,
-    Retriever,
 )
 from twotower.training.retrieval import embed_catalogue
+from twotower.training.retriever import Retriever
 
 CANDIDATES, NEGATIVES = 12, 3
 
@@ -236,7 +236,7 @@ class TestImpressions:
         assert (examples.scores, examples.negative_rate) == (None, 1.0)
 
     def test_scores_of_the_retriever(self, world, monkeypatch):
-        monkeypatch.setattr(module, "SCORE_BLOCK", 50)
+        monkeypatch.setattr("twotower.training.retriever.SCORE_BLOCK", 50)
         columns = world.columns("retrieval")
         model = world.towers(dropout=0.5)
         retriever = Retriever.of(model, columns, world.prepared.num_catalogue)

@@ -13,10 +13,11 @@ from twotower.data.queries import evaluation_queries
 from twotower.data.schema import TEST, TRAIN
 from twotower.features.frequency import ItemFrequency
 from twotower.training.evaluation import mean_metrics, rank_catalogue
-from twotower.training.examples import ExampleBatches, ImpressionExamples, Retriever
+from twotower.training.examples import ExampleBatches, ImpressionExamples
 from twotower.training.fit import Fitted
 from twotower.training.ranking import probabilities
 from twotower.training.report import recall_by_popularity, report_ranking, report_retrieval
+from twotower.training.retriever import Retriever
 from twotower.training.stages import Trained
 
 

@@ -14,11 +14,12 @@ from twotower.losses.sampled_softmax import SampledSoftmax
 from twotower.metrics.click import auc, grouped_auc
 from twotower.metrics.top_k import metric_names
 from twotower.training.evaluation import mean_metrics, rank_catalogue
-from twotower.training.examples import CandidateExamples, ImpressionExamples, Retriever
+from twotower.training.examples import CandidateExamples, ImpressionExamples
 from twotower.training.fit import seed_everything
 from twotower.training.optimizers import OptimizerSettings
 from twotower.training.ranking import probabilities
 from twotower.training.retrieval import embed_catalogue
+from twotower.training.retriever import Retriever
 from twotower.training.settings import StageSettings
 from twotower.training.stages import (
     click_metrics,

@@ -1,0 +1,59 @@
+"""Trained towers as the ranker's training asks them: vectors of queries and scores of pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from twotower.data.batches import Columns
+from twotower.models.two_tower import TwoTower
+from twotower.training.retrieval import embed_catalogue
+from twotower.training.task import evaluating
+
+Array = npt.NDArray[Any]
+
+SCORE_BLOCK = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retriever:
+    """A trained two-tower model with its columns and item vectors.
+
+    Args:
+        model: The towers.
+        columns: Features of the retrieval stage.
+        items: (C, D) item vectors.
+    """
+
+    model: TwoTower
+    columns: Columns
+    items: Tensor
+
+    @staticmethod
+    def of(model: TwoTower, columns: Columns, num_catalogue: int) -> Retriever:
+        """A retriever with the vectors of the catalogue."""
+        items = embed_catalogue(model, columns, num_catalogue)
+        return Retriever(model=model, columns=columns, items=items)
+
+    @torch.no_grad()
+    def queries(self, interactions: Array) -> Tensor:
+        """(n, D) query vectors of some interactions."""
+        with evaluating(self.model):
+            rows = torch.from_numpy(np.asarray(interactions)).to(self.columns.device)
+            return self.model.embed_queries(self.columns.queries(rows)).float()
+
+    def scores(self, interactions: Array, item_rows: Array) -> Array:
+        """(n,) scores of pairs, in blocks."""
+        parts = []
+        for start in range(0, len(interactions), SCORE_BLOCK):
+            block = slice(start, start + SCORE_BLOCK)
+            rows = torch.from_numpy(np.asarray(item_rows[block], np.int64)).to(self.columns.device)
+            with torch.no_grad(), evaluating(self.model):
+                items = self.model.embed_items(self.columns.items(rows)).float()  # (b, D)
+            parts.append((self.queries(interactions[block]) * items).sum(dim=1).cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
