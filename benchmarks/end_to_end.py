@@ -1,6 +1,6 @@
 """Runs an experiment through train, export and evaluate, and keeps its figures.
 
-    python benchmarks/end_to_end.py movielens_1m          both stages, export, evaluate
+    python benchmarks/end_to_end.py movielens_1m          both stages, export, evaluate, recommend
     python benchmarks/end_to_end.py movielens_1m_clicks   the ranker alone
     python benchmarks/end_to_end.py --render              write RESULTS.md from what was kept
 
@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "benchmarks" / "results"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 BASELINES = ("popularity", "item_knn")
+# Who is asked for at the end; experiments of the ranker alone recommend nothing.
+USERS = {"demo": "u000042", "movielens_1m": "1"}
 HEADLINES = {
     "demo": (
         *(f"{stage}/test/recall@100" for stage in ("retrieval", *BASELINES)),
@@ -64,24 +66,22 @@ def device() -> str:
 
 def run_experiment(name: str) -> None:
     """Run the commands of an experiment in a scratch folder and keep what they measured."""
-    stages = "retrieval" in json.dumps(HEADLINES[name])
+    twotower = str(Path(sys.executable).with_name("twotower"))
     with tempfile.TemporaryDirectory() as scratch:
         out = f"output_dir={scratch}/evaluations"
-        commands = [
-            [sys.executable, "train.py", f"experiment={name}", f"prepared_dir={scratch}/prepared"]
-        ]
-        run = f"runs/{name}/latest"
-        if stages:
+        commands = [[twotower, "train", f"experiment={name}", f"prepared_dir={scratch}/prepared"]]
+        run, bundle = f"runs/{name}/latest", f"bundle={scratch}/bundles/{name}/current"
+        if name in USERS:
             commands += [
-                [sys.executable, "export.py", f"run={run}", f"output_dir={scratch}/bundles"],
-                ["twotower", "evaluate", f"bundle={scratch}/bundles/{name}/current", out],
+                [twotower, "export", f"run={run}", f"output_dir={scratch}/bundles"],
+                [twotower, "evaluate", bundle, out],
+                [twotower, "recommend", bundle, f"user={USERS[name]}"],
             ]
         seconds = {}
         for command in commands:
             started = time.perf_counter()
             subprocess.run(command, cwd=ROOT, check=True)
-            step = command[1].removesuffix(".py")
-            seconds[step] = round(time.perf_counter() - started, 1)
+            seconds[command[1]] = round(time.perf_counter() - started, 1)
         found = sorted(Path(scratch).glob("evaluations/*/*/evaluation.json"))
         figures = json.loads((found[-1] if found else ROOT / run / "metrics.json").read_text())
     KEPT.mkdir(exist_ok=True)
