@@ -95,7 +95,8 @@ class DCNv2(nn.Module):
         structure: Builds the body from `cross` and `deep`: `Stacked` or `Parallel`.
         cross: Builds the cross network from a width.
         deep: Builds the perceptron from an `input_width`.
-        history: Encoder of the history; not used when `inputs` has none.
+        history: Builds the encoder of the history from an `input_width`; not called when `inputs`
+            has none.
         retrieval_score: Whether the batch carries the retrieval's score of the candidate.
         sparse: Whether tables have sparse gradients.
 
@@ -111,7 +112,7 @@ class DCNv2(nn.Module):
         structure: Callable[..., Body],
         cross: Callable[[int], CrossNetwork],
         deep: Callable[..., MLP],
-        history: HistoryEncoder,
+        history: Callable[..., HistoryEncoder],
         retrieval_score: bool,
         sparse: bool = True,
     ) -> None:
@@ -133,8 +134,8 @@ class DCNv2(nn.Module):
         )
         width = self.query_embedder.width + self.item_embedder.width
         if self.history_names:
-            self.history = history
-            width += history.output_width(self.item_embedder.width_of(self.history_names))
+            self.history = history(input_width=self.item_embedder.width_of(self.history_names))
+            width += self.history.width
         self.score_scale = _identity() if retrieval_score else None
         self.width = width + int(retrieval_score)
         self.body = structure(cross=cross(self.width), deep=deep(input_width=self.width))

@@ -14,13 +14,30 @@ from torch import Tensor, nn
 
 
 class HistoryEncoder(Protocol):
-    """What a tower expects of an encoder of histories; a `torch.nn.Module`."""
+    """What a tower expects of an encoder of histories; a `torch.nn.Module`.
 
-    def output_width(self, input_width: int) -> int:
-        """Width of the output for events of a width."""
+    It is built when the width W of an embedded event is known, as ``encoder(input_width=W)``; in
+    YAML it stands with ``_partial_: true``. An empty history becomes zeros.
+    """
+
+    @property
+    def width(self) -> int:
+        """Width of the output."""
 
     def __call__(self, events: Tensor, mask: Tensor) -> Tensor:
         """Encode embedded events ``(B, L, W)`` with a bool mask ``(B, L)``, True = event."""
+
+
+class SequenceEncoder(HistoryEncoder, Protocol):
+    """An encoder that reads events in order and has an answer after each of them.
+
+    What it says after an event depends on that event and the earlier ones alone, and does not
+    change when the history is cut there: ``every(events, mask)[:, l]`` is what the encoder gives
+    for ``events[:, : l + 1]``. So one window of events holds a query at every position.
+    """
+
+    def every(self, events: Tensor, mask: Tensor) -> Tensor:
+        """States ``(B, L, width)`` after every event; zeros at the padding."""
 
 
 def masked_mean(events: Tensor, mask: Tensor) -> Tensor:
@@ -41,11 +58,14 @@ class MeanPooling(nn.Module):
     """The mean of all events; zeros for an empty history.
 
     Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations".
+
+    Args:
+        input_width: Width W of an embedded event.
     """
 
-    def output_width(self, input_width: int) -> int:
-        """Width of the output for events of a width."""
-        return input_width
+    def __init__(self, *, input_width: int) -> None:
+        super().__init__()
+        self.width = input_width
 
     def forward(self, events: Tensor, mask: Tensor) -> Tensor:
         """Encode ``(B, L, W)`` events with a ``(B, L)`` mask to ``(B, W)``."""
@@ -59,21 +79,19 @@ class RecentAndMean(nn.Module):
     stand in place of the missing events.
 
     Args:
+        input_width: Width W of an embedded event.
         num_recent: How many of the latest events are kept apart; at least 1.
 
     Raises:
         ValueError: When `num_recent` is below 1.
     """
 
-    def __init__(self, *, num_recent: int) -> None:
+    def __init__(self, *, input_width: int, num_recent: int) -> None:
         super().__init__()
         if num_recent < 1:
             raise ValueError(f"`num_recent` must be at least 1, got {num_recent}")
         self.num_recent = num_recent
-
-    def output_width(self, input_width: int) -> int:
-        """Width of the output for events of a width."""
-        return (self.num_recent + 1) * input_width
+        self.width = (num_recent + 1) * input_width
 
     def forward(self, events: Tensor, mask: Tensor) -> Tensor:
         """Encode histories.

@@ -11,7 +11,7 @@ Shapes: B queries or items, L events of a history, D width of the vectors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -63,7 +63,8 @@ class TwoTower(nn.Module):
         dim: Width D of the query and item vectors.
         embedding_dim: Width of a feature's embedding where the feature does not ask for one.
         hidden: Widths of the hidden layers, the same for both towers.
-        history: Encoder of the history; not used when `inputs` has none.
+        history: Builds the encoder of the history from an `input_width`; not called when `inputs`
+            has none.
         similarity: `Cosine` or `Dot`.
         dropout: Share of the hidden outputs that is dropped in training.
         sparse: Whether tables have sparse gradients.
@@ -79,7 +80,7 @@ class TwoTower(nn.Module):
         dim: int,
         embedding_dim: int,
         hidden: Sequence[int],
-        history: HistoryEncoder,
+        history: Callable[..., HistoryEncoder],
         similarity: Similarity,
         dropout: float = 0.0,
         sparse: bool = True,
@@ -102,8 +103,8 @@ class TwoTower(nn.Module):
         )
         query_width = self.query_embedder.width
         if self.history_names:
-            self.history = history
-            query_width += history.output_width(self.item_embedder.width_of(self.history_names))
+            self.history = history(input_width=self.item_embedder.width_of(self.history_names))
+            query_width += self.history.width
         self.query_mlp = MLP(
             input_width=query_width, hidden=hidden, dropout=dropout, output_width=dim
         )

@@ -75,7 +75,7 @@ def make_ranker(pipeline: FeaturePipeline, *, retrieval_score: bool = True) -> D
         structure=Stacked,
         cross=partial(full_rank, num_layers=1),
         deep=partial(MLP, hidden=[16], dropout=0.5),
-        history=MeanPooling(),
+        history=MeanPooling,
         retrieval_score=retrieval_score,
     )
 
@@ -88,7 +88,7 @@ def make_parts(prepared: Prepared) -> ExportParts:
         dim=8,
         embedding_dim=4,
         hidden=[16],
-        history=MeanPooling(),
+        history=MeanPooling,
         similarity=Cosine(),
         dropout=0.5,
     )

@@ -230,7 +230,7 @@ def clicks(root: Path) -> tuple[Prepared, ExportParts]:
         structure=Stacked,
         cross=lambda width: full_rank(width, num_layers=1),
         deep=lambda input_width: MLP(input_width=input_width, hidden=[8]),
-        history=MeanPooling(),
+        history=MeanPooling,
         retrieval_score=False,
     )
     parts = ExportParts(
@@ -282,7 +282,7 @@ def test_ranking_alone_where_there_are_users_and_items(
         structure=Stacked,
         cross=lambda width: full_rank(width, num_layers=1),
         deep=lambda input_width: MLP(input_width=input_width, hidden=[8]),
-        history=MeanPooling(),
+        history=MeanPooling,
         retrieval_score=False,
     )
     monkeypatch.setattr("twotower.export.stages.parity", lambda *given: 0.0)

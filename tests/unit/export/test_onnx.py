@@ -124,7 +124,7 @@ def test_a_ranker_with_everything(tmp_path: Path) -> None:
         structure=Parallel,
         cross=partial(mixture, num_layers=1, rank=2, num_experts=2),
         deep=partial(MLP, hidden=[8], dropout=0.5),
-        history=RecentAndMean(num_recent=2),
+        history=partial(RecentAndMean, num_recent=2),
         retrieval_score=False,
         sparse=True,
     )

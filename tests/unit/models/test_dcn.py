@@ -73,7 +73,7 @@ def ranker(
         structure=STRUCTURES[structure],
         cross=CROSSES[cross],
         deep=partial(MLP, hidden=[16, 8]),
-        history=MeanPooling(),
+        history=MeanPooling,
         retrieval_score=retrieval_score,
         sparse=sparse,
     )

@@ -13,14 +13,14 @@ MASK = torch.tensor([[True, True, True], [False, False, True], [False, False, Fa
 
 
 def test_mean_by_hand() -> None:
-    encoder = MeanPooling()
-    assert encoder.output_width(2) == 2
+    encoder = MeanPooling(input_width=2)
+    assert encoder.width == 2
     assert encoder(EVENTS, MASK).tolist() == [[3, 30], [6, 60], [0, 0]]
 
 
 def test_recent_and_mean_by_hand() -> None:
-    encoder = RecentAndMean(num_recent=2)
-    assert encoder.output_width(2) == 6
+    encoder = RecentAndMean(input_width=2, num_recent=2)
+    assert encoder.width == 6
     assert encoder(EVENTS, MASK).tolist() == [
         [2, 20, 6, 60, 3, 30],
         [0, 0, 6, 60, 6, 60],
@@ -28,7 +28,9 @@ def test_recent_and_mean_by_hand() -> None:
     ]
 
 
-@pytest.mark.parametrize("encoder", [MeanPooling(), RecentAndMean(num_recent=2)])
+@pytest.mark.parametrize(
+    "encoder", [MeanPooling(input_width=2), RecentAndMean(input_width=2, num_recent=2)]
+)
 def test_what_stands_in_the_padding_does_not_matter(encoder: nn.Module) -> None:
     other = torch.where(MASK.unsqueeze(-1), EVENTS, 77.0)
     assert torch.equal(encoder(other, MASK), encoder(EVENTS, MASK))
@@ -37,7 +39,9 @@ def test_what_stands_in_the_padding_does_not_matter(encoder: nn.Module) -> None:
     assert torch.equal(encoder(longer, longer_mask), encoder(EVENTS, MASK))
 
 
-@pytest.mark.parametrize("encoder", [MeanPooling(), RecentAndMean(num_recent=1)])
+@pytest.mark.parametrize(
+    "encoder", [MeanPooling(input_width=2), RecentAndMean(input_width=2, num_recent=1)]
+)
 def test_padding_has_no_gradient(encoder: nn.Module) -> None:
     events = EVENTS.clone().requires_grad_()
     encoder(events, MASK).sum().backward()
@@ -48,6 +52,6 @@ def test_padding_has_no_gradient(encoder: nn.Module) -> None:
 
 def test_recent_needs_an_event_and_enough_columns() -> None:
     with pytest.raises(ValueError, match="`num_recent` must be at least 1, got 0"):
-        RecentAndMean(num_recent=0)
+        RecentAndMean(input_width=2, num_recent=0)
     with pytest.raises(ValueError, match="`num_recent` is 4 but histories are 3 events long"):
-        RecentAndMean(num_recent=4)(EVENTS, MASK)
+        RecentAndMean(input_width=2, num_recent=4)(EVENTS, MASK)

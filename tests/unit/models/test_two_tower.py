@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def towers(inputs: ModelInputs = INPUTS, *, sparse: bool = False, dropout: float
         dim=7,
         embedding_dim=4,
         hidden=[16],
-        history=RecentAndMean(num_recent=2),
+        history=partial(RecentAndMean, num_recent=2),
         similarity=Cosine(),
         dropout=dropout,
         sparse=sparse,
@@ -83,7 +84,7 @@ def test_the_model_names_the_metric_of_its_similarity() -> None:
         dim=3,
         embedding_dim=4,
         hidden=[],
-        history=MeanPooling(),
+        history=MeanPooling,
         similarity=Dot(),
     )
     assert model.metric == "dot"

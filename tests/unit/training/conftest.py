@@ -58,7 +58,7 @@ class World:
             dim=8,
             embedding_dim=4,
             hidden=[12],
-            history=MeanPooling(),
+            history=MeanPooling,
             similarity=Cosine(),
             dropout=dropout,
         )
@@ -73,7 +73,7 @@ class World:
             structure=Parallel,
             cross=partial(full_rank, num_layers=1),
             deep=partial(MLP, hidden=[8], dropout=dropout),
-            history=MeanPooling(),
+            history=MeanPooling,
             retrieval_score=retrieval_score,
         )
 
