@@ -12,10 +12,7 @@ from torch import Tensor
 def known_positive_mask(
     pool_rows: Tensor, target_rows: Tensor, known_queries: Tensor, known_rows: Tensor
 ) -> Tensor:
-    """Mark the candidates that are positives of a query.
-
-    Sorts the candidates and looks the P + B positives up, O((P + C) log C + B C); no step waits
-    for the device.
+    """Mark the candidates that are the target of a query or another positive of it.
 
     Args:
         pool_rows: Item rows of the candidates, ``(C,)`` int64; an item may be there repeatedly.
@@ -26,15 +23,33 @@ def known_positive_mask(
     Returns:
         ``(B, C)`` bool, True where the candidate is the target or a known positive.
     """
-    num_queries, num_candidates = target_rows.numel(), pool_rows.numel()
-    device = target_rows.device
-    queries = torch.cat([known_queries, torch.arange(num_queries, device=device)])  # (P + B,)
+    own = torch.arange(target_rows.numel(), device=target_rows.device)  # (B,)
+    queries = torch.cat([known_queries, own])  # (P + B,)
     rows = torch.cat([known_rows, target_rows])  # (P + B,)
+    return positive_mask(pool_rows, queries, rows, target_rows.numel())
+
+
+def positive_mask(pool_rows: Tensor, queries: Tensor, rows: Tensor, num_queries: int) -> Tensor:
+    """Mark the candidates that stand in pairs of a query and an item.
+
+    Sorts the candidates and looks the P pairs up, O((P + C) log C + B C); no step waits for the
+    device.
+
+    Args:
+        pool_rows: Item rows of the candidates, ``(C,)`` int64; an item may be there repeatedly.
+        queries: Query of every pair, an index in 0..B-1, ``(P,)``.
+        rows: Item row of every pair, ``(P,)``; in any order, repeats allowed.
+        num_queries: B.
+
+    Returns:
+        ``(B, C)`` bool.
+    """
+    num_candidates, device = pool_rows.numel(), pool_rows.device
     if num_candidates == 0:
         return torch.zeros(num_queries, 0, dtype=torch.bool, device=device)
     ordered = pool_rows.sort().values  # (C,)
     # An item is represented by the first place at which it stands among the sorted candidates.
-    place = torch.searchsorted(ordered, rows).clamp(max=num_candidates - 1)  # (P + B,)
+    place = torch.searchsorted(ordered, rows).clamp(max=num_candidates - 1)  # (P,)
     nowhere = num_candidates
     place = torch.where(ordered[place] == rows, place, nowhere)
     marked = torch.zeros(num_queries, num_candidates + 1, dtype=torch.bool, device=device)

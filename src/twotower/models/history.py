@@ -7,7 +7,7 @@ Shapes: B queries, L events, W width of one embedded event.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class HistoryEncoder(Protocol):
         """Encode embedded events ``(B, L, W)`` with a bool mask ``(B, L)``, True = event."""
 
 
+@runtime_checkable
 class SequenceEncoder(HistoryEncoder, Protocol):
     """An encoder that reads events in order and has an answer after each of them.
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from twotower.data.windows import PLACE, WINDOW
 from twotower.features.spec import HISTORY_MASK, HISTORY_PREFIX, ModelInputs
 from twotower.models.embedding import FeatureEmbedder
-from twotower.models.history import HistoryEncoder
+from twotower.models.history import HistoryEncoder, SequenceEncoder
 from twotower.models.mlp import MLP
 
 SMALLEST_NORM = 1e-6
@@ -128,13 +129,50 @@ class TwoTower(nn.Module):
         Returns:
             ``(B, D)``; the dot product with an item's vector is the score.
         """
-        parts = []
-        if self.query_embedder.features:
-            parts.append(self.query_embedder(batch))  # (B, query features)
+        states = []
         if self.history_names:
-            events = self.item_embedder(batch, HISTORY_PREFIX, self.history_names)  # (B, L, W)
-            parts.append(self.history(events, batch[HISTORY_MASK]))  # (B, history)
-        vectors: Tensor = self.query_mlp(torch.cat(parts, dim=-1))  # (B, D)
+            states.append(self.history(self._events(batch), batch[HISTORY_MASK]))  # (B, history)
+        return self._queries(batch, states)
+
+    def embed_windows(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Vectors of the queries within windows of events; see `twotower.data.windows`.
+
+        Args:
+            batch: User and context columns of the queries ``(N, ...)``, histories ``(B, L, ...)``,
+                and where in them each query stands: ``window`` and ``place`` ``(N,)``.
+
+        Returns:
+            ``(N, D)``.
+
+        Raises:
+            ValueError: When the encoder of the history does not read in order.
+        """
+        encoder = self.sequence_encoder()
+        states = encoder.every(self._events(batch), batch[HISTORY_MASK])  # (B, L, history)
+        return self._queries(batch, [states[batch[WINDOW], batch[PLACE]]])
+
+    def sequence_encoder(self) -> SequenceEncoder:
+        """The encoder of the history, which reads in order.
+
+        Raises:
+            ValueError: When it does not.
+        """
+        if not self.history_names or not isinstance(self.history, SequenceEncoder):
+            raise ValueError(
+                "sequence batches need an encoder of the history that reads in order, such as "
+                "models/retrieval=two_tower_transformer or two_tower_gru; "
+                f"got {type(self.history).__name__ if self.history_names else 'no history'}"
+            )
+        return self.history
+
+    def _events(self, batch: Mapping[str, Tensor]) -> Tensor:
+        events: Tensor = self.item_embedder(batch, HISTORY_PREFIX, self.history_names)
+        return events  # (B, L, W)
+
+    def _queries(self, batch: Mapping[str, Tensor], states: list[Tensor]) -> Tensor:
+        """Vectors of queries with these states of their histories, if they have any."""
+        features = [self.query_embedder(batch)] if self.query_embedder.features else []
+        vectors: Tensor = self.query_mlp(torch.cat([*features, *states], dim=-1))
         return self.similarity(vectors)
 
     def embed_items(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from twotower.data.leakage import check_leaks
 from twotower.data.prepared import Prepared
 from twotower.data.queries import EvaluationSettings
 from twotower.data.schema import TRAIN, VALIDATION
+from twotower.data.windows import Windows
 from twotower.features.frequency import ItemFrequency
 from twotower.features.spec import ModelInputs
 from twotower.losses.objective import Objective
@@ -31,7 +32,7 @@ from twotower.training.fit import Fitted, fit_stage
 from twotower.training.ranking import RankingLoss, RankingTask, probabilities
 from twotower.training.retrieval import RetrievalTask
 from twotower.training.retriever import Retriever
-from twotower.training.settings import StageSettings, TrainerSettings
+from twotower.training.settings import RetrievalSettings, StageSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def train_retrieval(
     model: TwoTower,
     inputs: ModelInputs,
     objective: Objective,
-    settings: StageSettings,
+    settings: RetrievalSettings,
 ) -> Trained:
     """Train the two towers on the training events.
 
@@ -145,8 +146,14 @@ def train_retrieval(
         item_probability=torch.from_numpy(frequency.probability()),
         optimizer=settings.optimizer,
     )
-    examples = torch.from_numpy(events.interactions[prepared.train_events()])
-    fitted = _fit(context, RETRIEVAL, task, examples, columns.examples, evaluate, settings)
+    assemble: Callable[[torch.Tensor], dict[str, torch.Tensor]] = columns.examples
+    if settings.batches == "sequence":
+        model.sequence_encoder()
+        windows = Windows.of(prepared, columns)
+        examples, assemble = torch.arange(len(windows)), windows.batch
+    else:
+        examples = torch.from_numpy(events.interactions[prepared.train_events()])
+    fitted = _fit(context, RETRIEVAL, task, examples, assemble, evaluate, settings)
     model.eval()
     retriever = Retriever.of(model, columns, prepared.num_catalogue)
     return Trained(retriever=retriever, frequency=frequency, fitted=fitted)

@@ -1,0 +1,31 @@
+"""Towers that read the history in order, from training in windows to a list."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY_WORLD, export_tiny, train_tiny
+from twotower.cli.recommend import recommend
+from twotower.config import compose
+
+
+@pytest.mark.parametrize("option", ["two_tower_transformer", "two_tower_gru"])
+def test_from_windows_to_recommendations(option: str, tmp_path: Path) -> None:
+    further = [
+        f"models/retrieval={option}",
+        "models.retrieval.history.hidden=16",
+        "training.retrieval.batches=sequence",
+        "training.retrieval.batch_size=16",
+        "features.history_length=10",
+    ]
+    run = train_tiny(tmp_path, TINY_WORLD, *further)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["retrieval/test/recall@100"] > 0
+    bundle = export_tiny(tmp_path, run)  # the gate compares ONNX with torch
+    items = recommend(
+        compose("recommend", [f"bundle={bundle}", "user=u000007", "k=5", "quiet=true"])
+    )
+    assert len({item.item_id for item in items}) == 5
