@@ -31,7 +31,11 @@ class Objective:
     Args:
         loss: Computed on targets and candidates.
         negatives: Draws the candidates.
+        mask_known: Whether a user's other training positives are kept out of the candidates that
+            stand against it; its target always is. With them, a query learns what its user takes at
+            some time; against them, what it takes next.
     """
 
     loss: RetrievalLoss
     negatives: Negatives
+    mask_known: bool = True

@@ -66,8 +66,10 @@ class RetrievalTask(StageTask):
         return loss
 
     def _masked(self, batch: Batch, pool_rows: Tensor) -> Tensor:
-        """(B, C) candidates that are a query's target or another positive of its user."""
+        """(B, C) candidates that must not stand against a query."""
         users, targets = batch[USER_ROWS], batch[ITEM_ROWS]
+        if not self.objective.mask_known:
+            return pool_rows == targets.unsqueeze(1)
         known = self.columns.known_positives(users)
         if WINDOW not in batch:
             return known_positive_mask(pool_rows, targets, *known)

@@ -46,11 +46,13 @@ def item_probability(world):
 
 @pytest.fixture
 def make_task(world, item_probability):
-    def make(negatives, loss=None, **given):
+    def make(negatives, loss=None, mask_known=True, **given):
         task = RetrievalTask(
             model=world.towers(**given),
             objective=Objective(
-                loss=loss or SampledSoftmax(temperature=TEMPERATURE), negatives=negatives
+                loss=loss or SampledSoftmax(temperature=TEMPERATURE),
+                negatives=negatives,
+                mask_known=mask_known,
             ),
             columns=world.columns("retrieval"),
             item_probability=item_probability,
@@ -88,7 +90,9 @@ def loss_by_hand(task, world, interactions, candidates, item_probability):
             row = torch.tensor([interaction])
             target = int(log.item_rows[interaction])
             query = task.model.embed_queries(columns.queries(row))[0].double()
-            known = train_items(world.prepared, log.user_rows[interaction]) | {target}
+            known = {target}
+            if task.objective.mask_known:
+                known |= train_items(world.prepared, log.user_rows[interaction])
             vectors = {
                 item: task.model.embed_items(columns.items(torch.tensor([item])))[0].double()
                 for item in {target, *candidates}
@@ -107,12 +111,14 @@ def loss_by_hand(task, world, interactions, candidates, item_probability):
 
 
 class TestLoss:
-    @pytest.mark.parametrize("in_batch", [True, False])
+    @pytest.mark.parametrize(
+        ("in_batch", "mask_known"), [(True, True), (False, True), (True, False)]
+    )
     def test_equals_the_one_assembled_by_hand(
-        self, in_batch, make_task, world, interactions, item_probability
+        self, in_batch, mask_known, make_task, world, interactions, item_probability
     ):
         further = [0, 1, 2, 3, 3]
-        task = make_task(GivenNegatives(further, in_batch=in_batch))
+        task = make_task(GivenNegatives(further, in_batch=in_batch), mask_known=mask_known)
         targets = world.prepared.interactions.item_rows[interactions.numpy()].tolist()
         expected = loss_by_hand(
             task, world, interactions, [*targets, *further], item_probability.tolist()

@@ -36,7 +36,7 @@ def windows(world, columns):
 
 @pytest.fixture
 def make_task(world, columns):
-    def make(negatives, loss, history=None):
+    def make(negatives, loss, history=None, mask_known=True):
         torch.manual_seed(0)
         encoder = partial(CausalTransformer, hidden=8, num_blocks=1, dropout=0.0)
         model = TwoTower(
@@ -50,7 +50,7 @@ def make_task(world, columns):
         )
         task = RetrievalTask(
             model=model,
-            objective=Objective(loss=loss, negatives=negatives),
+            objective=Objective(loss=loss, negatives=negatives, mask_known=mask_known),
             columns=columns,
             item_probability=torch.full((world.prepared.num_catalogue,), 0.02),
             optimizer=OptimizerSettings(learning_rate=0.01, table_learning_rate=0.1),
@@ -101,8 +101,8 @@ def test_targets_and_what_leads_to_them(world, windows, columns):
     assert 20 < whole_histories < len(event[ITEM_ROWS])
 
 
-@pytest.mark.parametrize("sampled", [False, True])
-def test_the_same_loss_as_of_events(world, windows, columns, make_task, sampled):
+@pytest.mark.parametrize(("sampled", "mask_known"), [(False, True), (True, True), (True, False)])
+def test_the_same_loss_as_of_events(world, windows, columns, make_task, sampled, mask_known):
     """Where a window holds the whole history of a user, to the last digit and gradient."""
     begins = world.prepared.events.offsets[windows.user_rows]
     chosen = torch.from_numpy(np.flatnonzero(windows.ends - LENGTH <= begins)[:20])
@@ -111,7 +111,7 @@ def test_the_same_loss_as_of_events(world, windows, columns, make_task, sampled)
     assert len(event[ITEM_ROWS]) > 40
     mixed = MixedNegatives(in_batch=True, num_uniform=9)
     negatives, loss = (mixed, SampledSoftmax) if sampled else (WholeCatalogue(), FullSoftmax)
-    task = make_task(negatives, loss(temperature=1.0))
+    task = make_task(negatives, loss(temperature=1.0), mask_known=mask_known)
     found = []
     for one in (batch, event):
         task.zero_grad()
