@@ -20,7 +20,7 @@ from twotower.training.optimizers import OptimizerSettings
 from twotower.training.ranking import probabilities
 from twotower.training.retrieval import embed_catalogue
 from twotower.training.retriever import Retriever
-from twotower.training.settings import StageSettings
+from twotower.training.settings import RetrievalSettings
 from twotower.training.stages import (
     click_metrics,
     ranking_examples,
@@ -34,7 +34,7 @@ OPTIMIZER = OptimizerSettings(learning_rate=0.01, table_learning_rate=0.1)
 
 
 def stage_settings(monitor):
-    return StageSettings(
+    return RetrievalSettings(
         batch_size=64, max_epochs=2, patience=2, monitor=monitor, optimizer=OPTIMIZER
     )
 
