@@ -88,6 +88,10 @@ class ItemLists:
         """The lists of some queries (P,), in that order."""
         return ItemLists.cut(self.item_rows, self.offsets[:-1][queries], self.offsets[1:][queries])
 
+    def below(self, num_items: int) -> ItemLists:
+        """The lists without item rows at or above `num_items`, such as those of no catalogue."""
+        return self.where(self.item_rows < num_items)
+
     def where(self, kept: Array) -> ItemLists:
         """The lists without the entries whose `kept` (E,) is False."""
         before = np.concatenate([[0], np.cumsum(kept)])

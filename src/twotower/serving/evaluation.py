@@ -159,7 +159,7 @@ def _ask(
     served = catalogue_only(prepared)
     ends = history_before(served, TEST)[queries.user_rows]
     queries = replace(queries, history_end=ends)
-    seen = queries.seen.where(queries.seen.item_rows < len(recommender.items))
+    seen = queries.seen.below(len(recommender.items))
     exact = Flat(device="cpu").build(np.asarray(recommender.bundle.item_vectors))
     parts: list[tuple[Array, Array, Array]] = []
     blocks = list(_blocks(len(queries)))

@@ -34,9 +34,8 @@ def rank_baselines(
     events, _, _ = prepared.require_events()
     num_items = prepared.num_catalogue
     starts, ends = events.offsets[:-1], history_before(prepared, queries.part)
-    users = ItemLists.cut(events.item_rows, starts, ends)
-    users = users.where(users.item_rows < num_items)
-    histories = queries.seen.where(queries.seen.item_rows < num_items)
+    users = ItemLists.cut(events.item_rows, starts, ends).below(num_items)
+    histories = queries.seen.below(num_items)
     removed = histories if remove_seen else None
     lists = {}
     for name, model in (

@@ -60,7 +60,7 @@ def excluded(queries: Queries, *, remove_seen: bool, num_catalogue: int) -> Item
     """The seen items of evaluation queries that could be recommended, or None when they may be."""
     if not remove_seen:
         return None
-    return queries.seen.where(queries.seen.item_rows < num_catalogue)
+    return queries.seen.below(num_catalogue)
 
 
 def rank_catalogue(

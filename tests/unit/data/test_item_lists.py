@@ -37,6 +37,7 @@ def test_some_of_the_lists():
 def test_some_of_the_entries():
     kept = lists().where(lists().item_rows > 2)
     assert unpacked(kept) == [[7, 8], [], [3]]
+    assert unpacked(lists().below(3)) == [[], [], [1, 2]]
 
 
 @pytest.mark.parametrize("offsets", [[0, 2, 1, 3], [1, 3], [0, 2], [], [[0, 3]]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,9 +40,6 @@ class Counting:
             rows[number, : len(best)] = best
             scores[number, : len(best)] = products[best]
         return SearchResult(rows=rows, scores=scores)
-
-    def save(self, folder: Path) -> None:
-        raise NotImplementedError
 
 
 def excluding(*lists: list[int]) -> ItemLists:
