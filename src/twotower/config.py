@@ -173,7 +173,7 @@ def run_dir(name: str, resume: str | None, root: str = "runs") -> str:
     parent.mkdir(parents=True, exist_ok=True)
     stem = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for number in count(1):
-        folder = parent / (stem if number == 1 else f"{stem}_{number}")
+        folder = parent / (stem if number == 1 else f"{stem}_{number:04}")
         try:
             folder.mkdir()
         except FileExistsError:

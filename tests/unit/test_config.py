@@ -462,8 +462,9 @@ class TestRunDir:
                 return cls(2026, 3, 4, 5, 6, 7)
 
         monkeypatch.setattr(config, "datetime", Clock)
-        names = [Path(run_dir("demo", None, str(tmp_path))).name for _ in range(3)]
-        assert names == ["2026-03-04_05-06-07", "2026-03-04_05-06-07_2", "2026-03-04_05-06-07_3"]
+        names = [Path(run_dir("demo", None, str(tmp_path))).name for _ in range(11)]
+        assert names[:2] == ["2026-03-04_05-06-07", "2026-03-04_05-06-07_0002"]
+        assert names == sorted(names)
 
     def test_resume(self, tmp_path):
         (tmp_path / "config.yaml").write_text("")

@@ -151,7 +151,8 @@ def _remove_leftovers(home: Path) -> None:
 
 def _free_version(home: Path, created: datetime) -> str:
     first = created.strftime(VERSION_FORMAT)
-    names = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
+    # Padded, so that names in alphabetical order are in order of time.
+    names = itertools.chain([first], (f"{first}-{number:04}" for number in itertools.count(2)))
     return next(name for name in names if not (home / name).exists())
 
 
