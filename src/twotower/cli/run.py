@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 # What is known only when a training run is put together: features, widths, and the folder.
-TRAINING_NEEDS = ("inputs", "width", "input_width", "cross", "deep", "output_dir")
+TRAINING_NEEDS = (
+    "inputs", "width", "input_width", "cross", "deep", "params", "lr", "output_dir",
+)  # fmt: skip
 
 DONE, UNEXPECTED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -1,10 +1,11 @@
-"""A plain multi-layer perceptron: linear, ReLU, dropout, over and over."""
+"""A plain multi-layer perceptron: linear, batch norm if asked for, ReLU, dropout, repeated."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class MLP(nn.Module):
@@ -15,6 +16,8 @@ class MLP(nn.Module):
         hidden: Widths of the hidden layers; may be empty.
         dropout: Share of every hidden layer's outputs that is dropped in training.
         output_width: Width of a last linear layer; None ends with the last hidden layer.
+        batch_norm: Whether hidden layers are normalised over the batch before the ReLU (Ioffe and
+            Szegedy 2015, "Batch Normalization").
     """
 
     def __init__(
@@ -24,12 +27,16 @@ class MLP(nn.Module):
         hidden: Sequence[int],
         dropout: float = 0.0,
         output_width: int | None = None,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         width = input_width
         for hidden_width in hidden:
-            layers += [nn.Linear(width, hidden_width), nn.ReLU(), nn.Dropout(dropout)]
+            layers.append(nn.Linear(width, hidden_width))
+            if batch_norm:
+                layers.append(_BatchNorm(hidden_width))
+            layers += [nn.ReLU(), nn.Dropout(dropout)]
             width = hidden_width
         if output_width is not None:
             layers.append(nn.Linear(width, output_width))
@@ -41,3 +48,16 @@ class MLP(nn.Module):
         """Map ``(B, input_width)`` to ``(B, width)``."""
         outputs: Tensor = self.layers(inputs)
         return outputs
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch norm; a batch of one row, which has no variance, is normalised as in evaluation."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map ``(B, H)`` to ``(B, H)``."""
+        if self.training and len(inputs) == 1:
+            mean, variance = self.running_mean, self.running_var
+            return functional.batch_norm(
+                inputs, mean, variance, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(inputs)

@@ -48,3 +48,21 @@ def test_every_parameter_gets_a_gradient() -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+def test_batch_norm_by_hand() -> None:
+    model = MLP(input_width=1, hidden=[1], batch_norm=True)
+    linear = next(model.parameters())
+    with torch.no_grad():
+        linear.fill_(1.0)
+    # 1 and 3: mean 2, deviation 1, so -1 and 1 before the ReLU.
+    outputs = model(torch.tensor([[1.0], [3.0]]))
+    torch.testing.assert_close(outputs, torch.tensor([[0.0], [1.0]]), atol=1e-4, rtol=0)
+
+
+def test_batch_norm_takes_a_batch_of_one_row() -> None:
+    model = MLP(input_width=3, hidden=[4], batch_norm=True)
+    model(torch.randn(50, 3))
+    row = torch.randn(1, 3)
+    trained_on = model(row)
+    assert torch.equal(trained_on, model.eval()(row))

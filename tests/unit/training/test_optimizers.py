@@ -1,139 +1,21 @@
-"""Row-wise Adagrad against a slow loop, both optimizers as one, schedule and clipping."""
+"""Both optimizers as one, schedule and clipping."""
 
 from __future__ import annotations
 
 import copy
 import io
 import math
+from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.optim import AdamW
 
-from twotower.training.optimizers import (
-    JointOptimizer,
-    OptimizerSettings,
-    RowWiseAdagrad,
-    split_parameters,
-)
+from twotower.training.optimizers import JointOptimizer, OptimizerSettings, split_parameters
+from twotower.training.table_optimizers import LazyAdam, RowWiseAdagrad
 
 ROWS, DIM = 6, 3
-# Ids of four batches: row 5 is never there, others are there twice in a batch.
-BATCHES = ([0, 1, 1, 4], [2, 2, 2], [0, 4, 3, 0, 1], [1])
-
-
-def table_of(sparse, seed=0):
-    torch.manual_seed(seed)
-    return nn.Embedding(ROWS, DIM, sparse=sparse)
-
-
-def targets(step):
-    return torch.randn(len(BATCHES[step]), DIM, generator=torch.Generator().manual_seed(step))
-
-
-def train(table, optimizer, steps=(0, 1, 2, 3)):
-    for step in steps:
-        optimizer.zero_grad()
-        loss = (table(torch.tensor(BATCHES[step])) - targets(step)).pow(2).sum()
-        loss.backward()
-        optimizer.step()
-
-
-def slow_adagrad(weights, lr, initial, eps):
-    """The formula of the module in float64, one row and one number at a time.
-
-    The gradient of the squared distance is 2 (w - t), summed over the places of a row.
-    """
-    weights = weights.astype(np.float64)
-    sums = np.full(ROWS, initial)
-    for step, batch in enumerate(BATCHES):
-        goals = targets(step).numpy().astype(np.float64)
-        gradients = {}
-        for place, row in enumerate(batch):
-            one = [2 * (weights[row, d] - goals[place, d]) for d in range(DIM)]
-            known = gradients.get(row, [0.0] * DIM)
-            gradients[row] = [a + b for a, b in zip(known, one, strict=True)]
-        for row, gradient in gradients.items():
-            sums[row] += sum(g * g for g in gradient) / DIM
-            for d in range(DIM):
-                weights[row, d] -= lr * gradient[d] / (math.sqrt(sums[row]) + eps)
-    return weights, sums
-
-
-class TestRowWiseAdagrad:
-    @pytest.mark.parametrize("sparse", [True, False])
-    @pytest.mark.parametrize(("lr", "initial"), [(0.1, 0.0), (0.5, 0.3)])
-    def test_equals_the_slow_loop(self, sparse, lr, initial):
-        table = table_of(sparse)
-        expected, sums = slow_adagrad(table.weight.detach().numpy(), lr, initial, 1e-10)
-        optimizer = RowWiseAdagrad(table.parameters(), lr=lr, initial=initial)
-        train(table, optimizer)
-        np.testing.assert_allclose(table.weight.detach().numpy(), expected, atol=2e-6)
-        np.testing.assert_allclose(optimizer.state[table.weight]["sum"].numpy(), sums, rtol=1e-5)
-
-    def test_sparse_and_dense_gradients_give_the_same(self):
-        tables = [table_of(sparse) for sparse in (True, False)]
-        for table in tables:
-            train(table, RowWiseAdagrad(table.parameters(), lr=0.2))
-        torch.testing.assert_close(tables[0].weight, tables[1].weight)
-
-    def test_first_step_by_hand(self):
-        """g = (3, 4), mean square 12.5: w - 0.1 g / sqrt(12.5)."""
-        table = nn.Parameter(torch.tensor([[1.0, 1.0], [5.0, 5.0]]))
-        optimizer = RowWiseAdagrad([table], lr=0.1)
-        table.grad = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-        optimizer.step()
-        assert table[0].tolist() == pytest.approx([1 - 0.3 / 12.5**0.5, 1 - 0.4 / 12.5**0.5])
-        assert table[1].tolist() == [5.0, 5.0]
-
-    @pytest.mark.parametrize("sparse", [True, False])
-    def test_rows_without_gradient_are_untouched(self, sparse):
-        table = table_of(sparse)
-        before = table.weight.detach().clone()
-        optimizer = RowWiseAdagrad(table.parameters(), lr=0.1)
-        train(table, optimizer, [0])
-        there = sorted(set(BATCHES[0]))
-        away = [row for row in range(ROWS) if row not in there]
-        assert torch.equal(table.weight[away], before[away])
-        assert (optimizer.state[table.weight]["sum"][away] == 0).all()
-        assert (table.weight[there] != before[there]).any(dim=1).all()
-
-    def test_table_without_gradient_is_left_alone(self):
-        used, unused = table_of(True), table_of(True, seed=1)
-        before = unused.weight.detach().clone()
-        train(used, RowWiseAdagrad([used.weight, unused.weight], lr=0.1))
-        assert torch.equal(unused.weight, before)
-
-    def test_duplicates_are_summed_before_they_are_squared(self):
-        """A row that is there twice with gradient g moves as one with gradient 2 g."""
-        one, twice = table_of(True), table_of(True)
-        for table, ids, share in ((one, [2], 2.0), (twice, [2, 2], 1.0)):
-            optimizer = RowWiseAdagrad(table.parameters(), lr=0.1)
-            (share * table(torch.tensor(ids))).sum().backward()
-            optimizer.step()
-            assert optimizer.state[table.weight]["sum"][2] == 4.0
-        assert torch.equal(one.weight, twice.weight)
-
-    @pytest.mark.parametrize("lr", [0.0, -0.1])
-    def test_rate_that_is_not_positive(self, lr):
-        with pytest.raises(ValueError, match=rf"`lr` of the tables must be above 0, got {lr}"):
-            RowWiseAdagrad([nn.Parameter(torch.zeros(2, 2))], lr=lr)
-
-    def test_closure(self):
-        table = table_of(False)
-        optimizer = RowWiseAdagrad(table.parameters(), lr=0.1)
-
-        def closure():
-            optimizer.zero_grad()
-            loss = table(torch.tensor([0])).sum()
-            loss.backward()
-            return loss
-
-        expected = table_of(False).weight[0].sum()
-        assert optimizer.step(closure).item() == expected.item()
-        assert not torch.equal(table.weight, table_of(False).weight)
 
 
 class Model(nn.Module):
@@ -348,7 +230,6 @@ class TestSettings:
             ({"warmup_share": 1.5}, r"`warmup_share` must be within 0..1, got 1.5"),
             ({"final_share": -0.1}, r"`final_share` must be within 0..1, got -0.1"),
             ({"weight_decay": -0.1}, "`weight_decay` must be at least 0, got -0.1"),
-            ({"table_initial": -1}, "`table_initial` must be at least 0, got -1"),
             ({"max_norm": -1}, "`max_norm` must be at least 0, got -1"),
             ({"learning_rate": 0, "final_share": 2}, "`learning_rate`(.|\n)*`final_share`"),
         ],
@@ -359,10 +240,14 @@ class TestSettings:
 
     def test_reach_the_optimizers(self):
         settings = OptimizerSettings(
-            learning_rate=0.3, table_learning_rate=0.4, weight_decay=0.5, table_initial=0.6
+            learning_rate=0.3,
+            table_learning_rate=0.4,
+            weight_decay=0.5,
+            table_optimizer=partial(LazyAdam, l2=0.6),
         )
         dense, tables = settings.optimizer(Model()).members
         assert (dense.param_groups[0]["lr"], dense.param_groups[0]["weight_decay"]) == (0.3, 0.5)
         assert tables.param_groups[0]["lr"] == 0.4
         assert "weight_decay" not in tables.param_groups[0]
-        assert all((state["sum"] == 0.6).all() for state in tables.state.values())
+        assert isinstance(tables, LazyAdam)
+        assert tables.param_groups[0]["l2"] == 0.6

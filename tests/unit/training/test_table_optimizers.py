@@ -1,0 +1,185 @@
+"""Optimizers of tables against slow loops, and against torch's own where torch has the same."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from twotower.training.table_optimizers import LazyAdam, RowWiseAdagrad
+
+ROWS, DIM = 6, 3
+# Ids of four batches: row 5 is never there, others are there twice in a batch.
+BATCHES = ([0, 1, 1, 4], [2, 2, 2], [0, 4, 3, 0, 1], [1])
+
+
+def table_of(sparse, seed=0):
+    torch.manual_seed(seed)
+    return nn.Embedding(ROWS, DIM, sparse=sparse)
+
+
+def targets(step):
+    return torch.randn(len(BATCHES[step]), DIM, generator=torch.Generator().manual_seed(step))
+
+
+def train(table, optimizer, steps=(0, 1, 2, 3)):
+    for step in steps:
+        optimizer.zero_grad()
+        loss = (table(torch.tensor(BATCHES[step])) - targets(step)).pow(2).sum()
+        loss.backward()
+        optimizer.step()
+
+
+def slow_adagrad(weights, lr, initial, eps):
+    """The formula of the module in float64, one row and one number at a time.
+
+    The gradient of the squared distance is 2 (w - t), summed over the places of a row.
+    """
+    weights = weights.astype(np.float64)
+    sums = np.full(ROWS, initial)
+    for step, batch in enumerate(BATCHES):
+        goals = targets(step).numpy().astype(np.float64)
+        gradients = {}
+        for place, row in enumerate(batch):
+            one = [2 * (weights[row, d] - goals[place, d]) for d in range(DIM)]
+            known = gradients.get(row, [0.0] * DIM)
+            gradients[row] = [a + b for a, b in zip(known, one, strict=True)]
+        for row, gradient in gradients.items():
+            sums[row] += sum(g * g for g in gradient) / DIM
+            for d in range(DIM):
+                weights[row, d] -= lr * gradient[d] / (math.sqrt(sums[row]) + eps)
+    return weights, sums
+
+
+class TestRowWiseAdagrad:
+    @pytest.mark.parametrize("sparse", [True, False])
+    @pytest.mark.parametrize(("lr", "initial"), [(0.1, 0.0), (0.5, 0.3)])
+    def test_equals_the_slow_loop(self, sparse, lr, initial):
+        table = table_of(sparse)
+        expected, sums = slow_adagrad(table.weight.detach().numpy(), lr, initial, 1e-10)
+        optimizer = RowWiseAdagrad(table.parameters(), lr=lr, initial=initial)
+        train(table, optimizer)
+        np.testing.assert_allclose(table.weight.detach().numpy(), expected, atol=2e-6)
+        np.testing.assert_allclose(optimizer.state[table.weight]["sum"].numpy(), sums, rtol=1e-5)
+
+    def test_sparse_and_dense_gradients_give_the_same(self):
+        tables = [table_of(sparse) for sparse in (True, False)]
+        for table in tables:
+            train(table, RowWiseAdagrad(table.parameters(), lr=0.2))
+        torch.testing.assert_close(tables[0].weight, tables[1].weight)
+
+    def test_first_step_by_hand(self):
+        """g = (3, 4), mean square 12.5: w - 0.1 g / sqrt(12.5)."""
+        table = nn.Parameter(torch.tensor([[1.0, 1.0], [5.0, 5.0]]))
+        optimizer = RowWiseAdagrad([table], lr=0.1)
+        table.grad = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+        optimizer.step()
+        assert table[0].tolist() == pytest.approx([1 - 0.3 / 12.5**0.5, 1 - 0.4 / 12.5**0.5])
+        assert table[1].tolist() == [5.0, 5.0]
+
+    @pytest.mark.parametrize("sparse", [True, False])
+    def test_rows_without_gradient_are_untouched(self, sparse):
+        table = table_of(sparse)
+        before = table.weight.detach().clone()
+        optimizer = RowWiseAdagrad(table.parameters(), lr=0.1)
+        train(table, optimizer, [0])
+        there = sorted(set(BATCHES[0]))
+        away = [row for row in range(ROWS) if row not in there]
+        assert torch.equal(table.weight[away], before[away])
+        assert (optimizer.state[table.weight]["sum"][away] == 0).all()
+        assert (table.weight[there] != before[there]).any(dim=1).all()
+
+    def test_table_without_gradient_is_left_alone(self):
+        used, unused = table_of(True), table_of(True, seed=1)
+        before = unused.weight.detach().clone()
+        train(used, RowWiseAdagrad([used.weight, unused.weight], lr=0.1))
+        assert torch.equal(unused.weight, before)
+
+    def test_duplicates_are_summed_before_they_are_squared(self):
+        """A row that is there twice with gradient g moves as one with gradient 2 g."""
+        one, twice = table_of(True), table_of(True)
+        for table, ids, share in ((one, [2], 2.0), (twice, [2, 2], 1.0)):
+            optimizer = RowWiseAdagrad(table.parameters(), lr=0.1)
+            (share * table(torch.tensor(ids))).sum().backward()
+            optimizer.step()
+            assert optimizer.state[table.weight]["sum"][2] == 4.0
+        assert torch.equal(one.weight, twice.weight)
+
+    @pytest.mark.parametrize("lr", [0.0, -0.1])
+    def test_rate_that_is_not_positive(self, lr):
+        with pytest.raises(ValueError, match=rf"`lr` of the tables must be above 0, got {lr}"):
+            RowWiseAdagrad([nn.Parameter(torch.zeros(2, 2))], lr=lr)
+
+    def test_closure(self):
+        table = table_of(False)
+        optimizer = RowWiseAdagrad(table.parameters(), lr=0.1)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = table(torch.tensor([0])).sum()
+            loss.backward()
+            return loss
+
+        expected = table_of(False).weight[0].sum()
+        assert optimizer.step(closure).item() == expected.item()
+        assert not torch.equal(table.weight, table_of(False).weight)
+
+    def test_accumulator_below_zero(self):
+        with pytest.raises(ValueError, match="`initial` of the tables must be at least 0, got -1"):
+            RowWiseAdagrad([nn.Parameter(torch.zeros(2, 2))], lr=1, initial=-1)
+
+
+class TestLazyAdam:
+    @pytest.mark.parametrize("l2", [0.0, 0.3])
+    def test_dense_gradients_as_torch_has_it(self, l2):
+        ours, theirs = table_of(False), table_of(False)
+        train(ours, LazyAdam(ours.parameters(), lr=0.1, l2=l2, betas=(0.8, 0.9)))
+        optimizer = torch.optim.Adam(theirs.parameters(), lr=0.1, weight_decay=l2, betas=(0.8, 0.9))
+        train(theirs, optimizer)
+        torch.testing.assert_close(ours.weight, theirs.weight)
+
+    def test_sparse_gradients_as_torch_has_it(self):
+        ours, theirs = table_of(True), table_of(True)
+        train(ours, LazyAdam(ours.parameters(), lr=0.1))
+        train(theirs, torch.optim.SparseAdam(theirs.parameters(), lr=0.1))
+        torch.testing.assert_close(ours.weight, theirs.weight)
+
+    def test_penalty_on_the_rows_of_a_sparse_gradient_alone(self):
+        """The first step of Adam is lr * sign(g + l2 w), whatever the size."""
+        table = nn.Embedding(2, 2, sparse=True)
+        with torch.no_grad():
+            table.weight.copy_(torch.tensor([[4.0, -4.0], [1.0, 1.0]]))
+        optimizer = LazyAdam(table.parameters(), lr=0.5, l2=1.0)
+        table(torch.tensor([0])).sum().backward()  # g = 1: 1 + 4 > 0 and 1 - 4 < 0
+        optimizer.step()
+        assert table.weight.tolist() == [[3.5, -3.5], [1.0, 1.0]]
+
+    def test_restored_it_continues(self):
+        table = table_of(True)
+        optimizer = LazyAdam(table.parameters(), lr=0.1)
+        train(table, optimizer, [0, 1])
+        state, again = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(table)
+        train(table, optimizer, [2, 3])
+        restored = LazyAdam(again.parameters(), lr=0.1)
+        restored.load_state_dict(state)
+        train(again, restored, [2, 3])
+        assert torch.equal(table.weight, again.weight)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"lr": 0}, "`lr` of the tables must be above 0, got 0"),
+            ({"l2": -1}, "`l2` of the tables must be at least 0, got -1"),
+            (
+                {"betas": (0.9, 1.0)},
+                r"`betas` of the tables must be within \[0, 1\), got \(0.9",
+            ),
+        ],
+    )
+    def test_out_of_range(self, given, message):
+        with pytest.raises(ValueError, match=message):
+            LazyAdam([nn.Parameter(torch.zeros(2, 2))], **{"lr": 1.0} | given)
