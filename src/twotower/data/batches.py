@@ -80,17 +80,18 @@ class Columns:
         """Context features (B, ...) of some interactions (B,)."""
         return {name: _gather(self._context[name], interactions) for name in self.names.context}
 
-    def history(self, user_rows: Tensor, ends: Tensor) -> Batch:
+    def history(self, user_rows: Tensor, ends: Tensor, length: int | None = None) -> Batch:
         """The latest events before some ends, oldest first, padded on the left.
 
         Args:
             user_rows: (B,) users.
             ends: (B,) absolute end of each history in the events.
+            length: How many, ``L``; by default the length that `names` say.
 
         Returns:
             ``history.<feature>`` (B, L, ...) and ``history.mask`` (B, L) bool.
         """
-        length = self.names.history_length
+        length = self.names.history_length if length is None else length
         if (
             not length
             or not self.names.history

@@ -88,9 +88,10 @@ class Windows:
             chosen: (B,) windows.
 
         Returns:
-            ``history.<item feature>`` (B, L, ...) and ``history.mask`` (B, L); for every target its
-            item, weight, user and context features (N, ...), its ``window`` (N,) in the batch and
-            the ``place`` (N,) in that window after which it follows; ``user_rows`` (B,).
+            ``history.<item feature>`` (B, L', ...) and ``history.mask`` (B, L'), no wider than the
+            longest of these windows needs; for every target its item, weight, user and context
+            features (N, ...), its ``window`` (N,) in the batch and the ``place`` (N,) in that
+            window after which it follows; ``user_rows`` (B,).
         """
         events, _, _ = self.prepared.require_events()
         log, rows = self.prepared.interactions, chosen.numpy()
@@ -100,19 +101,21 @@ class Windows:
         interactions = np.asarray(events.interactions[targets], np.int64)
         # The latest event before a target stands in this column; where none is, padding does.
         before = self.ends[rows][windows] - log.history_end[interactions]
-        places = self.columns.names.history_length - 1 - before
+        held = self.ends[rows] - events.offsets[self.user_rows[rows]]  # (B,) events up to the end
+        longest = min(int(held.max()), self.columns.names.history_length)
+        length = max(longest, int(before.max()) + 1)
 
         def tensor(values: Array) -> Tensor:
             return torch.from_numpy(np.asarray(values, np.int64)).to(self.columns.device)
 
         users = tensor(self.user_rows[rows])
-        batch = self.columns.history(users, tensor(self.ends[rows]))
+        batch = self.columns.history(users, tensor(self.ends[rows]), length)
         batch |= self.columns.context(tensor(interactions))
         batch |= self.columns.users(users[tensor(windows)])
         weights = torch.from_numpy(np.asarray(log.weights[interactions]))
         return batch | {
             WINDOW: tensor(windows),
-            PLACE: tensor(places),
+            PLACE: tensor(length - 1 - before),
             USER_ROWS: users,
             ITEM_ROWS: tensor(events.item_rows[targets]),
             WEIGHTS: weights.to(self.columns.device),

@@ -43,11 +43,8 @@ class GRU(nn.Module):
     def every(self, events: Tensor, mask: Tensor) -> Tensor:
         """States ``(B, L, H)`` after every event; zeros at the padding."""
         places = left_aligned(mask)  # (B, L)
-        index = places.order.unsqueeze(-1)
-        aligned = events.gather(1, index.expand(-1, -1, events.shape[2]))
-        states: Tensor = self.layers(self.dropout(aligned))[0]  # (B, L, H)
-        back = places.inverse.unsqueeze(-1).expand(-1, -1, self.width)
-        return states.gather(1, back) * mask.unsqueeze(-1)
+        states: Tensor = self.layers(self.dropout(places.aligned(events)))[0]  # (B, L, H)
+        return places.back(states) * mask.unsqueeze(-1)
 
     def forward(self, events: Tensor, mask: Tensor) -> Tensor:
         """Encode ``(B, L, W)`` events with a ``(B, L)`` mask to ``(B, H)``."""

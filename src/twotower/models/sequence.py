@@ -9,6 +9,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from twotower.models.history import SequenceEncoder
+
+ROWS_OF_A_BLOCK = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +28,14 @@ class Places:
     order: Tensor
     inverse: Tensor
 
+    def aligned(self, events: Tensor) -> Tensor:
+        """Events ``(B, L, W)`` with the padding behind them."""
+        return _taken(events, self.order)
+
+    def back(self, states: Tensor) -> Tensor:
+        """States ``(B, L, H)`` of aligned events in the places where these stood."""
+        return _taken(states, self.inverse)
+
 
 def left_aligned(mask: Tensor) -> Places:
     """Move the padding behind the events.
@@ -36,28 +49,35 @@ def left_aligned(mask: Tensor) -> Places:
     return Places(order=(columns + padding) % length, inverse=(columns - padding) % length)
 
 
-def positions(mask: Tensor) -> Tensor:
-    """``(B, L)`` number of events before each one, 0 at the padding.
+def every_by_length(encoder: SequenceEncoder, events: Tensor, mask: Tensor) -> Tensor:
+    """States ``(B, L, width)`` after every event, zeros at the padding, with less work on padding.
 
-    Counted from the oldest event of the history, so that a history that is cut behind an event
-    leaves its position as it was.
+    On a CPU histories of similar length are encoded together, in blocks that are as wide as the
+    longest history of the block. A device that runs many rows at once takes them all.
+
+    Args:
+        encoder: Reads events in order.
+        events: ``(B, L, W)``.
+        mask: ``(B, L)`` bool, True where there is an event.
     """
-    return (mask.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def causal_mask(mask: Tensor) -> Tensor:
-    """``(B, L, L)`` bool, True where the event of a row may look at the event of a column.
-
-    An event sees itself and earlier ones. Padding sees itself, so that no row is empty; nothing
-    else sees it.
-    """
-    length = mask.shape[1]
-    columns = torch.arange(length, device=mask.device)
-    earlier = columns.unsqueeze(1) >= columns  # (L, L)
-    itself = columns.unsqueeze(1) == columns  # (L, L)
-    return (earlier & mask.unsqueeze(1)) | itself
+    if events.device.type != "cpu":
+        return encoder.every(events, mask)
+    counts = mask.sum(dim=1)  # (B,)
+    length, order = mask.shape[1], counts.argsort()
+    parts = []
+    for start in range(0, len(order), ROWS_OF_A_BLOCK):
+        rows = order[start : start + ROWS_OF_A_BLOCK]
+        first = length - max(1, int(counts[rows[-1]]))  # column of the oldest event of the block
+        states = encoder.every(events[rows, first:], mask[rows, first:])
+        parts.append(functional.pad(states, (0, 0, first, 0)))  # (b, L, width)
+    return torch.cat(parts)[order.argsort()]
 
 
 def latest(states: Tensor) -> Tensor:
     """State ``(B, H)`` after the latest event, which stands in the last column of ``(B, L, H)``."""
     return states[:, -1]
+
+
+def _taken(values: Tensor, columns: Tensor) -> Tensor:
+    """``(B, L, W)`` values out of other columns ``(B, L)`` of the same row."""
+    return values.gather(1, columns.unsqueeze(-1).expand_as(values))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from twotower.models.sequence import causal_mask, latest, positions
+from twotower.models.sequence import latest, left_aligned
 
 
 class CausalTransformer(nn.Module):
@@ -87,13 +87,13 @@ class CausalTransformer(nn.Module):
                 f"transformer: histories are {events.shape[1]} events long but `max_length` is "
                 f"{self.max_length}; raise it or shorten the history"
             )
-        states = self.project(events) * math.sqrt(self.width)  # (B, L, H)
-        states = self.dropout(states + self.positions[positions(mask)])
-        allowed = causal_mask(mask).unsqueeze(1)  # (B, 1, L, L)
+        places = left_aligned(mask)  # padding comes last, so what is causal does not look at it
+        states = self.project(places.aligned(events)) * math.sqrt(self.width)  # (B, L, H)
+        states = self.dropout(states + self.positions[: events.shape[1]])
         for block in self.blocks:
-            states = block(states, allowed)
+            states = block(states)
         normed: Tensor = self.norm(states)
-        return normed * mask.unsqueeze(-1)
+        return places.back(normed) * mask.unsqueeze(-1)
 
     def forward(self, events: Tensor, mask: Tensor) -> Tensor:
         """Encode ``(B, L, W)`` events with a ``(B, L)`` mask to ``(B, H)``."""
@@ -127,13 +127,13 @@ class Block(nn.Module):
             nn.Dropout(dropout),
         )
 
-    def forward(self, states: Tensor, allowed: Tensor) -> Tensor:
-        """Map states ``(B, L, H)`` to ``(B, L, H)``; `allowed` is ``(B, 1, L, L)`` bool."""
+    def forward(self, states: Tensor) -> Tensor:
+        """Map states ``(B, L, H)`` to ``(B, L, H)``; each looks at itself and at earlier ones."""
         split = self.query_key_value(self.attention_norm(states)).chunk(3, dim=-1)
         query, key, value = (self._heads(part) for part in split)  # (B, A, L, H / A)
         share = self.share if self.training else 0.0
         seen = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=allowed, dropout_p=share
+            query, key, value, is_causal=True, dropout_p=share
         )
         states = states + self.dropout(self.output(seen.transpose(1, 2).flatten(start_dim=2)))
         mapped: Tensor = self.perceptron(states)

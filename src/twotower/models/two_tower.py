@@ -23,6 +23,7 @@ from twotower.features.spec import HISTORY_MASK, HISTORY_PREFIX, ModelInputs
 from twotower.models.embedding import FeatureEmbedder
 from twotower.models.history import HistoryEncoder, SequenceEncoder
 from twotower.models.mlp import MLP
+from twotower.models.sequence import every_by_length
 
 SMALLEST_NORM = 1e-6
 
@@ -147,8 +148,8 @@ class TwoTower(nn.Module):
         Raises:
             ValueError: When the encoder of the history does not read in order.
         """
-        encoder = self.sequence_encoder()
-        states = encoder.every(self._events(batch), batch[HISTORY_MASK])  # (B, L, history)
+        encoder, events = self.sequence_encoder(), self._events(batch)
+        states = every_by_length(encoder, events, batch[HISTORY_MASK])  # (B, L, history)
         return self._queries(batch, [states[batch[WINDOW], batch[PLACE]]])
 
     def sequence_encoder(self) -> SequenceEncoder:

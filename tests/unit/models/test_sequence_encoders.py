@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from twotower.models import sequence
 from twotower.models.attention_pooling import AttentionPooling
 from twotower.models.gru import GRU
-from twotower.models.sequence import causal_mask, left_aligned, positions
+from twotower.models.sequence import left_aligned
 from twotower.models.transformer import CausalTransformer
 
 WIDTH, LENGTH = 4, 6
@@ -148,6 +149,27 @@ class TestWhatMustNotMatter:
             cut = encoder(events[:, :stop], mask[:, :stop])
             torch.testing.assert_close(every[:, stop - 1], cut)
 
+    @pytest.mark.parametrize("name", IN_ORDER)
+    def test_which_histories_are_encoded_together(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """States and gradients of blocks of two are those of all at once."""
+        monkeypatch.setattr(sequence, "ROWS_OF_A_BLOCK", 2)
+        encoder, events = make(name), torch.randn(9, LENGTH, WIDTH, dtype=torch.float64)
+        counts = torch.tensor([2, 6, 0, 3, 1, 0, 5, 3, 0]).unsqueeze(1)
+        mask = torch.arange(LENGTH) >= LENGTH - counts
+        weights = torch.randn(9, LENGTH, encoder.width, dtype=torch.float64)
+        found = []
+        for states in (
+            encoder.every(events, mask),
+            sequence.every_by_length(encoder, events, mask),
+        ):
+            encoder.zero_grad()
+            (states * weights).sum().backward()
+            found.append([states.detach(), *(p.grad.clone() for p in encoder.parameters())])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other)
+
     def test_the_order_for_attention_pooling(self) -> None:
         encoder, (events, mask) = make("attention"), histories()
         torch.testing.assert_close(encoder(events.flip(1), mask.flip(1)), encoder(events, mask))
@@ -196,14 +218,12 @@ def test_dropout_is_for_training_alone() -> None:
 
 def test_places_by_hand() -> None:
     mask = torch.tensor([[False, False, True, True], [True, True, True, True]])
-    assert positions(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
     places = left_aligned(mask)
     assert places.order.tolist() == [[2, 3, 0, 1], [0, 1, 2, 3]]
-    columns = torch.tensor([[10, 11, 12, 13]]).expand(2, -1)
-    assert columns.gather(1, places.order).gather(1, places.inverse).tolist() == columns.tolist()
-    assert causal_mask(mask[:1]).int().tolist() == [
-        [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
-    ]
+    events = torch.tensor([[[10], [11], [12], [13]]]).expand(2, -1, -1)
+    aligned = places.aligned(events)
+    assert aligned.squeeze(-1).tolist() == [[12, 13, 10, 11], [10, 11, 12, 13]]
+    assert places.back(aligned).tolist() == events.tolist()
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,25 @@ def test_targets_and_what_leads_to_them(world, windows, columns):
     assert 20 < whole_histories < len(event[ITEM_ROWS])
 
 
+def test_a_window_is_the_same_in_every_batch(world, windows):
+    """Alone it has no column that it does not need; beside longer ones there is more padding."""
+    rows = torch.arange(len(windows))
+    every = windows.batch(rows)
+    begins = world.prepared.events.offsets[windows.user_rows]
+    held = np.minimum(windows.ends - begins, LENGTH)
+    widths = []
+    for row in rows.tolist():
+        alone, targets = windows.batch(torch.tensor([row])), every[WINDOW] == row
+        width = alone[HISTORY].shape[1]
+        assert alone[HISTORY_MASK].sum() == every[HISTORY_MASK][row].sum() == held[row]
+        assert torch.equal(alone[HISTORY_MASK][0], every[HISTORY_MASK][row, LENGTH - width :])
+        assert torch.equal(alone[HISTORY][0], every[HISTORY][row, LENGTH - width :])
+        assert torch.equal(alone[PLACE], every[PLACE][targets] - (LENGTH - width))
+        assert width == held[row] or alone[PLACE].min() == 0
+        widths.append(width)
+    assert set(widths) == {1, 2, 3, 4}
+
+
 @pytest.mark.parametrize(("sampled", "mask_known"), [(False, True), (True, True), (True, False)])
 def test_the_same_loss_as_of_events(world, windows, columns, make_task, sampled, mask_known):
     """Where a window holds the whole history of a user, to the last digit and gradient."""
