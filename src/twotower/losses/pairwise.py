@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from twotower.losses.negatives import Pool
-from twotower.losses.pool_loss import PoolLoss
+from twotower.losses.pool_loss import PoolLoss, check_temperature
 from twotower.losses.scores import Scores
 
 
@@ -50,7 +50,8 @@ class BPR(PoolLoss):
     """
 
     def __init__(self, *, temperature: float = 1.0) -> None:
-        super().__init__(temperature=temperature)
+        super().__init__()
+        self.temperature = check_temperature(temperature)
 
     def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
         """Loss of every query (B,); expected counts are not looked at."""

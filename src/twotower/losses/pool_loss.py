@@ -15,21 +15,19 @@ from twotower.losses.reduction import weighted_mean
 from twotower.losses.scores import Scores, pool_scores
 
 
-class PoolLoss(nn.Module, ABC):
-    """Scores queries against their targets and the pool; a subclass says what a query loses.
-
-    Args:
-        temperature: Divides the scores.
+def check_temperature(temperature: float) -> float:
+    """The temperature, if scores can be divided by it.
 
     Raises:
-        ValueError: When the temperature is not above 0.
+        ValueError: When it is not a number above 0.
     """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"`temperature` must be a number above 0, got {temperature}")
+    return temperature
 
-    def __init__(self, *, temperature: float) -> None:
-        super().__init__()
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"`temperature` must be a number above 0, got {temperature}")
-        self.temperature = temperature
+
+class PoolLoss(nn.Module, ABC):
+    """Scores queries against their targets and the pool; a subclass says what a query loses."""
 
     @abstractmethod
     def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
@@ -62,7 +60,7 @@ class PoolLoss(nn.Module, ABC):
             weights: Weights of the queries ``(B,)``, or None.
 
         Returns:
-            A scalar, the weighted mean in nats.
+            A scalar, the weighted mean.
         """
         scores = pool_scores(queries, targets, pool.vectors)
         return weighted_mean(self.losses(scores, pool, masked), weights)

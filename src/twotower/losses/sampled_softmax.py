@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from twotower.losses.negatives import Pool
-from twotower.losses.pool_loss import PoolLoss
+from twotower.losses.pool_loss import PoolLoss, check_temperature
 from twotower.losses.scores import Scores
 
 
@@ -58,6 +58,10 @@ class SampledSoftmax(PoolLoss):
     Raises:
         ValueError: When the temperature is not above 0.
     """
+
+    def __init__(self, *, temperature: float) -> None:
+        super().__init__()
+        self.temperature = check_temperature(temperature)
 
     def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
         """Loss of every query (B,); see `sampled_softmax`."""
