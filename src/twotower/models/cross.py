@@ -7,22 +7,27 @@ With x_0 the input, x_l the output of layer l, * the elementwise product:
 * mixture:     x_{l+1} = sum_i G_i(x_l) [x_0 * (U_i tanh(C_i tanh(V_i^T x_l)) + b)] + x_l,
   where G is a softmax over the experts i of a linear map of x_l.
 
+A layer computes what is added to x_l. With gates that is multiplied by sigmoid(W_g x_l), so that
+every layer chooses which of its products go on; with full-rank layers this is the gated cross
+network: x_{l+1} = x_0 * (W x_l + b) * sigmoid(W_g x_l) + x_l.
+
 Wang et al. 2021, "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale
-Learning to Rank Systems", equations 1 to 4.
+Learning to Rank Systems", equations 1 to 4. Wang et al. 2023, "Towards Deeper, Lighter and
+Interpretable Cross Network for CTR Prediction", equation 1 (the gates).
 
 Shapes: B rows, W width of the input, R rank, K experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 
 def full_rank_cross(x0: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """One full-rank cross layer.
+    """What a full-rank cross layer adds.
 
     Args:
         x0: Input of the network, ``(B, W)``.
@@ -33,11 +38,11 @@ def full_rank_cross(x0: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tens
     Returns:
         ``(B, W)``.
     """
-    return x0 * (x @ weight.T + bias) + x  # (B, W)
+    return x0 * (x @ weight.T + bias)  # (B, W)
 
 
 def low_rank_cross(x0: Tensor, x: Tensor, u: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """One low-rank cross layer.
+    """What a low-rank cross layer adds.
 
     Args:
         x0: Input of the network, ``(B, W)``.
@@ -50,13 +55,13 @@ def low_rank_cross(x0: Tensor, x: Tensor, u: Tensor, v: Tensor, bias: Tensor) ->
         ``(B, W)``.
     """
     projected = x @ v  # (B, R)
-    return x0 * (projected @ u.T + bias) + x  # (B, W)
+    return x0 * (projected @ u.T + bias)  # (B, W)
 
 
 def mixture_cross(
     x0: Tensor, x: Tensor, u: Tensor, c: Tensor, v: Tensor, bias: Tensor, gate: Tensor
 ) -> Tensor:
-    """One cross layer of low-rank experts, all experts at once.
+    """What a cross layer of low-rank experts adds, all experts at once.
 
     The gates sum to one and x_0 and the bias are common to the experts, so they are applied once,
     after the weighted sum.
@@ -77,7 +82,7 @@ def mixture_cross(
     inner = torch.tanh(torch.einsum("bw,kwr->bkr", x, v))  # (B, K, R)
     inner = torch.tanh(torch.einsum("bkr,ksr->bks", inner, c))  # (B, K, R)
     mixed = torch.einsum("bk,bkr,kwr->bw", share, inner, u)  # (B, W)
-    return x0 * (mixed + bias) + x  # (B, W)
+    return x0 * (mixed + bias)  # (B, W)
 
 
 class FullRankCross(nn.Module):
@@ -93,7 +98,7 @@ class FullRankCross(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x0: Tensor, x: Tensor) -> Tensor:
-        """Cross ``(B, W)`` with ``(B, W)`` to ``(B, W)``."""
+        """What is added to ``x`` ``(B, W)`` for ``x0`` ``(B, W)``: ``(B, W)``."""
         return full_rank_cross(x0, x, self.weight, self.bias)
 
 
@@ -112,7 +117,7 @@ class LowRankCross(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x0: Tensor, x: Tensor) -> Tensor:
-        """Cross ``(B, W)`` with ``(B, W)`` to ``(B, W)``."""
+        """What is added to ``x`` ``(B, W)`` for ``x0`` ``(B, W)``: ``(B, W)``."""
         return low_rank_cross(x0, x, self.u, self.v, self.bias)
 
 
@@ -134,42 +139,70 @@ class MixtureCross(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x0: Tensor, x: Tensor) -> Tensor:
-        """Cross ``(B, W)`` with ``(B, W)`` to ``(B, W)``."""
+        """What is added to ``x`` ``(B, W)`` for ``x0`` ``(B, W)``: ``(B, W)``."""
         return mixture_cross(x0, x, self.u, self.c, self.v, self.bias, self.gate)
+
+
+class Gate(nn.Module):
+    """Which of a cross layer's products go on: W^2 parameters.
+
+    Args:
+        width: Width W of the input.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = _xavier(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shares ``(B, W)`` in (0, 1) for ``(B, W)``."""
+        return torch.sigmoid(x @ self.weight.T)  # (B, W)
 
 
 class CrossNetwork(nn.Module):
     """Cross layers one after the other; the degree of the products grows by one with each.
 
     Args:
-        layers: Modules ``(x0, x) -> x`` that keep the width.
+        layers: Modules ``(x0, x)`` to what is added to ``x``.
+        gates: One module ``x`` to a factor of that for each layer; none for no gates.
     """
 
-    def __init__(self, *, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, *, layers: Sequence[nn.Module], gates: Sequence[nn.Module] = ()) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self.gates = nn.ModuleList(gates)
 
     def forward(self, x0: Tensor) -> Tensor:
         """Cross ``(B, W)`` inputs with themselves to ``(B, W)``."""
         x = x0
-        for layer in self.layers:
-            x = layer(x0, x)
+        for number, layer in enumerate(self.layers):
+            added = layer(x0, x)  # (B, W)
+            x = x + (added * self.gates[number](x) if self.gates else added)
         return x
 
 
-def full_rank(width: int, *, num_layers: int) -> CrossNetwork:
-    """A network of `FullRankCross` layers for inputs of a width."""
-    return CrossNetwork(layers=[FullRankCross(width) for _ in range(num_layers)])
+def full_rank(width: int, *, num_layers: int, gated: bool = False) -> CrossNetwork:
+    """A network of `FullRankCross` layers for inputs of a width; with gates or without."""
+    return _network(width, lambda: FullRankCross(width), num_layers, gated)
 
 
-def low_rank(width: int, *, num_layers: int, rank: int) -> CrossNetwork:
-    """A network of `LowRankCross` layers for inputs of a width."""
-    return CrossNetwork(layers=[LowRankCross(width, rank) for _ in range(num_layers)])
+def low_rank(width: int, *, num_layers: int, rank: int, gated: bool = False) -> CrossNetwork:
+    """A network of `LowRankCross` layers for inputs of a width; with gates or without."""
+    return _network(width, lambda: LowRankCross(width, rank), num_layers, gated)
 
 
-def mixture(width: int, *, num_layers: int, rank: int, num_experts: int) -> CrossNetwork:
-    """A network of `MixtureCross` layers for inputs of a width."""
-    return CrossNetwork(layers=[MixtureCross(width, rank, num_experts) for _ in range(num_layers)])
+def mixture(
+    width: int, *, num_layers: int, rank: int, num_experts: int, gated: bool = False
+) -> CrossNetwork:
+    """A network of `MixtureCross` layers for inputs of a width; with gates or without."""
+    return _network(width, lambda: MixtureCross(width, rank, num_experts), num_layers, gated)
+
+
+def _network(
+    width: int, layer: Callable[[], nn.Module], num_layers: int, gated: bool
+) -> CrossNetwork:
+    layers = [layer() for _ in range(num_layers)]
+    return CrossNetwork(layers=layers, gates=[Gate(width) for _ in layers] if gated else ())
 
 
 def _xavier(rows: int, columns: int) -> nn.Parameter:

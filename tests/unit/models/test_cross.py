@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -34,17 +35,17 @@ def transposed(matrix: Matrix) -> Matrix:
 
 def full_rank_by_loop(layer: dict[str, list], x0: Vector, x: Vector) -> Vector:
     linear = product(layer["weight"], x)
-    return [x0[i] * (linear[i] + layer["bias"][i]) + x[i] for i in range(len(x))]
+    return [x0[i] * (linear[i] + layer["bias"][i]) for i in range(len(x))]
 
 
 def low_rank_by_loop(layer: dict[str, list], x0: Vector, x: Vector) -> Vector:
     linear = product(layer["u"], product(transposed(layer["v"]), x))
-    return [x0[i] * (linear[i] + layer["bias"][i]) + x[i] for i in range(len(x))]
+    return [x0[i] * (linear[i] + layer["bias"][i]) for i in range(len(x))]
 
 
 def mixture_by_loop(layer: dict[str, list], x0: Vector, x: Vector) -> Vector:
     gates = [math.exp(g) for g in product(layer["gate"], x)]
-    result = list(x)
+    result = [0.0] * len(x)
     for expert in range(len(gates)):
         inner = [math.tanh(z) for z in product(transposed(layer["v"][expert]), x)]
         inner = [math.tanh(z) for z in product(layer["c"][expert], inner)]
@@ -61,9 +62,9 @@ LAYERS = {
     "mixture": (lambda: MixtureCross(WIDTH, RANK, NUM_EXPERTS), mixture_by_loop),
 }
 NETWORKS = {
-    "full": lambda width: full_rank(width, num_layers=3),
-    "low": lambda width: low_rank(width, num_layers=3, rank=RANK),
-    "mixture": lambda width: mixture(width, num_layers=3, rank=RANK, num_experts=NUM_EXPERTS),
+    "full": partial(full_rank, num_layers=3),
+    "low": partial(low_rank, num_layers=3, rank=RANK),
+    "mixture": partial(mixture, num_layers=3, rank=RANK, num_experts=NUM_EXPERTS),
 }
 
 
@@ -97,17 +98,23 @@ def test_layer_against_the_loop(kind: str, num_rows: int) -> None:
     )
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_network_against_the_loop(kind: str) -> None:
-    network = randomised(NETWORKS[kind](WIDTH))
+def test_network_against_the_loop(kind: str, gated: bool) -> None:
+    network = randomised(NETWORKS[kind](WIDTH, gated=gated))
     assert isinstance(network, CrossNetwork)
     by_loop = LAYERS[kind][1]
     x0 = inputs(4)
     expected = []
     for row in x0.tolist():
         x = row
-        for layer in network.layers:
-            x = by_loop({n: p.tolist() for n, p in layer.named_parameters()}, row, x)
+        for number, layer in enumerate(network.layers):
+            added = by_loop({n: p.tolist() for n, p in layer.named_parameters()}, row, x)
+            gates = [1.0] * WIDTH
+            if gated:
+                linear = product(network.gates[number].weight.tolist(), x)
+                gates = [1 / (1 + math.exp(-z)) for z in linear]
+            x = [x[i] + added[i] * gates[i] for i in range(WIDTH)]
         expected.append(x)
     assert len(network.layers) == 3
     torch.testing.assert_close(
@@ -115,9 +122,10 @@ def test_network_against_the_loop(kind: str) -> None:
     )
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_a_batch_of_one_is_a_row_of_a_batch(kind: str) -> None:
-    network = randomised(NETWORKS[kind](WIDTH))
+def test_a_batch_of_one_is_a_row_of_a_batch(kind: str, gated: bool) -> None:
+    network = randomised(NETWORKS[kind](WIDTH, gated=gated))
     x0 = inputs(6)
     together = network(x0)
     for row in range(6):
@@ -126,9 +134,10 @@ def test_a_batch_of_one_is_a_row_of_a_batch(kind: str) -> None:
         torch.testing.assert_close(alone[0], together[row], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_every_parameter_gets_a_gradient(kind: str) -> None:
-    network = NETWORKS[kind](WIDTH)
+def test_every_parameter_gets_a_gradient(kind: str, gated: bool) -> None:
+    network = NETWORKS[kind](WIDTH, gated=gated)
     network(inputs(16).float()).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -153,6 +162,19 @@ def test_low_rank_with_full_rank_is_full() -> None:
     torch.testing.assert_close(low(x0, x), full(x0, x), rtol=1e-12, atol=1e-12)
 
 
+def test_a_gated_layer_by_hand() -> None:
+    """x0 = x = (1, 2): W x + b = (4, 1), times x0 is (4, 2); the gates are 3/4 and 1/2."""
+    network = full_rank(2, num_layers=1, gated=True).double()
+    with torch.no_grad():
+        network.layers[0].weight.copy_(torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
+        network.layers[0].bias.copy_(torch.tensor([1.0, 0.0]))
+        gate = [[math.log(3), 0.0], [2.0, -1.0]]
+        network.gates[0].weight.copy_(torch.tensor(gate, dtype=torch.float64))
+    x0 = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    expected = torch.tensor([[1 + 4 * 0.75, 2 + 2 * 0.5]], dtype=torch.float64)
+    torch.testing.assert_close(network(x0), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_the_order_of_the_experts_does_not_matter() -> None:
     layer = randomised(MixtureCross(WIDTH, RANK, NUM_EXPERTS))
     x0, x = inputs(3, seed=1), inputs(3, seed=2)
@@ -172,12 +194,13 @@ def test_number_of_parameters() -> None:
     assert count(MixtureCross(10, 3, 2)) == 2 * (2 * 10 * 3 + 3 * 3 + 10) + 10
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_fresh_layers_keep_the_scale_of_wide_inputs(kind: str) -> None:
+def test_fresh_layers_keep_the_scale_of_wide_inputs(kind: str, gated: bool) -> None:
     # Weights drawn from N(0, 1) would blow inputs of this width up four-fold in three layers.
     torch.manual_seed(0)
     x0 = 0.05 * torch.randn(64, 624)
-    assert NETWORKS[kind](624)(x0).std().item() == pytest.approx(0.05, rel=0.1)
+    assert NETWORKS[kind](624, gated=gated)(x0).std().item() == pytest.approx(0.05, rel=0.1)
 
 
 def test_experts_start_apart_and_each_as_xavier_draws_one() -> None:
