@@ -26,7 +26,7 @@ from twotower.features.spec import (
 )
 from twotower.models.cross import CrossNetwork
 from twotower.models.embedding import FeatureEmbedder
-from twotower.models.history import HistoryEncoder
+from twotower.models.history import HistoryEncoder, TargetEncoder
 from twotower.models.mlp import MLP
 from twotower.models.two_tower import history_names
 
@@ -95,8 +95,8 @@ class DCNv2(nn.Module):
         structure: Builds the body from `cross` and `deep`: `Stacked` or `Parallel`.
         cross: Builds the cross network from a width.
         deep: Builds the perceptron from an `input_width`.
-        history: Builds the encoder of the history from an `input_width`; not called when `inputs`
-            has none.
+        history: Builds the encoder of the history, which may see the candidate, from an
+            `input_width`; not called when `inputs` has none.
         retrieval_score: Whether the batch carries the retrieval's score of the candidate.
         sparse: Whether tables have sparse gradients.
 
@@ -112,7 +112,7 @@ class DCNv2(nn.Module):
         structure: Callable[..., Body],
         cross: Callable[[int], CrossNetwork],
         deep: Callable[..., MLP],
-        history: Callable[..., HistoryEncoder],
+        history: Callable[..., HistoryEncoder | TargetEncoder],
         retrieval_score: bool,
         sparse: bool = True,
     ) -> None:
@@ -162,11 +162,17 @@ class DCNv2(nn.Module):
             if embedder.features
         ]
         if self.history_names:
-            events = self.item_embedder(batch, HISTORY_PREFIX, self.history_names)  # (B, L, ...)
-            parts.append(self.history(events, batch[HISTORY_MASK]))
+            parts.append(self._history(batch))
         if self.score_scale is not None:
             parts.append(self.score_scale(batch[RETRIEVAL_SCORE].unsqueeze(-1)))  # (B, 1)
         return torch.cat(parts, dim=-1)  # (B, W)
+
+    def _history(self, batch: Mapping[str, Tensor]) -> Tensor:
+        events = self.item_embedder(batch, HISTORY_PREFIX, self.history_names)  # (B, L, E)
+        if isinstance(self.history, TargetEncoder):
+            target = self.item_embedder(batch, names=self.history_names)  # (B, E)
+            return self.history.attend(events, batch[HISTORY_MASK], target)
+        return self.history(events, batch[HISTORY_MASK])
 
 
 def _identity() -> nn.Linear:

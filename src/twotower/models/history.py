@@ -41,6 +41,24 @@ class SequenceEncoder(HistoryEncoder, Protocol):
         """States ``(B, L, width)`` after every event; zeros at the padding."""
 
 
+@runtime_checkable
+class TargetEncoder(Protocol):
+    """An encoder that is also shown the candidate; only a ranker has one. A `torch.nn.Module`.
+
+    It is built as a `HistoryEncoder` is.
+    """
+
+    @property
+    def width(self) -> int:
+        """Width of the output."""
+
+    def attend(self, events: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+        """Encode events ``(B, L, W)`` for candidates ``(B, W)`` with a bool mask ``(B, L)``.
+
+        A candidate is embedded by the features that an event is embedded by.
+        """
+
+
 def masked_mean(events: Tensor, mask: Tensor) -> Tensor:
     """Mean of the events that are there.
 

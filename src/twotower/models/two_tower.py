@@ -21,7 +21,7 @@ from torch.nn import functional
 from twotower.data.windows import PLACE, WINDOW
 from twotower.features.spec import HISTORY_MASK, HISTORY_PREFIX, ModelInputs
 from twotower.models.embedding import FeatureEmbedder
-from twotower.models.history import HistoryEncoder, SequenceEncoder
+from twotower.models.history import HistoryEncoder, SequenceEncoder, TargetEncoder
 from twotower.models.mlp import MLP
 from twotower.models.sequence import every_by_length
 
@@ -72,7 +72,8 @@ class TwoTower(nn.Module):
         sparse: Whether tables have sparse gradients.
 
     Raises:
-        ValueError: When one of the towers would have nothing to look at.
+        ValueError: When one of the towers would have nothing to look at, or the encoder of the
+            history asks for the candidate.
     """
 
     def __init__(
@@ -106,6 +107,11 @@ class TwoTower(nn.Module):
         query_width = self.query_embedder.width
         if self.history_names:
             self.history = history(input_width=self.item_embedder.width_of(self.history_names))
+            if isinstance(self.history, TargetEncoder):
+                raise ValueError(
+                    f"{type(self.history).__name__} looks at the candidate, which a query tower "
+                    "does not know; use it in models.ranking, or another encoder here"
+                )
             query_width += self.history.width
         self.query_mlp = MLP(
             input_width=query_width, hidden=hidden, dropout=dropout, output_width=dim
