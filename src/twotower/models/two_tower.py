@@ -62,7 +62,8 @@ class TwoTower(nn.Module):
 
     Args:
         inputs: The features and the history that the model is given.
-        dim: Width D of the query and item vectors.
+        dim: Width D of the query and item vectors; None ends both towers with their last hidden
+            layer, or without any with their features, whose widths must then be equal.
         embedding_dim: Width of a feature's embedding where the feature does not ask for one.
         hidden: Widths of the hidden layers, the same for both towers.
         history: Builds the encoder of the history from an `input_width`; not called when `inputs`
@@ -72,15 +73,15 @@ class TwoTower(nn.Module):
         sparse: Whether tables have sparse gradients.
 
     Raises:
-        ValueError: When one of the towers would have nothing to look at, or the encoder of the
-            history asks for the candidate.
+        ValueError: When one of the towers would have nothing to look at, the encoder of the history
+            asks for the candidate, or the vectors of the towers would not be equally wide.
     """
 
     def __init__(
         self,
         *,
         inputs: ModelInputs,
-        dim: int,
+        dim: int | None,
         embedding_dim: int,
         hidden: Sequence[int],
         history: Callable[..., HistoryEncoder],
@@ -119,6 +120,12 @@ class TwoTower(nn.Module):
         self.item_mlp = MLP(
             input_width=self.item_embedder.width, hidden=hidden, dropout=dropout, output_width=dim
         )
+        if self.query_mlp.width != self.item_mlp.width:
+            raise ValueError(
+                "without `dim` and hidden layers the towers end with their features, which must be "
+                f"equally wide: those of the query are {query_width} wide, those of the item "
+                f"{self.item_embedder.width}; give `dim`"
+            )
         self.similarity = similarity
 
     @property

@@ -190,6 +190,41 @@ def test_dropout_in_training_alone() -> None:
     assert torch.equal(model.embed_queries(columns), model.embed_queries(columns))
 
 
+def test_without_a_width_the_towers_end_with_their_features() -> None:
+    """A query is the mean of the items of its history, by the same table (FISM, SASRec)."""
+    item = FeatureInput(name="item_id", side="item", kind="id", dim=0, num_rows=3, width=0)
+    model = TwoTower(
+        inputs=ModelInputs(features=(item,), history_length=2, history_features=("item_id",)),
+        dim=None,
+        embedding_dim=2,
+        hidden=[],
+        history=MeanPooling,
+        similarity=Dot(),
+    )
+    with torch.no_grad():
+        next(model.parameters()).copy_(torch.tensor([[0.0, 0.0], [1.0, 3.0], [5.0, 7.0]]))
+    columns = {
+        "item_id": torch.tensor([2]),
+        "history.item_id": torch.tensor([[1, 2]]),
+        "history.mask": torch.ones(1, 2, dtype=torch.bool),
+    }
+    assert len(list(model.parameters())) == 1
+    assert model.embed_items(columns).tolist() == [[5.0, 7.0]]
+    assert model.embed_queries(columns).tolist() == [[3.0, 5.0]]
+
+
+def test_without_a_width_unequal_towers_are_refused() -> None:
+    with pytest.raises(ValueError, match="of the query are 34 wide, those of the item 12; give"):
+        TwoTower(
+            inputs=INPUTS,
+            dim=None,
+            embedding_dim=4,
+            hidden=[],
+            history=partial(RecentAndMean, num_recent=2),
+            similarity=Dot(),
+        )
+
+
 def test_towers_without_inputs_are_refused_together() -> None:
     inputs = ModelInputs(features=(), history_length=LENGTH, history_features=())
     with pytest.raises(ValueError, match=r"query tower has no user(.|\n)*item tower has no item"):
