@@ -10,9 +10,8 @@ from torch import Tensor
 
 from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS, Batch, Columns
 from twotower.data.windows import WINDOW
-from twotower.losses.masks import known_positive_mask, positive_mask
-from twotower.losses.negatives import Pool
-from twotower.losses.objective import Objective
+from twotower.losses.masks import PositiveMask
+from twotower.losses.objective import RetrievalObjective, Step
 from twotower.models.two_tower import TwoTower
 from twotower.training.optimizers import OptimizerSettings
 from twotower.training.task import StageTask, evaluating
@@ -33,7 +32,7 @@ class RetrievalTask(StageTask):
         self,
         *,
         model: TwoTower,
-        objective: Objective,
+        objective: RetrievalObjective,
         columns: Columns,
         item_probability: Tensor,
         optimizer: OptimizerSettings,
@@ -47,34 +46,33 @@ class RetrievalTask(StageTask):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch of events or windows."""
         targets = batch[ITEM_ROWS]  # (B,), or (N,) of all windows
-        drawn = self.objective.negatives.draw(
-            targets, self.item_probability.to(targets.device), None
+        embed = self.model.embed_windows if WINDOW in batch else self.model.embed_queries
+        loss = self.objective(
+            Step(
+                target_rows=targets,
+                weights=batch[WEIGHTS],
+                mask=self._mask(batch),
+                item_probability=self.item_probability.to(targets.device),
+                embed_queries=lambda: embed(batch),
+                embed_items=lambda rows: self.model.embed_items(self.columns.items(rows)),
+            )
         )
-        if WINDOW in batch:
-            queries = self.model.embed_windows(batch)  # (N, D)
-        else:
-            queries = self.model.embed_queries(batch)  # (B, D)
-        vectors = self.model.embed_items(self.columns.items(drawn.rows))  # (C, D)
-        if drawn.num_in_batch:
-            target_vectors = vectors[: drawn.num_in_batch]
-        else:
-            target_vectors = self.model.embed_items(self.columns.items(targets))  # (B, D)
-        masked = self._masked(batch, drawn.rows)  # (B, C)
-        pool = Pool(vectors=vectors, rows=drawn.rows, log_expected_count=drawn.log_expected_count)
-        loss = self.objective.loss(queries, target_vectors, pool, masked, batch[WEIGHTS])
         self.log("retrieval/train/loss", loss, batch_size=len(targets), prog_bar=True)
         return loss
 
-    def _masked(self, batch: Batch, pool_rows: Tensor) -> Tensor:
-        """(B, C) candidates that must not stand against a query."""
+    def _mask(self, batch: Batch) -> PositiveMask:
+        """What must not stand against the queries."""
         users, targets = batch[USER_ROWS], batch[ITEM_ROWS]
-        if not self.objective.mask_known:
-            return pool_rows == targets.unsqueeze(1)
-        known = self.columns.known_positives(users)
-        if WINDOW not in batch:
-            return known_positive_mask(pool_rows, targets, *known)
-        of_window = positive_mask(pool_rows, *known, len(users))  # a row serves all its queries
-        return of_window[batch[WINDOW]] | (pool_rows == targets.unsqueeze(1))
+        asked = users if self.objective.mask_known else users[:0]
+        known_users, known_rows = self.columns.known_positives(asked)
+        own = torch.arange(len(targets), device=targets.device)  # a window serves all its queries
+        return PositiveMask(
+            target_rows=targets,
+            users=batch.get(WINDOW, own),
+            num_users=len(users),
+            known_users=known_users,
+            known_rows=known_rows,
+        )
 
 
 @torch.no_grad()

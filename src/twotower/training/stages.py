@@ -19,7 +19,7 @@ from twotower.data.schema import TRAIN, VALIDATION
 from twotower.data.windows import Windows
 from twotower.features.frequency import ItemFrequency
 from twotower.features.spec import ModelInputs
-from twotower.losses.objective import Objective
+from twotower.losses.objective import RetrievalObjective
 from twotower.metrics.calibration import expected_calibration_error, reliability
 from twotower.metrics.click import auc, grouped_auc, log_loss, normalised_entropy
 from twotower.metrics.top_k import metric_names
@@ -104,7 +104,7 @@ def train_retrieval(
     *,
     model: TwoTower,
     inputs: ModelInputs,
-    objective: Objective,
+    objective: RetrievalObjective,
     settings: RetrievalSettings,
 ) -> Trained:
     """Train the two towers on the training events.

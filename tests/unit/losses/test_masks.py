@@ -6,25 +6,35 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.losses.masks import known_positive_mask
+from twotower.losses.masks import PositiveMask
 
 
 def mask_by_loop(
-    pool: list[int], targets: list[int], known: list[tuple[int, int]]
+    pool: list[int], targets: list[int], known: list[tuple[int, int]], users: list[int]
 ) -> list[list[bool]]:
-    taken = [{target} for target in targets]
-    for query, row in known:
-        taken[query].add(row)
+    taken = [
+        {target} | {row for owner, row in known if owner == user}
+        for target, user in zip(targets, users, strict=True)
+    ]
     return [[candidate in rows for candidate in pool] for rows in taken]
 
 
-def mask(pool: list[int], targets: list[int], known: list[tuple[int, int]]) -> list[list[bool]]:
-    result = known_positive_mask(
-        torch.tensor(pool, dtype=torch.int64),
-        torch.tensor(targets, dtype=torch.int64),
-        torch.tensor([query for query, _ in known], dtype=torch.int64),
-        torch.tensor([row for _, row in known], dtype=torch.int64),
+def mask(
+    pool: list[int],
+    targets: list[int],
+    known: list[tuple[int, int]],
+    users: list[int] | None = None,
+) -> list[list[bool]]:
+    """The mask; every query has a user of its own unless some are given."""
+    users = users or list(range(len(targets)))
+    positives = PositiveMask(
+        target_rows=torch.tensor(targets, dtype=torch.int64),
+        users=torch.tensor(users, dtype=torch.int64),
+        num_users=max(users) + 1,
+        known_users=torch.tensor([user for user, _ in known], dtype=torch.int64),
+        known_rows=torch.tensor([row for _, row in known], dtype=torch.int64),
     )
+    result = positives.of(torch.tensor(pool, dtype=torch.int64))
     assert result.dtype == torch.bool
     assert result.shape == (len(targets), len(pool))
     return result.tolist()
@@ -35,6 +45,12 @@ def test_hand_table() -> None:
     pool = [7, 3, 5, 3, 0]
     expected = [[True, True, False, True, False], [False, True, False, True, False]]
     assert mask(pool, [7, 3], [(0, 9), (0, 3)]) == expected
+
+
+def test_queries_of_one_user_share_what_it_took() -> None:
+    # User 0 asks queries 0 and 2 and took 4; user 1 asks query 1 and took 5.
+    expected = [[True, True, False], [False, False, True], [False, True, False]]
+    assert mask([7, 4, 5], [7, 5, 9], [(0, 4), (1, 5)], users=[0, 1, 0]) == expected
 
 
 def test_targets_are_masked_without_known_positives() -> None:
@@ -55,9 +71,10 @@ def test_equal_to_the_loop(data: st.DataObject) -> None:
     row = st.integers(0, 12)
     pool = data.draw(st.lists(row, max_size=20))
     targets = data.draw(st.lists(row, min_size=1, max_size=6))
-    pair = st.tuples(st.integers(0, len(targets) - 1), row)
-    known = data.draw(st.lists(pair, max_size=30))
-    assert mask(pool, targets, known) == mask_by_loop(pool, targets, known)
+    user = st.integers(0, 4)
+    users = data.draw(st.lists(user, min_size=len(targets), max_size=len(targets)))
+    known = data.draw(st.lists(st.tuples(st.integers(0, max(users)), row), max_size=30))
+    assert mask(pool, targets, known, users) == mask_by_loop(pool, targets, known, users)
 
 
 def test_large_rows_and_order_of_pairs_do_not_matter() -> None:
@@ -65,4 +82,4 @@ def test_large_rows_and_order_of_pairs_do_not_matter() -> None:
     pool, targets = [big, 3, big + 1, 3], [3, big + 1]
     known = [(0, big), (1, 3), (0, 3), (0, big)]
     assert mask(pool, targets, known) == mask(pool, targets, known[::-1])
-    assert mask(pool, targets, known) == mask_by_loop(pool, targets, known)
+    assert mask(pool, targets, known) == mask_by_loop(pool, targets, known, [0, 1])

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from twotower.losses.masks import known_positive_mask
 from twotower.losses.negatives import Pool, WholeCatalogue, log_expected_count
 from twotower.losses.sampled_softmax import FullSoftmax, SampledSoftmax
 
 NUM_ITEMS = 6
 PROBABILITY = torch.tensor([0.6, 0.2, 0.1, 0.06, 0.03, 0.01], dtype=torch.float64)
-NO_PAIRS = torch.zeros(0, dtype=torch.int64)
 
 
 def world(num_queries: int, dim: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -44,7 +42,7 @@ def test_all_items_as_candidates_is_the_full_softmax(loss_type: type[FullSoftmax
     pool = Pool(
         vectors=items[drawn.rows], rows=drawn.rows, log_expected_count=drawn.log_expected_count
     )
-    masked = known_positive_mask(pool.rows, target_rows, NO_PAIRS, NO_PAIRS)
+    masked = pool.rows == target_rows[:, None]
     loss = loss_type(temperature=0.3)(queries, items[target_rows], pool, masked, weights)
 
     each = functional.cross_entropy(queries @ items.T / 0.3, target_rows, reduction="none")
@@ -74,7 +72,7 @@ def test_the_partition_estimate_is_exact_on_average_over_all_samples(target: int
                     PROBABILITY[rows], num_in_batch=3, num_uniform=2, num_items=NUM_ITEMS
                 ),
             )
-            masked = known_positive_mask(rows, target_rows, NO_PAIRS, NO_PAIRS)
+            masked = rows == target_rows[:, None]
             estimate = math.exp(
                 loss(queries, items[target_rows], pool, masked).item() + target_logit
             )
