@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from twotower.losses.streaming_frequency import StreamingFrequency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +71,23 @@ class Negatives(Protocol):
         """
 
 
-class MixedNegatives:
+class MixedNegatives(nn.Module):
     """The batch's own targets, uniform draws from the catalogue, or both.
 
     Args:
         in_batch: Whether the targets of the batch are candidates.
         num_uniform: How many items are drawn uniformly, with replacement.
+        frequency: Estimates the probabilities p from the batches; None for the shares of the
+            training events.
 
     Raises:
         ValueError: When there would be no candidates, or `num_uniform` is negative.
     """
 
-    def __init__(self, *, in_batch: bool, num_uniform: int) -> None:
+    def __init__(
+        self, *, in_batch: bool, num_uniform: int, frequency: StreamingFrequency | None = None
+    ) -> None:
+        super().__init__()
         if num_uniform < 0 or (num_uniform == 0 and not in_batch):
             raise ValueError(
                 "negatives: `num_uniform` must be at least 1 without `in_batch`, and at least 0 "
@@ -88,6 +95,7 @@ class MixedNegatives:
             )
         self.in_batch = in_batch
         self.num_uniform = num_uniform
+        self.frequency = frequency
 
     def draw(
         self, target_rows: Tensor, item_probability: Tensor, generator: torch.Generator | None
@@ -104,13 +112,19 @@ class MixedNegatives:
         return PoolRows(
             rows=rows,
             log_expected_count=log_expected_count(
-                item_probability[rows],
+                self._probability(target_rows, rows, item_probability),
                 num_in_batch=num_in_batch,
                 num_uniform=self.num_uniform,
                 num_items=item_probability.numel(),
             ),
             num_in_batch=num_in_batch,
         )
+
+    def _probability(self, target_rows: Tensor, rows: Tensor, item_probability: Tensor) -> Tensor:
+        if self.frequency is None:
+            return item_probability[rows]
+        self.frequency.update(target_rows)
+        return self.frequency.probability(rows)
 
 
 class WholeCatalogue:

@@ -19,6 +19,7 @@ from twotower.losses.negatives import MixedNegatives
 from twotower.losses.objective import Objective
 from twotower.losses.ranking import BinaryLogLoss
 from twotower.losses.sampled_softmax import SampledSoftmax
+from twotower.losses.streaming_frequency import StreamingFrequency
 from twotower.training import fit
 from twotower.training.evaluation import mean_metrics, rank_catalogue
 from twotower.training.examples import ExampleBatches, ImpressionExamples
@@ -66,8 +67,25 @@ def stage_settings(monitor, batch_size, patience=EPOCHS):
     )
 
 
-def fit_retrieval(world, folder, trainer_settings, life, patience=EPOCHS):
-    """One process that trains retrieval: 4 batches an epoch, dropout, uniform negatives."""
+def uniform_and_in_batch():
+    return Objective(
+        loss=SampledSoftmax(temperature=0.2),
+        negatives=MixedNegatives(in_batch=True, num_uniform=7),
+    )
+
+
+def streaming_frequency():
+    frequency = StreamingFrequency(num_buckets=30, num_hashes=2, rate=0.1)
+    return Objective(
+        loss=SampledSoftmax(temperature=0.2),
+        negatives=MixedNegatives(in_batch=True, num_uniform=7, frequency=frequency),
+    )
+
+
+def fit_retrieval(
+    world, folder, trainer_settings, life, patience=EPOCHS, objective=uniform_and_in_batch
+):
+    """One process that trains retrieval: 4 batches an epoch, dropout, random negatives."""
     prepared, columns = world.prepared, world.columns("retrieval")
     seed_everything(5)
     model = world.towers(dropout=0.3)
@@ -75,10 +93,7 @@ def fit_retrieval(world, folder, trainer_settings, life, patience=EPOCHS):
     frequency = ItemFrequency.count(prepared, train_rows)
     task = RetrievalTask(
         model=model,
-        objective=Objective(
-            loss=SampledSoftmax(temperature=0.2),
-            negatives=MixedNegatives(in_batch=True, num_uniform=7),
-        ),
+        objective=objective(),
         columns=columns,
         item_probability=torch.from_numpy(frequency.probability()),
         optimizer=OPTIMIZER,
@@ -202,6 +217,21 @@ class TestKilledAndResumed:
         killed = read_checkpoint(tmp_path / "killed" / "retrieval" / "last.ckpt")
         for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
             assert_same(killed[part], whole[part], part)
+
+    @pytest.mark.parametrize("objective", [streaming_frequency])
+    def test_what_negatives_remember(self, objective, world, tmp_path):
+        """It is part of the state, it matters, and it survives."""
+        trainer = settings(checkpoint_every=3)
+        expected, _ = fit_retrieval(world, tmp_path / "whole", trainer, Life(), objective=objective)
+        task, _, lives = live_until_done(
+            fit_retrieval, world, tmp_path / "killed", trainer, 4, objective=objective
+        )
+        assert lives >= 3
+        assert any(name.startswith("objective.") for name in task.state_dict())
+        assert_same(task.state_dict(), expected.state_dict())
+        plain, _ = fit_retrieval(world, tmp_path / "plain", trainer, Life())
+        with pytest.raises(AssertionError):
+            assert_same(task.model.state_dict(), plain.model.state_dict())
 
     @pytest.mark.parametrize(("checkpoint_every", "lifetime"), [(1, 2), (3, 4), (100, 6)])
     def test_ranking_ends_as_if_never_killed(self, checkpoint_every, lifetime, world, tmp_path):
