@@ -448,7 +448,7 @@ def test_items_and_users_without_a_row_of_their_own(work: Path, capsys) -> None:
 
 
 def test_sequence_batches_for_an_encoder_without_an_order(work: Path, capsys) -> None:
-    assert main(["train", *Tables().write(), "training.retrieval.batches=sequence", *FAST]) == 2
+    assert main(["train", *Tables().write(), "training/batches=sequence", *FAST]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         "error: sequence batches need an encoder of the history that reads in order, such as "
         "models/retrieval=two_tower_transformer or two_tower_gru; got MeanPooling"

@@ -17,7 +17,7 @@ def test_from_windows_to_recommendations(option: str, tmp_path: Path) -> None:
     further = [
         f"models/retrieval={option}",
         "models.retrieval.history.hidden=16",
-        "training.retrieval.batches=sequence",
+        "training/batches=sequence",
         "training.retrieval.batch_size=16",
         "features.history_length=10",
     ]

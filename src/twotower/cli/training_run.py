@@ -112,6 +112,7 @@ class TrainingRun:
             model=model,
             inputs=inputs,
             objective=build(self.cfg.losses.retrieval),
+            batches=build(self.cfg.training.batches),
             settings=build(self.cfg.training.retrieval),
         )
         report = report_retrieval(self.context, trained)

@@ -105,6 +105,18 @@ class Columns:
             item_rows = torch.zeros_like(positions)
         else:
             item_rows = self._event_items[positions.clamp(min=0)].long()  # (B, L)
+        return self.events(item_rows, mask)
+
+    def events(self, item_rows: Tensor, mask: Tensor) -> Batch:
+        """Histories of given items.
+
+        Args:
+            item_rows: (B, L); what stands at the padding is not looked at.
+            mask: (B, L) bool, True where there is an event.
+
+        Returns:
+            ``history.<feature>`` (B, L, ...), zeros at the padding, and ``history.mask`` (B, L).
+        """
         columns: Batch = {HISTORY_MASK: mask}
         for name in self.names.history:
             values = _gather(self._items[name], item_rows.flatten())

@@ -7,7 +7,7 @@ et al. 2021, "SimpleX: A Simple and Strong Baseline for Collaborative Filtering"
 cosines and candidates are drawn uniformly. They count as they were drawn: targets of the batch as
 candidates push popular items down more often, which this loss does not correct.
 
-Shapes: B queries, C candidates.
+Shapes: B queries, N targets, C candidates.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from twotower.losses.scores import Scores
 
 
 def cosine_contrastive(scores: Scores, masked: Tensor, *, weight: float, margin: float) -> Tensor:
-    """Loss of every query; see the formula of this module.
+    """Loss of every target; see the formula of this module.
 
     Args:
         scores: Cosines of targets and candidates.
@@ -31,11 +31,12 @@ def cosine_contrastive(scores: Scores, masked: Tensor, *, weight: float, margin:
         margin: Cosine below which a candidate costs nothing.
 
     Returns:
-        ``(B,)``; only the target's part for a query without candidates.
+        ``(N,)``; only the target's part for a query without candidates.
     """
     excess = (scores.candidates - margin).clamp(min=0).masked_fill(masked, 0)  # (B, C)
     num_candidates = (~masked).sum(dim=1)  # (B,)
-    return 1 - scores.targets + weight * excess.sum(dim=1) / num_candidates.clamp(min=1)
+    of_candidates = weight * excess.sum(dim=1) / num_candidates.clamp(min=1)  # (B,)
+    return 1 - scores.targets + scores.per_target(of_candidates)
 
 
 class CosineContrastive(PoolLoss):
@@ -62,5 +63,5 @@ class CosineContrastive(PoolLoss):
         self.margin = margin
 
     def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
-        """Loss of every query (B,); expected counts are not looked at."""
+        """Loss of every target (N,); expected counts are not looked at."""
         return cosine_contrastive(scores, masked, weight=self.weight, margin=self.margin)

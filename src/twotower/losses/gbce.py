@@ -16,7 +16,7 @@ expected among the candidates; it must be one number. Where popular items are dr
 beta calibrates all items, and weights 1 / r_j would give a rare item the weight of thousands: such
 candidates are refused.
 
-Shapes: B queries, C candidates.
+Shapes: B queries, N targets, C candidates.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from twotower.losses.scores import Scores
 def generalised_cross_entropy(
     scores: Scores, masked: Tensor, beta: Tensor, temperature: float
 ) -> Tensor:
-    """Loss of every query; see the formula of this module.
+    """Loss of every target; see the formula of this module.
 
     Args:
         scores: Scores of targets and candidates.
@@ -41,13 +41,13 @@ def generalised_cross_entropy(
         temperature: T, above 0.
 
     Returns:
-        ``(B,)``.
+        ``(N,)``.
     """
-    of_targets = beta * functional.softplus(-scores.targets / temperature)  # (B,)
+    of_targets = beta * functional.softplus(-scores.targets / temperature)  # (N,)
     of_candidates = functional.softplus(scores.candidates / temperature)  # (B, C)
     of_candidates = of_candidates.masked_fill(masked, 0)
-    num_candidates = (~masked).sum(dim=1)  # (B,)
-    return (of_targets + of_candidates.sum(dim=1)) / (num_candidates + 1)
+    num_candidates = scores.per_target((~masked).sum(dim=1))  # (N,)
+    return (of_targets + scores.per_target(of_candidates.sum(dim=1))) / (num_candidates + 1)
 
 
 class GBCE(PoolLoss):
@@ -70,7 +70,7 @@ class GBCE(PoolLoss):
         self.temperature = check_temperature(temperature)
 
     def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
-        """Loss of every query (B,).
+        """Loss of every target (N,).
 
         Raises:
             ValueError: When some candidates were to be expected more often than others.

@@ -16,14 +16,15 @@ class PositiveMask:
     """The positives of a batch, kept as pairs; matrices are made for the candidates asked for.
 
     Args:
-        target_rows: Item row of every query's target, ``(B,)`` int64.
+        target_rows: Item row of every query's target, ``(B,)`` int64; None where all targets of
+            a query are known positives.
         users: Index in 0..U-1 of the user of every query, ``(B,)``.
         num_users: U.
         known_users: User of every known positive, an index in 0..U-1, ``(P,)``.
         known_rows: Item rows of the known positives, ``(P,)``; in any order, repeats allowed.
     """
 
-    target_rows: Tensor
+    target_rows: Tensor | None
     users: Tensor
     num_users: int
     known_users: Tensor
@@ -38,11 +39,14 @@ class PositiveMask:
         Returns:
             ``(B, C)`` bool.
         """
+        if self.target_rows is None:
+            return self._known(pool_rows)
         own = pool_rows == self.target_rows.unsqueeze(1)  # (B, C)
-        if not self.known_rows.numel():
-            return own
+        return self._known(pool_rows) | own if self.known_rows.numel() else own
+
+    def _known(self, pool_rows: Tensor) -> Tensor:
         known = positive_mask(pool_rows, self.known_users, self.known_rows, self.num_users)
-        return known.index_select(0, self.users) | own  # (U, C) to (B, C)
+        return known.index_select(0, self.users)  # (U, C) to (B, C)
 
 
 def positive_mask(pool_rows: Tensor, owners: Tensor, rows: Tensor, num_owners: int) -> Tensor:

@@ -1,6 +1,6 @@
 """What a retrieval model minimises: a loss, and the candidates that it is computed on.
 
-Shapes: B queries, C candidates, N items, D width of the vectors.
+Shapes: B queries, T targets, C candidates, N items, D width of the vectors.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ class Step:
     """A batch as an objective sees it; it asks for the vectors that it needs.
 
     Args:
-        target_rows: Item rows of the targets, ``(B,)``.
-        weights: Weights of the queries, ``(B,)``.
+        target_rows: Item rows of the targets, ``(T,)``.
+        weights: Weights of the targets, ``(T,)``.
         mask: What must not stand against the queries.
         item_probability: Share of the training events that an item is the target of, ``(N,)``.
         embed_queries: Gives the query vectors ``(B, D)``.
         embed_items: Gives the vectors ``(C, D)`` of item rows ``(C,)``.
+        owners: Query of every target, ``(T,)``; None where every query has the one of its place.
     """
 
     target_rows: Tensor
@@ -34,6 +35,7 @@ class Step:
     item_probability: Tensor
     embed_queries: Callable[[], Tensor]
     embed_items: Callable[[Tensor], Tensor]
+    owners: Tensor | None = None
 
 
 class RetrievalObjective(Protocol):
@@ -58,6 +60,7 @@ class RetrievalLoss(Protocol):
         pool: Pool,
         masked: Tensor,
         weights: Tensor | None = None,
+        owners: Tensor | None = None,
     ) -> Tensor:
         """Scalar loss of a batch; see `twotower.losses.sampled_softmax.SampledSoftmax`."""
 
@@ -89,6 +92,6 @@ class Objective(nn.Module):
         if drawn.num_in_batch:
             targets = vectors[: drawn.num_in_batch]
         else:
-            targets = step.embed_items(step.target_rows)  # (B, D)
+            targets = step.embed_items(step.target_rows)  # (T, D)
         pool = Pool(vectors=vectors, rows=drawn.rows, log_expected_count=drawn.log_expected_count)
-        return self.loss(queries, targets, pool, step.mask.of(pool.rows), step.weights)
+        return self.loss(queries, targets, pool, step.mask.of(pool.rows), step.weights, step.owners)

@@ -6,7 +6,7 @@ Rendle et al. 2009, "BPR: Bayesian Personalized Ranking from Implicit Feedback",
 are drawn uniformly and T is 1. Candidates count as they were drawn: with targets of the batch as
 candidates popular items are pushed down more often, which this loss does not correct.
 
-Shapes: B queries, C candidates, D width of the vectors.
+Shapes: B queries, N targets, C candidates, D width of the vectors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from twotower.losses.scores import Scores
 
 
 def bayesian_personalised_ranking(scores: Scores, masked: Tensor, temperature: float) -> Tensor:
-    """Loss of every query; see the formula of this module.
+    """Loss of every target; see the formula of this module.
 
     Args:
         scores: Scores of targets and candidates.
@@ -30,11 +30,12 @@ def bayesian_personalised_ranking(scores: Scores, masked: Tensor, temperature: f
         temperature: T, above 0.
 
     Returns:
-        ``(B,)``; 0 for a query without candidates.
+        ``(N,)``; 0 for a query without candidates.
     """
-    gaps = (scores.candidates - scores.targets.unsqueeze(1)) / temperature  # (B, C)
-    losses = functional.softplus(gaps.masked_fill(masked, -math.inf))  # (B, C)
-    num_candidates = (~masked).sum(dim=1)  # (B,)
+    candidates, masked = scores.per_target(scores.candidates), scores.per_target(masked)  # (N, C)
+    gaps = (candidates - scores.targets.unsqueeze(1)) / temperature  # (N, C)
+    losses = functional.softplus(gaps.masked_fill(masked, -math.inf))  # (N, C)
+    num_candidates = (~masked).sum(dim=1)  # (N,)
     return losses.sum(dim=1) / num_candidates.clamp(min=1)
 
 
@@ -54,5 +55,5 @@ class BPR(PoolLoss):
         self.temperature = check_temperature(temperature)
 
     def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
-        """Loss of every query (B,); expected counts are not looked at."""
+        """Loss of every target (N,); expected counts are not looked at."""
         return bayesian_personalised_ranking(scores, masked, self.temperature)

@@ -1,6 +1,6 @@
 """What all losses of the retrieval stage share: a target against a pool of candidates.
 
-Shapes: B queries, C candidates, D width of the vectors.
+Shapes: B queries, N targets, C candidates, D width of the vectors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PoolLoss(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
-        """Loss of every query.
+        """Loss of every target.
 
         Args:
             scores: Scores of targets and candidates.
@@ -39,7 +39,7 @@ class PoolLoss(nn.Module, ABC):
             masked: ``(B, C)`` bool, True where a candidate must not stand against the query.
 
         Returns:
-            ``(B,)``.
+            ``(N,)``.
         """
 
     def forward(
@@ -49,18 +49,20 @@ class PoolLoss(nn.Module, ABC):
         pool: Pool,
         masked: Tensor,
         weights: Tensor | None = None,
+        owners: Tensor | None = None,
     ) -> Tensor:
         """Loss of a batch.
 
         Args:
             queries: ``(B, D)``.
-            targets: Vectors of the targets, ``(B, D)``.
+            targets: Vectors of the targets, ``(N, D)``.
             pool: The candidates.
             masked: ``(B, C)`` bool, True for the target and other positives of the query's user.
-            weights: Weights of the queries ``(B,)``, or None.
+            weights: Weights of the targets ``(N,)``, or None.
+            owners: Query of every target ``(N,)``; None where every query has the one of its place.
 
         Returns:
             A scalar, the weighted mean.
         """
-        scores = pool_scores(queries, targets, pool.vectors)
+        scores = pool_scores(queries, targets, pool.vectors, owners)
         return weighted_mean(self.losses(scores, pool, masked), weights)

@@ -13,12 +13,10 @@ Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item R
 correct the target too; against that, "Correcting the LogQ Correction: Revisiting Sampled Softmax
 for Large-Scale Retrieval", 2025.
 
-Shapes: B queries, C candidates, D width of the vectors.
+Shapes: B queries, N targets, C candidates, D width of the vectors.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -31,7 +29,7 @@ from twotower.losses.scores import Scores
 def sampled_softmax(
     scores: Scores, log_expected_count: Tensor, masked: Tensor, temperature: float
 ) -> Tensor:
-    """Loss of every query; see the formula of this module.
+    """Loss of every target; see the formula of this module.
 
     Args:
         scores: Scores of targets and candidates.
@@ -40,13 +38,14 @@ def sampled_softmax(
         temperature: T, above 0.
 
     Returns:
-        ``(B,)``; at least 0, and 0 for a query without candidates.
+        ``(N,)``; at least 0, and 0 for a query without candidates.
     """
-    targets = scores.targets / temperature  # (B,)
+    targets = scores.targets / temperature  # (N,)
     candidates = scores.candidates / temperature - log_expected_count  # (B, C)
-    candidates = candidates.masked_fill(masked, -math.inf)
-    logits = torch.cat([targets.unsqueeze(1), candidates], dim=1)  # (B, 1 + C)
-    return logits.logsumexp(dim=1) - targets
+    # Not minus infinity: a query without candidates shall have a gradient, zero.
+    lowest = torch.finfo(candidates.dtype).min
+    others = candidates.masked_fill(masked, lowest).logsumexp(dim=1)  # (B,)
+    return torch.logaddexp(targets, scores.per_target(others)) - targets
 
 
 class SampledSoftmax(PoolLoss):
@@ -64,7 +63,7 @@ class SampledSoftmax(PoolLoss):
         self.temperature = check_temperature(temperature)
 
     def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
-        """Loss of every query (B,); see `sampled_softmax`."""
+        """Loss of every target (N,); see `sampled_softmax`."""
         return sampled_softmax(scores, pool.log_expected_count, masked, self.temperature)
 
 
@@ -76,7 +75,7 @@ class FullSoftmax(SampledSoftmax):
     """
 
     def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
-        """Loss of every query (B,).
+        """Loss of every target (N,).
 
         Raises:
             ValueError: When the candidates are a sample.

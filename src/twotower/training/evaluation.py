@@ -25,6 +25,7 @@ from twotower.training.task import evaluating
 Array = npt.NDArray[Any]
 
 QUERY_BLOCK = 4096
+HISTORY_BLOCK = 2**18  # events of histories that are embedded at a time
 
 
 def query_batch(columns: Columns, queries: Queries, start: int, stop: int) -> Batch:
@@ -40,15 +41,12 @@ def query_batch(columns: Columns, queries: Queries, start: int, stop: int) -> Ba
 def embed_queries(model: TwoTower, columns: Columns, queries: Queries) -> Tensor:
     """Vectors (Q, D) of evaluation queries, float32, in blocks."""
     with evaluating(model):
-        blocks = range(0, len(queries), QUERY_BLOCK)
-        return torch.cat(
-            [
-                model.embed_queries(
-                    query_batch(columns, queries, start, start + QUERY_BLOCK)
-                ).float()
-                for start in blocks
-            ]
+        size = min(QUERY_BLOCK, max(1, HISTORY_BLOCK // max(1, columns.names.history_length)))
+        blocks = (
+            query_batch(columns, queries, start, start + size)
+            for start in range(0, len(queries), size)
         )
+        return torch.cat([model.embed_queries(block).float() for block in blocks])
 
 
 def relevant(queries: Queries) -> Relevant:

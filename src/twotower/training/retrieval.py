@@ -1,6 +1,7 @@
 """The retrieval stage as a Lightning task: an event's item is the target, what led to it the query.
 
-A batch holds B events with a history each, or windows of events with a query after N of them.
+A batch holds B events with a history each, or windows of events with a query after N of them, or B
+users with N targets in all.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS, Batch, Columns
+from twotower.data.user_sets import OWNER
 from twotower.data.windows import WINDOW
 from twotower.losses.masks import PositiveMask
 from twotower.losses.objective import RetrievalObjective, Step
@@ -44,8 +46,8 @@ class RetrievalTask(StageTask):
         self.item_probability = item_probability
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Loss of one batch of events or windows."""
-        targets = batch[ITEM_ROWS]  # (B,), or (N,) of all windows
+        """Loss of one batch of events, windows or users."""
+        targets = batch[ITEM_ROWS]  # (B,), or (N,) of all windows or users
         embed = self.model.embed_windows if WINDOW in batch else self.model.embed_queries
         loss = self.objective(
             Step(
@@ -55,6 +57,7 @@ class RetrievalTask(StageTask):
                 item_probability=self.item_probability.to(targets.device),
                 embed_queries=lambda: embed(batch),
                 embed_items=lambda rows: self.model.embed_items(self.columns.items(rows)),
+                owners=batch.get(OWNER),
             )
         )
         self.log("retrieval/train/loss", loss, batch_size=len(targets), prog_bar=True)
@@ -65,10 +68,15 @@ class RetrievalTask(StageTask):
         users, targets = batch[USER_ROWS], batch[ITEM_ROWS]
         asked = users if self.objective.mask_known else users[:0]
         known_users, known_rows = self.columns.known_positives(asked)
-        own = torch.arange(len(targets), device=targets.device)  # a window serves all its queries
+        if OWNER in batch and not self.objective.mask_known:
+            raise ValueError(
+                "user batches: all targets of a user share one query and none of them may stand "
+                "against it; set losses.retrieval.mask_known=true"
+            )
+        of_events = torch.arange(len(users), device=users.device)
         return PositiveMask(
-            target_rows=targets,
-            users=batch.get(WINDOW, own),
+            target_rows=None if OWNER in batch else targets,
+            users=batch.get(WINDOW, of_events),  # a window serves all its queries
             num_users=len(users),
             known_users=known_users,
             known_rows=known_rows,

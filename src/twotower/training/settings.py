@@ -108,18 +108,6 @@ class StageSettings:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetrievalSettings(StageSettings):
-    """How the retrieval stage trains.
-
-    Args:
-        batches: ``event``: an example is an event with its history. ``sequence``: an example is a
-            window of a user's events with a query after each; encoders that read in order only.
-    """
-
-    batches: Literal["event", "sequence"] = "event"
-
-
 def _below_one(settings: object, *names: str) -> list[str]:
     return [
         f"`{name}` must be at least 1, got {value}"

@@ -16,7 +16,6 @@ from twotower.data.leakage import check_leaks
 from twotower.data.prepared import Prepared
 from twotower.data.queries import EvaluationSettings
 from twotower.data.schema import TRAIN, VALIDATION
-from twotower.data.windows import Windows
 from twotower.features.frequency import ItemFrequency
 from twotower.features.spec import ModelInputs
 from twotower.losses.objective import RetrievalObjective
@@ -26,13 +25,14 @@ from twotower.metrics.top_k import metric_names
 from twotower.models.columns import stage_columns
 from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
+from twotower.training.batches import TrainingBatches, TrainingExamples
 from twotower.training.evaluation import mean_metrics, rank_catalogue
 from twotower.training.examples import ExampleBatches, Examples, ExampleSource
 from twotower.training.fit import Fitted, fit_stage
 from twotower.training.ranking import RankingLoss, RankingTask, probabilities
 from twotower.training.retrieval import RetrievalTask
 from twotower.training.retriever import Retriever
-from twotower.training.settings import RetrievalSettings, StageSettings, TrainerSettings
+from twotower.training.settings import StageSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,8 @@ def train_retrieval(
     model: TwoTower,
     inputs: ModelInputs,
     objective: RetrievalObjective,
-    settings: RetrievalSettings,
+    batches: TrainingBatches,
+    settings: StageSettings,
 ) -> Trained:
     """Train the two towers on the training events.
 
@@ -114,13 +115,13 @@ def train_retrieval(
         model: The towers, fresh.
         inputs: What they are given.
         objective: Loss and negatives.
+        batches: What an example is.
         settings: Of the stage.
 
     Raises:
         LeakError: When the item frequencies have seen more than the training part.
     """
     prepared, columns = context.prepared, context.columns(inputs)
-    events, _, _ = prepared.require_events()
     train_rows = np.flatnonzero(prepared.interactions.split == TRAIN)
     frequency = ItemFrequency.count(prepared, train_rows)
     check_leaks({"item frequencies": frequency.fitted_on}, prepared.training)
@@ -146,14 +147,8 @@ def train_retrieval(
         item_probability=torch.from_numpy(frequency.probability()),
         optimizer=settings.optimizer,
     )
-    assemble: Callable[[torch.Tensor], dict[str, torch.Tensor]] = columns.examples
-    if settings.batches == "sequence":
-        model.sequence_encoder()
-        windows = Windows.of(prepared, columns)
-        examples, assemble = torch.arange(len(windows)), windows.batch
-    else:
-        examples = torch.from_numpy(events.interactions[prepared.train_events()])
-    fitted = _fit(context, RETRIEVAL, task, examples, assemble, evaluate, settings)
+    examples = batches.examples(prepared, columns, model)
+    fitted = _fit(context, RETRIEVAL, task, examples, evaluate, settings)
     model.eval()
     retriever = Retriever.of(model, columns, prepared.num_catalogue)
     return Trained(retriever=retriever, frequency=frequency, fitted=fitted)
@@ -195,8 +190,8 @@ def train_ranking(
         return {f"{RANKING}/validation/{name}": value for name, value in values.items()}
 
     task = RankingTask(model=model, loss=loss, optimizer=settings.optimizer)
-    chosen = torch.arange(len(training))
-    fitted = _fit(context, RANKING, task, chosen, training.batch, evaluate, settings)
+    examples = TrainingExamples(rows=torch.arange(len(training)), assemble=training.batch)
+    fitted = _fit(context, RANKING, task, examples, evaluate, settings)
     model.eval()
     return TrainedRanker(
         model=model,
@@ -280,13 +275,15 @@ def _fit(
     context: Context,
     stage: str,
     task: RetrievalTask | RankingTask,
-    examples: torch.Tensor,
-    assemble: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    examples: TrainingExamples,
     evaluate: Callable[[], Mapping[str, float]],
     settings: StageSettings,
 ) -> Fitted:
     loader = ShuffledBatches(
-        examples, batch_size=settings.batch_size, seed=context.seed, assemble=assemble
+        examples.rows,
+        batch_size=settings.batch_size,
+        seed=context.seed,
+        assemble=examples.assemble,
     )
     return fit_stage(
         stage=stage,

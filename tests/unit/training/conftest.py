@@ -18,7 +18,7 @@ from twotower.data.split import TemporalSplit
 from twotower.data.synthetic import SyntheticSource
 from twotower.features.infer import GivenSpec, PipelineFactory
 from twotower.features.pipeline import FeaturePipeline
-from twotower.features.spec import Feature, FeatureSpec, History, Stage
+from twotower.features.spec import Feature, FeatureSpec, History, ModelInputs, Stage
 from twotower.models import embedding
 from twotower.models.columns import stage_columns
 from twotower.models.cross import full_rank
@@ -52,9 +52,12 @@ class World:
         return stage_columns(self.prepared, self.pipeline.inputs(stage), torch.device("cpu"))
 
     def towers(self, *, dropout: float = 0.0, seed: int = 0) -> TwoTower:
+        return self.towers_for(self.pipeline.inputs("retrieval"), dropout=dropout, seed=seed)
+
+    def towers_for(self, inputs: ModelInputs, *, dropout: float = 0.0, seed: int = 0) -> TwoTower:
         torch.manual_seed(seed)
         return TwoTower(
-            inputs=self.pipeline.inputs("retrieval"),
+            inputs=inputs,
             dim=8,
             embedding_dim=4,
             hidden=[12],

@@ -13,6 +13,7 @@ from twotower.losses.ranking import BinaryLogLoss
 from twotower.losses.sampled_softmax import SampledSoftmax
 from twotower.metrics.click import auc, grouped_auc
 from twotower.metrics.top_k import metric_names
+from twotower.training.batches import EventBatches
 from twotower.training.evaluation import mean_metrics, rank_catalogue
 from twotower.training.examples import CandidateExamples, ImpressionExamples
 from twotower.training.fit import seed_everything
@@ -20,7 +21,7 @@ from twotower.training.optimizers import OptimizerSettings
 from twotower.training.ranking import probabilities
 from twotower.training.retrieval import embed_catalogue
 from twotower.training.retriever import Retriever
-from twotower.training.settings import RetrievalSettings
+from twotower.training.settings import StageSettings
 from twotower.training.stages import (
     click_metrics,
     ranking_examples,
@@ -34,7 +35,7 @@ OPTIMIZER = OptimizerSettings(learning_rate=0.01, table_learning_rate=0.1)
 
 
 def stage_settings(monitor):
-    return RetrievalSettings(
+    return StageSettings(
         batch_size=64, max_epochs=2, patience=2, monitor=monitor, optimizer=OPTIMIZER
     )
 
@@ -52,6 +53,7 @@ def retrieval(world, tmp_path_factory):
             loss=SampledSoftmax(temperature=0.2),
             negatives=MixedNegatives(in_batch=True, num_uniform=8),
         ),
+        batches=EventBatches(),
         settings=stage_settings("ndcg@10"),
     )
     return context, trained

@@ -1,0 +1,121 @@
+"""Users as sets of items: a random part is the history, what is left are the targets.
+
+Where a log has no times, "before" means nothing, and the history of an event is what else its user
+took. All targets of a user share one query, so an epoch costs one query a user instead of one an
+event. The part is drawn anew in every epoch (Liang et al. 2018, "Variational Autoencoders for
+Collaborative Filtering", who train on a random part as well).
+
+Shape letters: B users, L longest history of a batch, N targets of a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS, Batch, Columns
+from twotower.data.item_lists import ItemLists
+from twotower.data.prepared import Prepared
+from twotower.data.schema import TRAIN, DataError
+
+Array = npt.NDArray[Any]
+
+OWNER = "owner"  # whose query a target belongs to
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserSets:
+    """The training events of every user who has any.
+
+    Args:
+        prepared: The data set.
+        columns: Where features come from; its history length is the longest history.
+        history_share: Share of a user's items that becomes the history, on average.
+        user_rows: (U',) users with training events.
+    """
+
+    prepared: Prepared
+    columns: Columns
+    history_share: float
+    user_rows: Array
+
+    @staticmethod
+    def of(prepared: Prepared, columns: Columns, history_share: float) -> UserSets:
+        """The sets of a data set.
+
+        Raises:
+            DataError: When the model is given no history, or features of a moment.
+        """
+        problems = []
+        if not columns.names.history_length:
+            problems.append("user batches need a history; set features.history_length")
+        if columns.names.context:
+            problems.append(
+                "user batches have no moment that could have a context; leave out "
+                f"{', '.join(columns.names.context)} with features.exclude"
+            )
+        if problems:
+            raise DataError(problems)
+        events, _, _ = prepared.require_events()
+        users = np.flatnonzero(events.part_end(TRAIN) > events.offsets[:-1])
+        return UserSets(
+            prepared=prepared, columns=columns, history_share=history_share, user_rows=users
+        )
+
+    def __len__(self) -> int:
+        return len(self.user_rows)
+
+    def batch(self, chosen: Tensor) -> Batch:
+        """Histories and targets of some users; draws from torch's global random state.
+
+        Args:
+            chosen: (B,) sets.
+
+        Returns:
+            ``history.<item feature>`` (B, L, ...), ``history.mask`` (B, L), user features (B, ...)
+            and ``user_rows`` (B,); for every target its item, weight and ``owner`` (N,), the place
+            of its user in the batch. Every user has a target.
+        """
+        events, _, _ = self.prepared.require_events()
+        users = self.user_rows[chosen.numpy()]
+        starts, stops = events.offsets[:-1][users], events.part_end(TRAIN)[users]
+        positions = np.arange(len(events.item_rows))
+        sets = ItemLists.cut(positions, starts, stops)
+        draw = torch.rand(len(sets.item_rows)).numpy()
+        largest = np.maximum.reduceat(draw, sets.offsets[:-1])  # (B,) always a target
+        in_history = (draw < self.history_share) & (draw < largest[sets.query_index])
+        history, targets = sets.where(in_history), sets.where(~in_history)
+        weights = self.prepared.interactions.weights[events.interactions[targets.item_rows]]
+
+        def tensor(values: Array) -> Tensor:
+            return torch.from_numpy(np.asarray(values)).to(self.columns.device)
+
+        user_rows = tensor(users)
+        batch = self.columns.users(user_rows) | self._history(events.item_rows, history)
+        return batch | {
+            USER_ROWS: user_rows,
+            OWNER: tensor(targets.query_index),
+            ITEM_ROWS: tensor(events.item_rows[targets.item_rows].astype(np.int64)),
+            WEIGHTS: tensor(weights),
+        }
+
+    def _history(self, event_items: Array, history: ItemLists) -> Batch:
+        """The latest L events of each list, in their order, padded on the left."""
+        counts = history.counts
+        length = int(np.clip(counts.max(), 1, self.columns.names.history_length))
+        after = np.repeat(history.offsets[1:], counts) - 1 - np.arange(len(history.item_rows))
+        kept = after < length
+        rows = np.zeros((len(history), length), np.int64)
+        mask = np.zeros((len(history), length), bool)
+        places = history.query_index[kept], length - 1 - after[kept]
+        rows[places] = event_items[history.item_rows[kept]]
+        mask[places] = True
+        device = self.columns.device
+        return self.columns.events(
+            torch.from_numpy(rows).to(device), torch.from_numpy(mask).to(device)
+        )

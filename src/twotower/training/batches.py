@@ -1,0 +1,89 @@
+"""What an example of the retrieval stage is: an event, a window of events, or a user's set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from twotower.data.batches import Batch, Columns
+from twotower.data.prepared import Prepared
+from twotower.data.user_sets import UserSets
+from twotower.data.windows import Windows
+from twotower.models.two_tower import TwoTower
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingExamples:
+    """What batches are drawn from.
+
+    Args:
+        rows: (E,) int64 the examples.
+        assemble: Turns examples (B,) into a batch.
+    """
+
+    rows: Tensor
+    assemble: Callable[[Tensor], Batch]
+
+
+class TrainingBatches(Protocol):
+    """Says what an example is."""
+
+    def examples(self, prepared: Prepared, columns: Columns, model: TwoTower) -> TrainingExamples:
+        """The examples of the training part.
+
+        Raises:
+            ValueError: When the data or the model are not made for such examples.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventBatches:
+    """An example is a training event with the history before it."""
+
+    def examples(self, prepared: Prepared, columns: Columns, model: TwoTower) -> TrainingExamples:
+        """See `TrainingBatches`."""
+        events, _, _ = prepared.require_events()
+        rows = torch.from_numpy(events.interactions[prepared.train_events()])
+        return TrainingExamples(rows=rows, assemble=columns.examples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceBatches:
+    """An example is a window of a user's events, with a query after each of them."""
+
+    def examples(self, prepared: Prepared, columns: Columns, model: TwoTower) -> TrainingExamples:
+        """See `TrainingBatches`; the encoder of the history must read in order."""
+        model.sequence_encoder()
+        windows = Windows.of(prepared, columns)
+        return TrainingExamples(rows=torch.arange(len(windows)), assemble=windows.batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserBatches:
+    """An example is a user: a random part of its items is the history, the others are targets.
+
+    For logs without times, and models that do not look at the order of a history.
+
+    Args:
+        history_share: Share of a user's items that becomes the history, on average.
+
+    Raises:
+        ValueError: When the share is not between 0 and 1.
+    """
+
+    history_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.history_share < 1:
+            raise ValueError(
+                f"user batches: `history_share` must lie between 0 and 1, got {self.history_share}"
+            )
+
+    def examples(self, prepared: Prepared, columns: Columns, model: TwoTower) -> TrainingExamples:
+        """See `TrainingBatches`."""
+        sets = UserSets.of(prepared, columns, self.history_share)
+        return TrainingExamples(rows=torch.arange(len(sets)), assemble=sets.batch)
