@@ -11,6 +11,7 @@ import torch
 from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS
 from twotower.data.schema import HISTORY_MASK, TRAIN
 from twotower.data.windows import PLACE, WINDOW, Windows
+from twotower.losses.blockwise_softmax import BlockwiseSoftmax
 from twotower.losses.negatives import MixedNegatives, WholeCatalogue
 from twotower.losses.objective import Objective
 from twotower.losses.sampled_softmax import FullSoftmax, SampledSoftmax
@@ -144,6 +145,27 @@ def test_the_same_loss_as_of_events(world, windows, columns, make_task, sampled,
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("in_windows", [True, False])
+def test_blockwise_softmax_has_the_loss_of_the_full_one(
+    world, windows, columns, make_task, in_windows
+):
+    batch = windows.batch(torch.arange(20))
+    if not in_windows:
+        batch = columns.examples(interactions_of(world, windows, torch.arange(20)))
+    task = make_task(WholeCatalogue(), FullSoftmax(temperature=0.1))
+    expected = task.training_step(batch, 0)
+    expected.backward()
+    gradients = {name: p.grad.clone() for name, p in task.named_parameters()}
+    for block in (7, 10**6):
+        task.objective = BlockwiseSoftmax(temperature=0.1, block=block)
+        task.zero_grad()
+        loss = task.training_step(batch, 0)
+        loss.backward()
+        torch.testing.assert_close(loss, expected)
+        for name, parameter in task.named_parameters():
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6)
 
 
 def test_events_at_the_same_time_follow_the_same_place(world, windows):
