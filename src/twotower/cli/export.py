@@ -41,7 +41,7 @@ def export(cfg: DictConfig) -> ExportResult:
             pipeline=run.pipeline,
             two_tower=run.two_tower,
             ranker=run.ranker,
-            negative_rate=run.negative_rate,
+            calibration=run.calibration,
             remove_seen=run.config.evaluation.remove_seen,
             figures=read_metrics(run.folder),
         ),

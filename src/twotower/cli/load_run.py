@@ -15,6 +15,7 @@ from twotower.data.prepared import FEATURES_FOLDER, Prepared, open_prepared
 from twotower.data.schema import DataError
 from twotower.features.pipeline import FeaturePipeline
 from twotower.features.spec import Stage
+from twotower.losses.calibration import Calibration
 from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
 from twotower.training.fit import BEST, FINISHED
@@ -35,7 +36,7 @@ class LoadedRun:
         prepared: The data set it was trained on.
         two_tower: The towers, or None.
         ranker: The ranker, or None.
-        negative_rate: Share of the negatives that the ranker was trained on; None without one.
+        calibration: From the ranker's logits to probabilities; None without one.
     """
 
     folder: Path
@@ -44,7 +45,7 @@ class LoadedRun:
     prepared: Prepared
     two_tower: TwoTower | None
     ranker: DCNv2 | None
-    negative_rate: float | None
+    calibration: Calibration | None
 
 
 def load_run(folder: Path) -> LoadedRun:
@@ -75,7 +76,7 @@ def load_run(folder: Path) -> LoadedRun:
         prepared=_open_prepared(folder),
         two_tower=_model(folder, config, pipeline, "retrieval"),
         ranker=_model(folder, config, pipeline, "ranking"),
-        negative_rate=state.get("negative_rate"),
+        calibration=Calibration(**state["calibration"]) if state else None,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,13 +144,14 @@ class TrainingRun:
             loss=build(self.cfg.losses.ranking),
             source=source,
             retriever=retriever,
+            calibrator=build(self.cfg.training.calibration),
             settings=build(self.cfg.training.ranking),
         )
         test = ranking_examples(self.context, source, TEST, model, ranker.columns, retriever)
-        report = report_ranking(self.context, model, test)
+        report = report_ranking(self.context, model, ranker.calibration, test)
         self._record(RANKING, dict(report.metrics), ranker.fitted.seconds)
         state = {
-            "negative_rate": ranker.negative_rate,
+            "calibration": asdict(ranker.calibration),
             "retrieval_score": model.score_scale is not None,
         }
         write_json(self.context.folder / RANKER_STATE, state)
@@ -233,7 +234,7 @@ def headline_figures(ks: Sequence[int]) -> list[str]:
     """
     k, longest = ks[0], max(ks)
     metrics = dict.fromkeys((f"hit_rate@{k}", f"ndcg@{k}", f"recall@{k}", f"recall@{longest}"))
-    clicks = ("auc", "grouped_auc", "log_loss", "calibration_error")
+    clicks = ("auc", "grouped_auc", "log_loss", "calibration_error", "calibration_error_before")
     return [
         *(f"{name}/test/{m}" for m in metrics for name in (RETRIEVAL, ITEM_KNN, POPULARITY)),
         *(f"{RANKING}/test/{name}" for name in clicks),

@@ -29,6 +29,7 @@ from twotower.export.stages import RankingStage, RetrievalStage, export_ranking,
 from twotower.export.writer import BundleWriter, bundle_writer, publish, published
 from twotower.features.pipeline import FeaturePipeline
 from twotower.index.base import IndexBuilder
+from twotower.losses.calibration import Calibration
 from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
 
@@ -44,7 +45,7 @@ class ExportParts:
         pipeline: Its features with their fitted state.
         two_tower: The towers, or None; the export moves them to the CPU.
         ranker: The ranker, or None; the export moves it to the CPU.
-        negative_rate: Share of the negatives that the ranker was trained on; None without one.
+        calibration: From the ranker's logits to probabilities; None without one.
         remove_seen: Whether items that a user took before are kept out of the recommendations.
         figures: Metrics of the run by name.
 
@@ -56,7 +57,7 @@ class ExportParts:
     pipeline: FeaturePipeline
     two_tower: TwoTower | None
     ranker: DCNv2 | None
-    negative_rate: float | None
+    calibration: Calibration | None
     remove_seen: bool
     figures: Mapping[str, float]
 
@@ -64,8 +65,8 @@ class ExportParts:
         problems = []
         if self.two_tower is None and self.ranker is None:
             problems.append("export: the run has neither towers nor a ranker; one is needed")
-        if self.ranker is not None and self.negative_rate is None:
-            problems.append("export: a ranker needs the `negative_rate` that it was trained with")
+        if self.ranker is not None and self.calibration is None:
+            problems.append("export: a ranker needs its `calibration`")
         if self.retrieval_score and self.two_tower is None:
             problems.append("export: the ranker takes the score of the towers, but there are none")
         if problems:
@@ -179,7 +180,7 @@ def _manifest(
         dim=None if retrieval is None else retrieval.query_vectors.shape[1],
         tower_hash=None if retrieval is None else retrieval.tower_hash,
         feature_digest=parts.pipeline.digest(),
-        negative_rate=parts.negative_rate,
+        calibration=None if parts.calibration is None else asdict(parts.calibration),
         num_candidates=num_candidates,
         retrieval_score=parts.retrieval_score,
         remove_seen=parts.remove_seen,
@@ -235,14 +236,14 @@ def _ranking(
     retrieval: RetrievalStage | None,
     bar: tqdm,
 ) -> RankingStage | None:
-    if parts.ranker is None or parts.negative_rate is None:
+    if parts.ranker is None or parts.calibration is None:
         return None
     return export_ranking(
         parts.ranker.cpu().eval(),
         parts.pipeline.inputs("ranking"),
         data,
         folder,
-        negative_rate=parts.negative_rate,
+        calibration=parts.calibration,
         requests=requests,
         found=None if retrieval is None else retrieval.found,
         bar=bar,

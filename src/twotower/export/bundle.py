@@ -70,7 +70,7 @@ class Golden:
         candidate_scores: (Q, K) float32 scores of the retrieval, minus infinity where padded; None
             without a retrieval stage.
         logits: (Q, K) float32 logits of the ranker, NaN where padded; None without a ranker.
-        probabilities: (Q, K) float32, with the sampling of negatives undone.
+        probabilities: (Q, K) float32, calibrated.
     """
 
     context: Mapping[str, Array]

@@ -23,6 +23,7 @@ from twotower.data.queries import Queries
 from twotower.data.schema import RETRIEVAL_SCORE, TEST, DataError
 from twotower.export.onnx import LOGIT, PROBABILITY, Ranker
 from twotower.index.base import NO_ITEM
+from twotower.losses.calibration import Calibration
 from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
 
@@ -115,9 +116,9 @@ def query_vectors(model: TwoTower, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def ranker_answers(model: DCNv2, negative_rate: float, batch: Batch) -> dict[str, Array]:
+def ranker_answers(model: DCNv2, calibration: Calibration, batch: Batch) -> dict[str, Array]:
     """Logits and probabilities (n,) of pairs, in blocks, by name of the output."""
-    ranker = Ranker(model, negative_rate)
+    ranker = Ranker(model, calibration)
     parts = [ranker(block) for block in blocks(batch)]
     logits, probabilities = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
     return {LOGIT: logits, PROBABILITY: probabilities}

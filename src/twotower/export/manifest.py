@@ -16,7 +16,7 @@ from typing import Any
 
 from twotower.data.prepared import checksum
 
-FORMAT = 1
+FORMAT = 2
 
 MANIFEST = "manifest.json"
 CURRENT = "current"
@@ -69,7 +69,8 @@ class Manifest:
         dim: Width of the vectors; None without a retrieval stage.
         tower_hash: Digest of both towers, which the index must name too; None without towers.
         feature_digest: Digest of the feature pipeline.
-        negative_rate: Share of the negatives that the ranker was trained on; None without a ranker.
+        calibration: ``negative_rate`` of the ranker's examples, ``scale`` and ``bias`` between its
+            logits and its probabilities; None without a ranker.
         num_candidates: How many items the retrieval hands to the ranker; None without retrieval.
         retrieval_score: Whether the ranker takes the retrieval's score.
         remove_seen: Whether items that a user took before are kept out of the recommendations.
@@ -90,7 +91,7 @@ class Manifest:
     dim: int | None
     tower_hash: str | None
     feature_digest: str
-    negative_rate: float | None
+    calibration: Mapping[str, float] | None
     num_candidates: int | None
     retrieval_score: bool
     remove_seen: bool

@@ -31,7 +31,7 @@ from twotower.features.spec import (
     FeatureInput,
     ModelInputs,
 )
-from twotower.losses.ranking import undo_sampling
+from twotower.losses.calibration import Calibration
 from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
 
@@ -70,26 +70,22 @@ class ItemTower(nn.Module):
 
 
 class Ranker(nn.Module):
-    """The ranker with the sampling of negatives undone.
+    """The ranker with calibrated probabilities.
 
     Args:
         model: The ranker.
-        negative_rate: Share of the negatives that it was trained on, in (0, 1].
-
-    Raises:
-        ValueError: When the rate lies outside.
+        calibration: From its logits to probabilities.
     """
 
-    def __init__(self, model: DCNv2, negative_rate: float) -> None:
+    def __init__(self, model: DCNv2, calibration: Calibration) -> None:
         super().__init__()
-        undo_sampling(torch.zeros(1), negative_rate)  # an error inside the exporter is unreadable
         self.model = model
-        self.negative_rate = negative_rate
+        self.calibration = calibration
 
     def forward(self, batch: Example) -> tuple[Tensor, Tensor]:
         """Logits ``(B,)`` as trained and probabilities ``(B,)``."""
         logits: Tensor = self.model(batch)
-        return logits, undo_sampling(logits, self.negative_rate).sigmoid()
+        return logits, self.calibration.probability(logits)
 
 
 def export_query_tower(model: TwoTower, inputs: ModelInputs, path: Path) -> None:
@@ -121,22 +117,24 @@ def export_item_tower(model: TwoTower, inputs: ModelInputs, path: Path) -> None:
     _export(ItemTower(model), _columns(inputs.of("item")), [VECTOR], path)
 
 
-def export_ranker(model: DCNv2, inputs: ModelInputs, path: Path, *, negative_rate: float) -> None:
+def export_ranker(
+    model: DCNv2, inputs: ModelInputs, path: Path, *, calibration: Calibration
+) -> None:
     """Write the ranker; its outputs are ``logit`` and ``probability``.
 
     Args:
         model: The ranker, put into evaluation mode.
         inputs: What it is given.
         path: The file.
-        negative_rate: Share of the negatives that it was trained on, in (0, 1].
+        calibration: From its logits to probabilities.
 
     Raises:
-        ValueError: When the model is too large for one file or the rate lies outside (0, 1].
+        ValueError: When the model is too large for one file.
     """
     example = _columns(inputs.features) | _history(inputs)
     if model.score_scale is not None:
         example[RETRIEVAL_SCORE] = torch.zeros(EXAMPLE_ROWS)
-    _export(Ranker(model, negative_rate), example, [LOGIT, PROBABILITY], path)
+    _export(Ranker(model, calibration), example, [LOGIT, PROBABILITY], path)
 
 
 def parity(path: Path, inputs: Mapping[str, Array], expected: Mapping[str, Array]) -> float:

@@ -43,6 +43,7 @@ from twotower.export.onnx import (
 from twotower.features.spec import ModelInputs
 from twotower.index.base import IndexBuilder, SearchResult, index_recall
 from twotower.index.exact import exact_search
+from twotower.losses.calibration import Calibration
 from twotower.models.columns import stage_columns
 from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
@@ -157,7 +158,7 @@ def export_ranking(
     data: Prepared,
     folder: Path,
     *,
-    negative_rate: float,
+    calibration: Calibration,
     requests: Requests,
     found: SearchResult | None,
     bar: tqdm,
@@ -169,18 +170,18 @@ def export_ranking(
         inputs: What it is given.
         data: The data set with the events of the catalogue alone.
         folder: Where the file goes.
-        negative_rate: Share of the negatives that it was trained on.
+        calibration: From its logits to probabilities.
         requests: The golden requests.
         found: Their candidates, or None without a retrieval stage.
         bar: Progress, moved on by 1 step.
     """
     bar.set_description("export: ranker")
     path = folder / names.RANKER
-    export_ranker(model, inputs, path, negative_rate=negative_rate)
+    export_ranker(model, inputs, path, calibration=calibration)
     candidates = requests.candidates() if found is None else found.rows
     scores = None if found is None else found.scores
     batch = pairs(stage_columns(data, inputs), requests, candidates, scores)
-    answers = ranker_answers(model, negative_rate, batch)
+    answers = ranker_answers(model, calibration, batch)
     bar.update()
     return RankingStage(
         logits=grid(answers[LOGIT], candidates),

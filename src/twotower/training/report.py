@@ -11,16 +11,21 @@ import numpy.typing as npt
 
 from twotower.data.queries import Queries
 from twotower.data.schema import TEST
+from twotower.losses.calibration import Calibration
 from twotower.metrics.bootstrap import bootstrap_difference, bootstrap_mean
-from twotower.metrics.calibration import ReliabilityTable, reliability
+from twotower.metrics.calibration import (
+    ReliabilityTable,
+    expected_calibration_error,
+    reliability,
+)
 from twotower.metrics.catalogue import catalogue_coverage, novelty
 from twotower.metrics.top_k import contains, top_k_metrics
 from twotower.models.dcn import DCNv2
 from twotower.training.baselines import ITEM_KNN, rank_baselines
 from twotower.training.evaluation import rank_catalogue, relevant
 from twotower.training.examples import ExampleBatches
-from twotower.training.ranking import probabilities
-from twotower.training.stages import RANKING, RETRIEVAL, Context, Trained, click_metrics
+from twotower.training.ranking import click_metrics, probabilities
+from twotower.training.stages import RANKING, RETRIEVAL, Context, Trained
 
 Array = npt.NDArray[Any]
 
@@ -99,18 +104,29 @@ class RankingReport:
     reliability: ReliabilityTable
 
 
-def report_ranking(context: Context, model: DCNv2, examples: ExampleBatches) -> RankingReport:
+def report_ranking(
+    context: Context, model: DCNv2, calibration: Calibration, examples: ExampleBatches
+) -> RankingReport:
     """Score the test examples.
 
     Args:
         context: Data and settings.
         model: The trained ranker.
+        calibration: From its logits to probabilities.
         examples: Examples of the test part.
+
+    Returns:
+        Figures of the calibrated probabilities; ``calibration_error_before`` is that of the ranker
+        as it was trained.
     """
-    values = click_metrics(context.prepared, model, examples)
     labels = examples.examples.labels
-    table = reliability(labels, probabilities(model, examples, negative_rate=1.0))
+    predicted = probabilities(model, examples, calibration)
+    table = reliability(labels, predicted)
+    values = click_metrics(context.prepared, examples, predicted)
     metrics = {f"{RANKING}/test/{name}": value for name, value in values.items()}
+    as_trained = Calibration(negative_rate=calibration.negative_rate)
+    before = reliability(labels, probabilities(model, examples, as_trained))
+    metrics[f"{RANKING}/test/calibration_error_before"] = expected_calibration_error(before)
     metrics[f"{RANKING}/test/examples"] = float(len(labels))
     metrics[f"{RANKING}/test/positive_rate"] = float(labels.mean())
     return RankingReport(metrics=metrics, reliability=table)

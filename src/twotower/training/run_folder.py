@@ -8,7 +8,7 @@
 ``<stage>/best.ckpt``       weights of the best epoch
 ``<stage>/last.ckpt``       what ``resume=<run>`` continues from
 ``<stage>/finished.json``   epochs, steps, seconds; there once the stage is finished
-``ranker.json``             what the weights of the ranker do not tell: sampling, retrieval score
+``ranker.json``             what the weights of the ranker do not tell: calibration, inputs
 ``versions.json``           versions of Python and of the libraries that matter
 ``metrics.json``            figures by ``<stage>/<split>/<metric>``
 ``tensorboard/``            curves and plots

@@ -18,9 +18,8 @@ from twotower.data.queries import EvaluationSettings
 from twotower.data.schema import TRAIN, VALIDATION
 from twotower.features.frequency import ItemFrequency
 from twotower.features.spec import ModelInputs
+from twotower.losses.calibration import Calibration, Calibrator
 from twotower.losses.objective import RetrievalObjective
-from twotower.metrics.calibration import expected_calibration_error, reliability
-from twotower.metrics.click import auc, grouped_auc, log_loss, normalised_entropy
 from twotower.metrics.top_k import metric_names
 from twotower.models.columns import stage_columns
 from twotower.models.dcn import DCNv2
@@ -29,7 +28,14 @@ from twotower.training.batches import TrainingBatches, TrainingExamples
 from twotower.training.evaluation import mean_metrics, rank_catalogue
 from twotower.training.examples import ExampleBatches, Examples, ExampleSource
 from twotower.training.fit import Fitted, fit_stage
-from twotower.training.ranking import RankingLoss, RankingTask, probabilities
+from twotower.training.ranking import (
+    CLICK_METRICS,
+    RankingLoss,
+    RankingTask,
+    click_metrics,
+    predicted_logits,
+    probabilities,
+)
 from twotower.training.retrieval import RetrievalTask
 from twotower.training.retriever import Retriever
 from twotower.training.settings import StageSettings, TrainerSettings
@@ -39,7 +45,6 @@ log = logging.getLogger(__name__)
 RETRIEVAL: Final = "retrieval"
 RANKING: Final = "ranking"
 STAGES = (RETRIEVAL, RANKING)
-CLICK_METRICS = ("auc", "log_loss", "normalised_entropy", "calibration_error", "grouped_auc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +94,13 @@ class TrainedRanker:
     Args:
         model: The ranker.
         columns: Features of the ranking stage.
-        negative_rate: Share of the negatives that its examples kept.
+        calibration: From its logits to probabilities, fitted on the validation part.
         fitted: What became of the training.
     """
 
     model: DCNv2
     columns: Columns
-    negative_rate: float
+    calibration: Calibration
     fitted: Fitted
 
 
@@ -162,9 +167,10 @@ def train_ranking(
     loss: RankingLoss,
     source: ExampleSource,
     retriever: Retriever | None,
+    calibrator: Calibrator,
     settings: StageSettings,
 ) -> TrainedRanker:
-    """Train the ranker on impressions or candidates.
+    """Train the ranker on impressions or candidates, and calibrate it.
 
     Args:
         context: Data, folder and settings.
@@ -173,6 +179,7 @@ def train_ranking(
         loss: What is minimised.
         source: Where examples come from.
         retriever: The trained retrieval stage, or None.
+        calibrator: Fits the probabilities on the validation part.
         settings: Of the stage.
 
     Returns:
@@ -184,21 +191,25 @@ def train_ranking(
         log.info("Ranker: tables that start from the retrieval's: %s", ", ".join(reused) or "none")
     training = ranking_examples(context, source, TRAIN, model, columns, retriever)
     validation = ranking_examples(context, source, VALIDATION, model, columns, retriever)
+    rate = training.examples.negative_rate
 
     def evaluate() -> Mapping[str, float]:
-        values = click_metrics(context.prepared, model, validation)
+        predicted = probabilities(model, validation, Calibration(negative_rate=rate))
+        values = click_metrics(context.prepared, validation, predicted)
         return {f"{RANKING}/validation/{name}": value for name, value in values.items()}
 
     task = RankingTask(model=model, loss=loss, optimizer=settings.optimizer)
     examples = TrainingExamples(rows=torch.arange(len(training)), assemble=training.batch)
     fitted = _fit(context, RANKING, task, examples, evaluate, settings)
     model.eval()
-    return TrainedRanker(
-        model=model,
-        columns=columns,
-        negative_rate=training.examples.negative_rate,
-        fitted=fitted,
+    calibration = calibrator.fit(
+        predicted_logits(model, validation).numpy(),
+        validation.examples.labels,
+        kept=validation.examples.negative_rate,
+        trained=rate,
     )
+    log.info("ranking: slope %.3f, bias %+.3f on validation", calibration.scale, calibration.bias)
+    return TrainedRanker(model=model, columns=columns, calibration=calibration, fitted=fitted)
 
 
 def start_from_tables(model: DCNv2, retrieval: TwoTower) -> list[str]:
@@ -235,27 +246,6 @@ def ranking_examples(
     examples: Examples = source.examples(context.prepared, part, retriever)
     with_scores = model.score_scale is not None
     return ExampleBatches(examples=examples, columns=columns, with_scores=with_scores)
-
-
-def click_metrics(prepared: Prepared, model: DCNv2, examples: ExampleBatches) -> dict[str, float]:
-    """AUC, grouped AUC by user, log loss, normalised entropy and calibration error of examples.
-
-    Probabilities are compared with the labels of the sampled examples, so the sampling of negatives
-    is not undone here; it is in what is exported.
-    """
-    labels = examples.examples.labels
-    predicted = probabilities(model, examples, negative_rate=1.0)
-    values = {
-        "auc": auc(labels, predicted),
-        "log_loss": log_loss(labels, predicted),
-        "normalised_entropy": normalised_entropy(labels, predicted),
-        "calibration_error": expected_calibration_error(reliability(labels, predicted)),
-    }
-    users = prepared.interactions.user_rows
-    if users is not None:
-        groups = np.asarray(users[examples.examples.interactions])
-        values["grouped_auc"] = grouped_auc(labels, predicted, groups)
-    return values
 
 
 def validation_metrics(stage: str, ks: Sequence[int], *, has_users: bool = True) -> Sequence[str]:

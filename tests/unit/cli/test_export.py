@@ -117,7 +117,7 @@ def test_settings_that_are_refused(tiny_run, bundles, overrides, message, capsys
 def test_the_loaded_run_is_the_trained_one(tiny_run) -> None:
     loaded = load_run(tiny_run.run)
     assert loaded.folder == tiny_run.run
-    assert loaded.negative_rate == 1
+    assert loaded.calibration.negative_rate == 1
     assert not loaded.two_tower.training
     assert not loaded.ranker.training
     assert loaded.prepared.folder.parent == tiny_run.work / "prepared"
@@ -125,7 +125,7 @@ def test_the_loaded_run_is_the_trained_one(tiny_run) -> None:
 
 def test_stages_that_were_not_trained_are_not_there(csv_run, click_run) -> None:
     retrieval, ranking = load_run(csv_run.run), load_run(click_run.run)
-    assert (retrieval.ranker, retrieval.negative_rate) == (None, None)
+    assert (retrieval.ranker, retrieval.calibration) == (None, None)
     assert ranking.two_tower is None
     assert ranking.ranker.score_scale is None  # no retrieval, no score of it
 

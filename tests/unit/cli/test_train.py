@@ -121,7 +121,7 @@ def test_figures(shared):
     assert values["retrieval/train/seconds"] > 0
     shown = [name for name in headline_figures([5, 10]) if name in values]
     assert shown[:3] == [f"{n}/test/hit_rate@5" for n in ("retrieval", "item_knn", "popularity")]
-    assert len(shown) == len(headline_figures([5, 10])) == 16
+    assert len(shown) == len(headline_figures([5, 10])) == 17
 
 
 def test_figures_of_a_run_that_is_not_finished(tmp_path):
@@ -153,7 +153,9 @@ def test_ranking_alone_goes_without_the_score(shared, folder, tiny, data):
     arguments = [*tiny, data, "stages=[ranking]"]
     assert command.main(arguments) == 0
     state = json.loads((only_run(folder) / "ranker.json").read_text())
-    assert state == {"negative_rate": 1.0, "retrieval_score": False}
+    assert state["calibration"].keys() == {"negative_rate", "scale", "bias"}
+    assert state["calibration"]["negative_rate"] == 1.0
+    assert not state["retrieval_score"]
     assert "No retrieval stage in this run" in (only_run(folder) / "train.log").read_text()
 
 

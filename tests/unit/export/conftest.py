@@ -24,6 +24,7 @@ from twotower.features.infer import GivenSpec, PipelineFactory
 from twotower.features.pipeline import FeaturePipeline
 from twotower.features.spec import Feature, FeatureSpec, History
 from twotower.index.flat import Flat
+from twotower.losses.calibration import Calibration
 from twotower.models.cross import full_rank
 from twotower.models.dcn import DCNv2, Stacked
 from twotower.models.history import MeanPooling
@@ -31,7 +32,7 @@ from twotower.models.mlp import MLP
 from twotower.models.two_tower import Cosine, TwoTower
 
 NUM_CANDIDATES = 20
-NEGATIVE_RATE = 0.25
+CALIBRATION = Calibration(negative_rate=0.25, scale=0.5, bias=0.3)
 FIGURES = {
     "retrieval/test/recall@100": 0.8,
     "ranking/test/calibration_error": 0.01,
@@ -97,7 +98,7 @@ def make_parts(prepared: Prepared) -> ExportParts:
         pipeline=pipeline,
         two_tower=towers,
         ranker=make_ranker(pipeline),
-        negative_rate=NEGATIVE_RATE,
+        calibration=CALIBRATION,
         remove_seen=True,
         figures=FIGURES,
     )

@@ -26,6 +26,7 @@ from twotower.features.pipeline import FeaturePipeline
 from twotower.features.spec import Feature, FeatureSpec, History
 from twotower.index.base import NO_ITEM, SearchResult
 from twotower.index.flat import Flat
+from twotower.losses.calibration import Calibration
 from twotower.models.cross import full_rank
 from twotower.models.dcn import DCNv2, Stacked
 from twotower.models.history import MeanPooling
@@ -49,7 +50,8 @@ def test_an_export_is_published(exported: ExportResult, parts: ExportParts) -> N
     assert (manifest.name, manifest.version) == ("world", exported.folder.name)
     assert manifest.stages == ("retrieval", "ranking")
     assert (manifest.metric, manifest.dim, manifest.num_candidates) == ("cosine", 8, 20)
-    assert (manifest.negative_rate, manifest.retrieval_score) == (0.25, True)
+    assert manifest.calibration == {"negative_rate": 0.25, "scale": 0.5, "bias": 0.3}
+    assert manifest.retrieval_score
     assert manifest.counts == {"items": 50, "users": 60, "events": manifest.counts["events"]}
     assert manifest.prepared["fingerprint"] == parts.prepared.manifest["fingerprint"]
     assert manifest.figures[QUALITY] == 0.8
@@ -168,7 +170,7 @@ def test_a_damaged_current_is_not_compared_with(
 
 
 def test_one_stage_alone(parts: ExportParts, export: Export, tmp_path: Path) -> None:
-    alone = replace(parts, ranker=None, negative_rate=None)
+    alone = replace(parts, ranker=None, calibration=None)
     result = export(alone, tmp_path)
     assert result.published
     bundle = open_bundle(result.folder)
@@ -238,7 +240,7 @@ def clicks(root: Path) -> tuple[Prepared, ExportParts]:
         pipeline=pipeline,
         two_tower=None,
         ranker=ranker,
-        negative_rate=0.5,
+        calibration=Calibration(negative_rate=0.5),
         remove_seen=False,
         figures={"ranking/test/calibration_error": 0.01},
     )
@@ -301,8 +303,8 @@ def test_ranking_alone_where_there_are_users_and_items(
 def test_parts_that_do_not_fit_are_refused_all_at_once(parts: ExportParts) -> None:
     with pytest.raises(ValueError, match="neither towers nor a ranker"):
         replace(parts, two_tower=None, ranker=None)
-    with pytest.raises(ValueError, match="a ranker needs the `negative_rate`") as caught:
-        replace(parts, two_tower=None, negative_rate=None)
+    with pytest.raises(ValueError, match="a ranker needs its `calibration`") as caught:
+        replace(parts, two_tower=None, calibration=None)
     assert "takes the score of the towers, but there are none" in str(caught.value)
 
 

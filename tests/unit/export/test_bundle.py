@@ -188,8 +188,8 @@ def test_features_of_another_run_are_refused(copy: Path, resign: Callable[..., N
 
 
 def test_another_format_is_refused(copy: Path, resign: Callable[..., None]) -> None:
-    resign(copy, format=2)
-    with pytest.raises(BundleError, match="format version 2, this release reads 1"):
+    resign(copy, format=1)
+    with pytest.raises(BundleError, match="format version 1, this release reads 2"):
         open_bundle(copy)
 
 

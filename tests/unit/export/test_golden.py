@@ -115,7 +115,7 @@ def test_answers_can_be_repeated_one_by_one(
             with torch.no_grad():
                 logit = float(ranker(pair)[0])
             assert golden.logits[query, place] == pytest.approx(logit, abs=1e-5)
-            odds = np.exp(logit) * 0.25
+            odds = np.sqrt(np.exp(logit) * 0.25) * np.exp(0.3)
             assert golden.probabilities[query, place] == pytest.approx(odds / (1 + odds), abs=1e-5)
 
 

@@ -18,7 +18,7 @@ from twotower.export.manifest import (
 )
 
 SAMPLE = Manifest(
-    format=1,
+    format=2,
     name="world",
     version="2026-01-02_03-04-05",
     created="2026-01-02T03:04:05+00:00",
@@ -27,7 +27,7 @@ SAMPLE = Manifest(
     dim=8,
     tower_hash="ab12",
     feature_digest="cd34",
-    negative_rate=0.1,
+    calibration={"negative_rate": 0.1, "scale": 1.5, "bias": -0.25},
     num_candidates=100,
     retrieval_score=True,
     remove_seen=False,
@@ -91,7 +91,7 @@ def test_a_manifest_without_a_digest_is_refused(tmp_path: Path, digest: object) 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     write(tmp_path, replace(SAMPLE, format=7))
-    with pytest.raises(BundleError, match="format version 7, this release reads 1"):
+    with pytest.raises(BundleError, match="format version 7, this release reads 2"):
         read_manifest(tmp_path)
 
 

@@ -18,6 +18,7 @@ from twotower.export.build import ExportParts, ExportResult
 from twotower.export.onnx import export_item_tower, export_query_tower, export_ranker, parity
 from twotower.features.pipeline import FeaturePipeline
 from twotower.features.spec import FeatureInput, ModelInputs
+from twotower.losses.calibration import Calibration
 from twotower.models.cross import mixture
 from twotower.models.dcn import DCNv2, Parallel
 from twotower.models.history import RecentAndMean
@@ -86,7 +87,8 @@ def test_exported_models_equal_the_trained_ones(
     found_logits, probabilities = run(folder / "ranker.onnx", pairs)
     np.testing.assert_allclose(found_logits, logits, atol=1e-5)
     # A quarter of the negatives was kept: odds of the true rate are a quarter of the odds seen.
-    odds = np.exp(logits.astype(np.float64)) * 0.25
+    # Then half the logit, plus 0.3.
+    odds = np.sqrt(np.exp(logits.astype(np.float64)) * 0.25) * np.exp(0.3)
     np.testing.assert_allclose(probabilities, odds / (1 + odds), atol=1e-5)
 
 
@@ -129,7 +131,7 @@ def test_a_ranker_with_everything(tmp_path: Path) -> None:
         sparse=True,
     )
     path = tmp_path / "ranker.onnx"
-    export_ranker(ranker, INPUTS, path, negative_rate=1.0)
+    export_ranker(ranker, INPUTS, path, calibration=Calibration(negative_rate=1.0))
     assert "retrieval_score" not in names_of(path)[0]
     assert not ranker.training
     for num_rows in (1, 2, 13, 30):
@@ -173,14 +175,6 @@ def test_a_model_too_large_for_a_file_is_refused(
     with pytest.raises(ValueError, match=r"query\.onnx: 2,147,483,648 bytes of weights, an ONNX"):
         export_query_tower(parts.two_tower, inputs, tmp_path / "query.onnx")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("rate", [0.0, 1.5, math.nan])
-def test_a_rate_that_is_none_is_refused(parts: ExportParts, tmp_path: Path, rate: float) -> None:
-    assert parts.ranker is not None
-    inputs = parts.pipeline.inputs("ranking")
-    with pytest.raises(ValueError, match=r"`negative_rate` must lie in \(0, 1\]"):
-        export_ranker(parts.ranker, inputs, tmp_path / "x.onnx", negative_rate=rate)
 
 
 def test_parity_is_the_largest_difference(exported: ExportResult, parts: ExportParts) -> None:

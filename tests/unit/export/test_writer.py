@@ -14,7 +14,7 @@ from twotower.export.manifest import BundleError, Manifest, read_manifest
 from twotower.export.writer import bundle_writer, publish, published
 
 FACTS = Manifest(
-    format=1,
+    format=2,
     name="world",
     version="",
     created="",
@@ -23,7 +23,7 @@ FACTS = Manifest(
     dim=None,
     tower_hash=None,
     feature_digest="",
-    negative_rate=1.0,
+    calibration={"negative_rate": 1.0, "scale": 1.0, "bias": 0.0},
     num_candidates=None,
     retrieval_score=False,
     remove_seen=False,

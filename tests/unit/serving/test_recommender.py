@@ -91,7 +91,9 @@ def trained_answer(loaded: LoadedRun, raw: Tables, user_row: int) -> dict:
     scores = (loaded.two_tower.embed_queries(query("retrieval")) @ items.T)[0]
     batch = {name: c.expand(len(every), *c.shape[1:]) for name, c in query("ranking").items()}
     batch |= columns["ranking"].items(every) | {"retrieval_score": scores}
-    probabilities = torch.sigmoid(loaded.ranker(batch))
+    fitted = loaded.calibration  # of impressions: nothing was sampled, nothing is undone
+    assert fitted.negative_rate == 1
+    probabilities = torch.sigmoid(fitted.scale * loaded.ranker(batch) + fitted.bias)
     seen = set(data.events.item_rows[data.events.offsets[user_row] : int(end)].tolist())
     names = data.items.ids.to_pylist()
     answer = {
@@ -105,7 +107,6 @@ def trained_answer(loaded: LoadedRun, raw: Tables, user_row: int) -> dict:
 def test_online_answers_are_those_of_the_trained_models(
     recommender: Recommender, bundle: Bundle, loaded: LoadedRun, raw: Tables
 ) -> None:
-    assert loaded.negative_rate == 1  # impressions: nothing was sampled, nothing is undone
     checked = 0
     for user_row in np.flatnonzero(np.diff(bundle.offsets))[::12]:
         trained = trained_answer(loaded, raw, int(user_row))

@@ -15,6 +15,7 @@ import torch
 from twotower.data.batches import ShuffledBatches
 from twotower.data.schema import TRAIN, VALIDATION
 from twotower.features.frequency import ItemFrequency
+from twotower.losses.calibration import Calibration
 from twotower.losses.negatives import MixedNegatives
 from twotower.losses.objective import Objective
 from twotower.losses.ranking import BinaryLogLoss
@@ -25,11 +26,11 @@ from twotower.training.evaluation import mean_metrics, rank_catalogue
 from twotower.training.examples import ExampleBatches, ImpressionExamples
 from twotower.training.fit import Fitted, fit_stage, seed_everything
 from twotower.training.optimizers import OptimizerSettings
-from twotower.training.ranking import RankingTask
+from twotower.training.ranking import RankingTask, click_metrics, probabilities
 from twotower.training.retrieval import RetrievalTask
 from twotower.training.settings import StageSettings, TrainerSettings
-from twotower.training.stages import click_metrics
 
+AS_TRAINED = Calibration(negative_rate=1.0)
 EPOCHS = 3
 OPTIMIZER = OptimizerSettings(
     learning_rate=0.01, table_learning_rate=0.1, warmup_share=0.2, final_share=0.1, max_norm=1.0
@@ -140,7 +141,8 @@ def fit_ranking(world, folder, trainer_settings, life, patience=EPOCHS, progress
     )
 
     def evaluate():
-        values = click_metrics(prepared, model, validation)
+        predicted = probabilities(model, validation, AS_TRAINED)
+        values = click_metrics(prepared, validation, predicted)
         return {f"ranking/validation/{name}": value for name, value in values.items()}
 
     task = RankingTask(model=model, loss=BinaryLogLoss(), optimizer=OPTIMIZER)

@@ -12,6 +12,8 @@ from twotower.data.item_lists import ItemLists
 from twotower.data.queries import evaluation_queries
 from twotower.data.schema import TEST, TRAIN
 from twotower.features.frequency import ItemFrequency
+from twotower.losses.calibration import Calibration
+from twotower.metrics.calibration import expected_calibration_error, reliability
 from twotower.training.evaluation import mean_metrics, rank_catalogue
 from twotower.training.examples import ExampleBatches, ImpressionExamples
 from twotower.training.fit import Fitted
@@ -19,6 +21,8 @@ from twotower.training.ranking import probabilities
 from twotower.training.report import recall_by_popularity, report_ranking, report_retrieval
 from twotower.training.retriever import Retriever
 from twotower.training.stages import Trained
+
+AS_TRAINED = Calibration(negative_rate=1.0)
 
 
 @pytest.fixture
@@ -120,8 +124,9 @@ class TestRanking:
             with_scores=False,
         )
         model = world.ranker()
-        report = report_ranking(world.context(tmp_path), model, examples)
-        predicted = probabilities(model, examples, negative_rate=1.0)
+        calibration = Calibration(negative_rate=1.0, scale=0.5, bias=-1.0)
+        report = report_ranking(world.context(tmp_path), model, calibration, examples)
+        predicted = probabilities(model, examples, calibration)
         labels = examples.examples.labels
         positives, negatives = predicted[labels == 1], predicted[labels == 0]
         above = (positives[:, None] > negatives).mean() + (
@@ -133,20 +138,31 @@ class TestRanking:
         assert report.metrics["ranking/test/examples"] == len(labels)
         assert report.metrics["ranking/test/positive_rate"] == pytest.approx(labels.mean())
         assert report.reliability.counts.sum() == len(labels)
+        before = probabilities(model, examples, Calibration(negative_rate=1.0))
+        for name, values in (("", predicted), ("_before", before)):
+            expected = expected_calibration_error(reliability(labels, values))
+            assert report.metrics[f"ranking/test/calibration_error{name}"] == expected
+        assert abs(predicted - before).min() > 0.05
 
 
 class TestProbabilities:
     def test_sampling_is_undone(self, world):
-        """Of the negatives a quarter was kept: odds 4 times too high are divided by 4."""
+        """Of the negatives a quarter was kept: odds 4 times too high are divided by 4.
+
+        Among examples that were sampled at 1/8 the odds are 8 times higher than in truth.
+        """
         examples = ExampleBatches(
             examples=ImpressionExamples().examples(world.prepared, TEST, None),
             columns=world.columns("ranking"),
             with_scores=False,
         )
         model = world.ranker(dropout=0.5)
-        raw = probabilities(model, examples, negative_rate=1.0)
-        undone = probabilities(model, examples, negative_rate=0.25)
+        raw = probabilities(model, examples, AS_TRAINED)
+        undone = probabilities(model, examples, Calibration(negative_rate=0.25))
         np.testing.assert_allclose(undone / (1 - undone), raw / (1 - raw) / 4, rtol=1e-6)
+        sampled = replace(examples, examples=replace(examples.examples, negative_rate=1 / 8))
+        among = probabilities(model, sampled, Calibration(negative_rate=0.25))
+        np.testing.assert_allclose(among / (1 - among), raw / (1 - raw) * 2, rtol=1e-6)
         assert raw.dtype == np.float64
         assert model.training
 
@@ -157,10 +173,8 @@ class TestProbabilities:
             with_scores=False,
         )
         model = world.ranker()
-        whole = probabilities(model, examples, negative_rate=1.0)
+        whole = probabilities(model, examples, AS_TRAINED)
         monkeypatch.setattr("twotower.training.ranking.EVALUATION_BLOCK", 17)
-        np.testing.assert_allclose(
-            probabilities(model, examples, negative_rate=1.0), whole, rtol=1e-5
-        )
+        np.testing.assert_allclose(probabilities(model, examples, AS_TRAINED), whole, rtol=1e-5)
         logits = model.eval()(examples.batch(torch.arange(3)))
         np.testing.assert_allclose(whole[:3], logits.sigmoid().detach().numpy(), rtol=1e-5)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from twotower.data.schema import TEST, TRAIN, VALIDATION
+from twotower.losses.calibration import AsTrained, Calibration
 from twotower.losses.negatives import MixedNegatives
 from twotower.losses.objective import Objective
 from twotower.losses.ranking import BinaryLogLoss
@@ -18,12 +19,11 @@ from twotower.training.evaluation import mean_metrics, rank_catalogue
 from twotower.training.examples import CandidateExamples, ImpressionExamples
 from twotower.training.fit import seed_everything
 from twotower.training.optimizers import OptimizerSettings
-from twotower.training.ranking import probabilities
+from twotower.training.ranking import click_metrics, probabilities
 from twotower.training.retrieval import embed_catalogue
 from twotower.training.retriever import Retriever
 from twotower.training.settings import StageSettings
 from twotower.training.stages import (
-    click_metrics,
     ranking_examples,
     start_from_tables,
     train_ranking,
@@ -59,7 +59,7 @@ def retrieval(world, tmp_path_factory):
     return context, trained
 
 
-def train_ranker(world, context, retriever, source=None):
+def train_ranker(world, context, retriever, source=None, calibrator=None):
     seed_everything(0)
     model = world.ranker(retrieval_score=retriever is not None)
     return train_ranking(
@@ -69,6 +69,7 @@ def train_ranker(world, context, retriever, source=None):
         loss=BinaryLogLoss(),
         source=source or ImpressionExamples(),
         retriever=retriever,
+        calibrator=calibrator or AsTrained(),
         settings=stage_settings("auc"),
     )
 
@@ -117,7 +118,7 @@ class TestRetrieval:
 class TestRanking:
     def test_on_impressions_alone(self, world, tmp_path):
         ranker = train_ranker(world, world.context(tmp_path), None)
-        assert ranker.negative_rate == 1.0
+        assert ranker.calibration.negative_rate == 1.0
         assert not ranker.model.training
         examples = ranking_examples(
             world.context(tmp_path),
@@ -127,7 +128,9 @@ class TestRanking:
             ranker.columns,
             None,
         )
-        values = click_metrics(world.prepared, ranker.model, examples)
+        as_trained = Calibration(negative_rate=1.0)
+        predicted = probabilities(ranker.model, examples, as_trained)
+        values = click_metrics(world.prepared, examples, predicted)
         assert ranker.fitted.best == pytest.approx(values["auc"], abs=1e-6)
         assert set(values) == set(validation_metrics("ranking", ()))
 
@@ -136,11 +139,32 @@ class TestRanking:
         ranker = train_ranker(world, world.context(tmp_path), trained.retriever)
         assert ranker.model.score_scale is not None
 
+    def test_calibration_is_fitted_on_validation_alone(self, world, tmp_path):
+        """The calibrator is given its labels, with the logits of the best weights."""
+        given = {}
+
+        class Recorder:
+            def fit(self, logits, labels, *, kept, trained):
+                given.update(logits=logits, labels=labels, kept=kept, trained=trained)
+                return Calibration(negative_rate=trained, scale=2.0, bias=-1.0)
+
+        context = world.context(tmp_path)
+        ranker = train_ranker(world, context, None, calibrator=Recorder())
+        log = world.prepared.interactions
+        assert given["labels"].tolist() == log.positive[log.split == VALIDATION].tolist()
+        assert (given["kept"], given["trained"]) == (1.0, 1.0)
+        assert ranker.calibration == Calibration(negative_rate=1.0, scale=2.0, bias=-1.0)
+        examples = ranking_examples(
+            context, ImpressionExamples(), VALIDATION, ranker.model, ranker.columns, None
+        )
+        predicted = probabilities(ranker.model, examples, ranker.calibration)
+        np.testing.assert_allclose(predicted, 1 / (1 + np.exp(1 - 2 * given["logits"])), rtol=1e-9)
+
     def test_on_candidates(self, world, retrieval, tmp_path):
         _, trained = retrieval
         source = CandidateExamples(num_candidates=20, num_negatives=4, positives_per_user=0)
         ranker = train_ranker(world, world.context(tmp_path), trained.retriever, source)
-        assert 0 < ranker.negative_rate < 1
+        assert 0 < ranker.calibration.negative_rate < 1
 
     def test_every_parameter_has_a_gradient(self, world, retrieval):
         _, trained = retrieval
@@ -193,9 +217,9 @@ def test_click_metrics_group_by_user(world):
         world.columns("ranking"),
         retriever,
     )
-    predicted = probabilities(model, examples, negative_rate=1.0)
+    predicted = probabilities(model, examples, Calibration(negative_rate=1.0))
     labels, log = examples.examples.labels, world.prepared.interactions
     users = [int(log.user_rows[i]) for i in examples.examples.interactions]
-    values = click_metrics(world.prepared, model, examples)
+    values = click_metrics(world.prepared, examples, predicted)
     assert values["grouped_auc"] == pytest.approx(grouped_auc(labels, predicted, users))
     assert values["auc"] == pytest.approx(auc(labels, predicted))
