@@ -7,6 +7,11 @@ Every feature of one side is turned into a few numbers and these are concatenate
 * ``numeric``, ``time``: passed on, they are standardised already;
 * ``vector``: a trained linear projection.
 
+What is new has no row of its own, so its id must not be all that a model looks at. With ID dropout
+an id counts as never seen in some of the training examples, and row 0 beside the other features
+learns to stand for it (Volkovs et al. 2017, "DropoutNet: Addressing Cold Start in Recommender
+Systems").
+
 Shapes: ``...`` any leading shape: (B,) for queries and candidates, (B, L) for the events of a
 history; T tags, D width of a vector.
 """
@@ -34,6 +39,11 @@ class FeatureEmbedder(nn.Module):
         vector_dim: Width to which a vector is projected where the feature does not ask for one.
         sparse: Whether tables of at least `MIN_SPARSE_ROWS` rows have sparse gradients, so that a
             step costs the same for every size of the table.
+        id_dropout: Probability that an ``id`` counts as never seen, in training alone; drawn for
+            every place of a batch and of a history by itself.
+
+    Raises:
+        ValueError: When the probability is below 0, or 1 and more, which would train no id.
     """
 
     def __init__(
@@ -43,8 +53,15 @@ class FeatureEmbedder(nn.Module):
         default_dim: int,
         vector_dim: int,
         sparse: bool,
+        id_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= id_dropout < 1:
+            raise ValueError(
+                f"`id_dropout` must be at least 0 and below 1, got {id_dropout}; to do without an "
+                "id, leave it out of the features"
+            )
+        self.id_dropout = id_dropout
         self.features = tuple(features)
         self._widths: dict[str, int] = {}
         self.layers = nn.ModuleDict()
@@ -86,6 +103,9 @@ class FeatureEmbedder(nn.Module):
     def _embed(self, feature: FeatureInput, column: Tensor) -> Tensor:
         if _is_passed_on(feature):
             return column
+        if feature.kind == "id" and self.training and self.id_dropout > 0:
+            is_new = torch.rand(column.shape, device=column.device) < self.id_dropout
+            column = column.masked_fill(is_new, 0)
         embedded: Tensor = self.layers[_layer_name(feature.name)](column)
         if feature.kind == "tags":
             return mean_of_tags(embedded, column)

@@ -70,11 +70,13 @@ class TwoTower(nn.Module):
             has none.
         similarity: `Cosine` or `Dot`.
         dropout: Share of the hidden outputs that is dropped in training.
-        sparse: Whether tables have sparse gradients.
+        id_dropout: Probability that an item's id counts as never seen, in training alone, for the
+            item tower and the events of histories; lets content carry items without a row.
 
     Raises:
         ValueError: When one of the towers would have nothing to look at, the encoder of the history
-            asks for the candidate, or the vectors of the towers would not be equally wide.
+            asks for the candidate, the vectors of the towers would not be equally wide, or
+            `id_dropout` is not a probability below 1.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class TwoTower(nn.Module):
         history: Callable[..., HistoryEncoder],
         similarity: Similarity,
         dropout: float = 0.0,
-        sparse: bool = True,
+        id_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         _check_inputs(inputs)
@@ -97,13 +99,14 @@ class TwoTower(nn.Module):
             features=query_features,
             default_dim=embedding_dim,
             vector_dim=embedding_dim,
-            sparse=sparse,
+            sparse=True,
         )
         self.item_embedder = FeatureEmbedder(
             features=item_features,
             default_dim=embedding_dim,
             vector_dim=embedding_dim,
-            sparse=sparse,
+            sparse=True,
+            id_dropout=id_dropout,
         )
         query_width = self.query_embedder.width
         if self.history_names:

@@ -22,8 +22,12 @@ WHEN = feature("when", "time", width=4)
 IMAGE = feature("image", "vector", width=2)
 
 
-def embedder(*features: FeatureInput, sparse: bool = False) -> FeatureEmbedder:
-    return FeatureEmbedder(features=features, default_dim=2, vector_dim=3, sparse=sparse)
+def embedder(
+    *features: FeatureInput, sparse: bool = False, id_dropout: float = 0.0
+) -> FeatureEmbedder:
+    return FeatureEmbedder(
+        features=features, default_dim=2, vector_dim=3, sparse=sparse, id_dropout=id_dropout
+    )
 
 
 def set_parameters(model: FeatureEmbedder, *values: list[list[float]] | list[float]) -> None:
@@ -143,6 +147,53 @@ def test_fresh_rows_are_small() -> None:
     table = next(embedder(feature("x", "id", num_rows=5000)).parameters())
     assert table.std().item() < 0.1
     assert table.abs().sum(dim=1).min() > 0
+
+
+class TestIdDropout:
+    CATEGORY = feature("category", "categorical", num_rows=3, dim=1)
+    ID = feature("item_id", "id", num_rows=3, dim=1)
+    PLACES = 40_000
+
+    def embedded(self, probability: float) -> torch.Tensor:
+        """Row of the table that was used for the id and for the category, (100, 400, 2)."""
+        torch.manual_seed(5)
+        model = embedder(self.ID, self.CATEGORY, id_dropout=probability)
+        set_parameters(model, [[0], [1], [2]], [[0], [1], [2]])
+        rows = torch.full((100, self.PLACES // 100), 2)
+        embedded: torch.Tensor = model({"item_id": rows, "category": rows})
+        return embedded
+
+    def test_a_share_of_the_ids_becomes_row_0_and_nothing_else_does(self) -> None:
+        ids, categories = self.embedded(0.25).unbind(dim=-1)
+        assert set(ids.unique().tolist()) == {0, 2}
+        assert set(categories.unique().tolist()) == {2}
+        # A binomial of 40,000 draws has a deviation of 0.0022; of 400, one of 0.022.
+        dropped = (ids == 0).double()
+        assert dropped.mean().item() == pytest.approx(0.25, abs=0.01)
+        for part in (dropped.mean(dim=0), dropped.mean(dim=1)):
+            assert 0.1 < part.min() < part.max() < 0.45  # each place by itself
+
+    def test_none_without_and_no_random_number_is_used(self) -> None:
+        assert set(self.embedded(0.0).unique().tolist()) == {2}
+        model = embedder(ID)
+        before = torch.get_rng_state()
+        model({"item_id": torch.tensor([1, 2])})
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_row_0_is_trained_though_no_id_is_new(self) -> None:
+        model = embedder(ID, id_dropout=0.5)
+        for training, trained in ((True, [True, True, False]), (False, [False, True, False])):
+            model.train(training)
+            model.zero_grad()
+            model({"item_id": torch.ones(64, dtype=torch.long)}).sum().backward()
+            (table,) = model.parameters()
+            assert table.grad is not None
+            assert (table.grad.abs().sum(dim=1) > 0).tolist() == trained
+
+    @pytest.mark.parametrize("probability", [-0.1, 1.0, float("nan")])
+    def test_no_probability(self, probability: float) -> None:
+        with pytest.raises(ValueError, match=f"at least 0 and below 1, got {probability}"):
+            embedder(ID, id_dropout=probability)
 
 
 def test_a_small_table_has_a_dense_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

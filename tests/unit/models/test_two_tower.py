@@ -47,7 +47,9 @@ def batch(num_rows: int, seed: int = 0, inputs: ModelInputs = INPUTS) -> dict[st
     return columns
 
 
-def towers(inputs: ModelInputs = INPUTS, *, sparse: bool = False, dropout: float = 0.0) -> TwoTower:
+def towers(
+    inputs: ModelInputs = INPUTS, *, dropout: float = 0.0, id_dropout: float = 0.0
+) -> TwoTower:
     torch.manual_seed(0)
     return TwoTower(
         inputs=inputs,
@@ -57,7 +59,7 @@ def towers(inputs: ModelInputs = INPUTS, *, sparse: bool = False, dropout: float
         history=partial(RecentAndMean, num_recent=2),
         similarity=Cosine(),
         dropout=dropout,
-        sparse=sparse,
+        id_dropout=id_dropout,
     )
 
 
@@ -119,20 +121,24 @@ def test_every_column_moves_its_own_tower_alone(name: str, moves: str) -> None:
     assert (queries_move, items_move) == (moves == "queries", moves == "items")
 
 
+def rows_with_a_gradient(model: TwoTower, embedder: str, feature: str) -> list[int]:
+    table = model.get_submodule(f"{embedder}.layers.feature_{feature}").weight
+    gradient = table.grad.to_dense().abs().sum(dim=1)
+    table.grad = None
+    return gradient.nonzero().flatten().tolist()
+
+
 def test_the_history_trains_the_tables_of_the_items() -> None:
     model, columns = towers(), batch(6)
     model.embed_queries(columns).square()[:, 0].sum().backward()
-    table = model.item_embedder.layers["feature_item_id"]
-    assert isinstance(table, nn.Embedding)
-    assert table.weight.grad is not None
     seen = columns["history.item_id"][columns["history.mask"]].unique()
-    touched = table.weight.grad.abs().sum(dim=1).nonzero().squeeze(1)
-    assert torch.equal(touched, seen)
+    assert rows_with_a_gradient(model, "item_embedder", "item_id") == seen.tolist()
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_every_parameter_gets_a_gradient(sparse: bool) -> None:
-    model, columns = towers(sparse=sparse), batch(64)
+def test_every_parameter_gets_a_gradient(sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twotower.models.embedding.MIN_SPARSE_ROWS", 0 if sparse else 100)
+    model, columns = towers(), batch(64)
     (model.embed_queries(columns) * model.embed_items(columns)).sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -225,6 +231,26 @@ def test_without_a_width_unequal_towers_are_refused() -> None:
         )
 
 
+def test_ids_of_items_alone_are_dropped_as_targets_and_in_histories() -> None:
+    model, columns = towers(id_dropout=0.5), batch(200)
+    columns["history.mask"][:] = True
+    for name in ("user_id", "item_id", "history.item_id"):
+        columns[name].clamp_(min=1)  # nobody is new
+    model.embed_items(columns).square()[:, 0].sum().backward()
+    assert rows_with_a_gradient(model, "item_embedder", "item_id") == list(range(11))
+    model.embed_queries(columns).square()[:, 0].sum().backward()
+    assert rows_with_a_gradient(model, "item_embedder", "item_id") == list(range(11))
+    assert rows_with_a_gradient(model, "query_embedder", "user_id") == list(range(1, 9))
+
+
+def test_no_id_is_dropped_in_evaluation() -> None:
+    model, columns = towers(id_dropout=0.9).eval(), batch(40)
+    without = towers().eval()
+    without.load_state_dict(model.state_dict())
+    assert torch.equal(model.embed_items(columns), without.embed_items(columns))
+    assert torch.equal(model.embed_queries(columns), without.embed_queries(columns))
+
+
 def test_towers_without_inputs_are_refused_together() -> None:
     inputs = ModelInputs(features=(), history_length=LENGTH, history_features=())
     with pytest.raises(ValueError, match=r"query tower has no user(.|\n)*item tower has no item"):
@@ -244,7 +270,7 @@ class Queries(nn.Module):
 
 
 def test_the_query_tower_exports_for_any_batch_size(tmp_path: Path) -> None:
-    tower = Queries(towers(sparse=True)).eval()
+    tower = Queries(towers(id_dropout=0.5)).eval()
 
     def columns(num_rows: int) -> dict[str, Tensor]:
         kept = ("user_id", "age", "when")

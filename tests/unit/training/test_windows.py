@@ -47,7 +47,6 @@ def make_task(world, columns):
             hidden=[12],
             history=history or encoder,
             similarity=Cosine(),
-            sparse=False,
         )
         task = RetrievalTask(
             model=model,
