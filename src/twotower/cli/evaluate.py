@@ -48,6 +48,7 @@ def evaluate(cfg: DictConfig) -> Mapping[str, float]:
                 for b in ("item_knn", "popularity")
                 for m in ("ndcg", "hit_rate")
             ),
+            *(f"two_stage/test/{kind}_recall@{k}" for kind in ("cold", "warm")),
             *("ranking/test/auc", "ranking/test/log_loss", "ranking/test/calibration_error"),
             *(n for n in evaluation.metrics if n.startswith("index/")),
             *(f"two_stage/test/{name}@{k}" for name in evaluation.attribution.counts()),

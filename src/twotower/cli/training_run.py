@@ -237,6 +237,7 @@ def headline_figures(ks: Sequence[int]) -> list[str]:
     clicks = ("auc", "grouped_auc", "log_loss", "calibration_error", "calibration_error_before")
     return [
         *(f"{name}/test/{m}" for m in metrics for name in (RETRIEVAL, ITEM_KNN, POPULARITY)),
+        *(f"{RETRIEVAL}/test/{kind}_recall@{longest}" for kind in ("cold", "warm")),
         *(f"{RANKING}/test/{name}" for name in clicks),
     ]
 

@@ -21,13 +21,15 @@ import numpy.typing as npt
 
 from twotower.data.prepared import Prepared, history_before
 from twotower.data.queries import EvaluationSettings, Queries
-from twotower.data.schema import TEST
+from twotower.data.schema import TEST, TRAIN
 from twotower.export.data_files import catalogue_only
+from twotower.features.frequency import ItemFrequency
 from twotower.index.base import index_recall
 from twotower.index.flat import Flat
 from twotower.metrics.attribution import Attribution, attribute
 from twotower.metrics.bootstrap import bootstrap_difference, bootstrap_mean
 from twotower.metrics.catalogue import catalogue_coverage
+from twotower.metrics.cold_start import cold_start
 from twotower.metrics.top_k import Relevant, contains, top_k_metrics
 from twotower.serving.filters import search_allowed
 from twotower.serving.queries import Columns, history_columns
@@ -82,7 +84,8 @@ def evaluate_bundle(
 
     Returns:
         Metrics of the two stages together and of the retrieval's order (``retrieval_index``), their
-        paired difference, recall of the index against exact search, and the attribution.
+        paired difference, recall of cold and of warm items where some are cold, recall of the
+        index against exact search, and the attribution.
 
     Raises:
         ValueError: When the settings do not fit the bundle.
@@ -91,6 +94,8 @@ def evaluate_bundle(
     queries = settings.queries(prepared, TEST)
     truth = Relevant.of(queries.truth)
     lists = _ask(recommender, prepared, queries, progress=progress)
+    train_rows = np.flatnonzero(prepared.interactions.split == TRAIN)
+    counts = ItemFrequency.count(prepared, train_rows).counts
     metrics: dict[str, float] = {}
     values = {}
     for name, ranked in ((TWO_STAGE, lists.final), (RETRIEVAL, lists.candidates)):
@@ -98,6 +103,8 @@ def evaluate_bundle(
         for metric, per_query in values[name].items():
             interval = bootstrap_mean(per_query, num_resamples=settings.num_resamples)
             metrics |= interval.entries(f"{name}/test/{metric}")
+        cold = cold_start(ranked, truth, counts, ks, num_resamples=settings.num_resamples)
+        metrics |= {f"{name}/test/{figure}": value for figure, value in cold.items()}
     k = ks[0]
     for metric in (f"ndcg@{k}", f"hit_rate@{k}", f"mrr@{k}"):
         lift = bootstrap_difference(

@@ -19,6 +19,7 @@ from twotower.metrics.calibration import (
     reliability,
 )
 from twotower.metrics.catalogue import catalogue_coverage, novelty
+from twotower.metrics.cold_start import cold_start
 from twotower.metrics.top_k import contains, top_k_metrics
 from twotower.models.dcn import DCNv2
 from twotower.training.baselines import ITEM_KNN, rank_baselines
@@ -86,7 +87,10 @@ def report_retrieval(context: Context, trained: Trained) -> RetrievalReport:
         metrics |= lift.entries(f"{RETRIEVAL}/test/{metric}_over_item_knn")
     counts = trained.frequency.counts
     metrics[f"{RETRIEVAL}/test/novelty@{longest}"] = float(np.nanmean(novelty(ranked, counts)))
-    metrics |= _cold_items(ranked, queries, counts, longest)
+    cold = cold_start(
+        *(ranked, queries.truth, counts, settings.ks), num_resamples=settings.num_resamples
+    )
+    metrics |= {f"{RETRIEVAL}/test/{name}": value for name, value in cold.items()}
     deciles = recall_by_popularity(ranked, queries, counts)
     return RetrievalReport(metrics=metrics, deciles=deciles)
 
@@ -153,14 +157,3 @@ def recall_by_popularity(ranked: Array, queries: Queries, counts: Array) -> Arra
     found = np.bincount(groups, weights=hits[inside], minlength=NUM_DECILES)
     recall: Array = np.divide(found, totals, out=np.full(NUM_DECILES, np.nan), where=totals > 0)
     return recall
-
-
-def _cold_items(ranked: Array, queries: Queries, counts: Array, k: int) -> dict[str, float]:
-    """Recall of positives whose item had no training event, and how many of them there are."""
-    hits = contains(ranked, relevant(queries))
-    known = np.append(counts, np.zeros(1, np.int64))
-    cold = known[np.minimum(queries.truth.item_rows, len(counts))] == 0
-    entries = {f"{RETRIEVAL}/test/cold_positives": float(cold.sum())}
-    if cold.any():
-        entries[f"{RETRIEVAL}/test/cold_recall@{k}"] = float(hits[cold].mean())
-    return entries

@@ -78,6 +78,31 @@ def metrics_of(ranked: list[int], truth: set[int], k: int) -> dict[str, float]:
     }
 
 
+def slow_slices(prepared: Prepared, asked: list[dict]) -> dict:
+    """Recall of the items that somebody took in training, and of the others."""
+    users = range(len(prepared.users))
+    trained = {item for user in users for item in user_events(prepared, user, (TRAIN,))}
+    figures: dict[str, float] = {}
+    if not set().union(*(lists["truth"] for lists in asked)) - trained:
+        return figures
+    for kind, is_warm in (("cold", False), ("warm", True)):
+        for stage in ("two_stage", "retrieval_index"):
+            truths = [{i for i in x["truth"] if (i in trained) == is_warm} for x in asked]
+            figures[f"{stage}/test/{kind}_positives"] = sum(map(len, truths))
+            in_catalogue = trained & set(range(prepared.num_catalogue))
+            figures[f"{stage}/test/{kind}_items"] = (
+                len(in_catalogue) if is_warm else prepared.num_catalogue - len(in_catalogue)
+            )
+            for k in SETTINGS.ks:
+                shares = [
+                    len(truth & set(lists[stage][:k])) / len(truth)
+                    for truth, lists in zip(truths, asked, strict=True)
+                    if truth
+                ]
+                figures[f"{stage}/test/{kind}_recall@{k}"] = np.mean(shares)
+    return figures
+
+
 def slow_figures(recommender: Recommender, prepared: Prepared, *, remove_seen: bool) -> dict:
     asked = [
         lists_of(recommender, prepared, user, remove_seen)
@@ -94,6 +119,7 @@ def slow_figures(recommender: Recommender, prepared: Prepared, *, remove_seen: b
     for name in ("ndcg", "hit_rate", "mrr"):
         two, one = (figures[f"{s}/test/{name}@{k}"] for s in ("two_stage", "retrieval_index"))
         figures[f"two_stage/test/{name}@{k}_over_retrieval"] = two - one
+    figures |= slow_slices(prepared, asked)
     shown = {item for lists in asked for item in lists["two_stage"][:k]}
     figures[f"two_stage/test/coverage@{k}"] = len(shown) / len(recommender.items)
     pairs = [(lists, item) for lists in asked for item in lists["truth"]]
@@ -128,6 +154,7 @@ def test_figures_equal_a_loop_over_the_users(
     counts = expected["counts"]
     assert min(counts["found"], counts["lost_by_retrieval"], counts["lost_by_ranker"]) > 0
     assert expected["two_stage/test/ndcg@5"] != expected["retrieval_index/test/ndcg@5"]
+    assert expected["two_stage/test/cold_positives"] > 0
     check(evaluated, expected)
 
 
@@ -167,6 +194,7 @@ def test_retrieval_alone(csv_run) -> None:
     evaluation = evaluate_bundle(recommender, run.prepared, SETTINGS)
     check(evaluation, slow_figures(recommender, run.prepared, remove_seen=True))
     assert evaluation.metrics["two_stage/test/ndcg@5_over_retrieval"] == 0
+    assert not [name for name in evaluation.metrics if "cold" in name or "warm" in name]
 
 
 class Forgetful:

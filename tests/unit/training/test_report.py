@@ -101,13 +101,26 @@ class TestRetrieval:
         """Positives whose item nobody took in training, counted one by one."""
         context, counts = world.context(tmp_path), trained.frequency.counts.copy()
         queries = evaluation_queries(world.prepared, TEST, remove_seen=True)
-        new = int(queries.truth.item_rows[0])
-        counts[new] = 0
+        counts[queries.truth.item_rows[0]] = 0
         known = replace(trained, frequency=replace(trained.frequency, counts=counts))
         metrics = report_retrieval(context, known).metrics
-        expected = sum(counts[item] == 0 for item in queries.truth.item_rows.tolist())
-        assert metrics["retrieval/test/cold_positives"] == expected
-        assert 0 <= metrics["retrieval/test/cold_recall@10"] <= 1
+        model, columns = trained.retriever.model, trained.retriever.columns
+        num_catalogue = world.prepared.num_catalogue
+        ranked = rank_catalogue(
+            model, columns, queries, num_catalogue=num_catalogue, k=10, remove_seen=True
+        )
+        for kind, chosen in (("cold", counts == 0), ("warm", counts > 0)):
+            truths = [[i for i in queries.truth[q] if chosen[i]] for q in range(len(queries))]
+            shares = [np.isin(t, r).mean() for t, r in zip(truths, ranked, strict=True) if t]
+            assert metrics[f"retrieval/test/{kind}_positives"] == sum(map(len, truths))
+            assert metrics[f"retrieval/test/{kind}_recall@10"] == pytest.approx(np.mean(shares))
+            assert metrics[f"retrieval/test/{kind}_items"] == chosen.sum()
+
+    def test_no_slice_where_no_item_is_new(self, world, trained, tmp_path):
+        counts = np.maximum(trained.frequency.counts, 1)
+        known = replace(trained, frequency=replace(trained.frequency, counts=counts))
+        metrics = report_retrieval(world.context(tmp_path), known).metrics
+        assert not [name for name in metrics if "cold" in name or "warm" in name]
 
     def test_every_list_is_there(self, world, trained, tmp_path):
         report = report_retrieval(world.context(tmp_path), trained)
