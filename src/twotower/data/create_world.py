@@ -18,7 +18,6 @@ from twotower.data.world import (
     START,
     Drift,
     Floats,
-    Integers,
     Items,
     Strings,
     Users,
@@ -31,7 +30,8 @@ INTEREST_CONCENTRATION = 0.05  # Dirichlet; most users live in one or two topics
 PERSONAL_SPREAD, ITEM_SPREAD = 0.2, 0.3
 QUALITY_SPREAD = 0.4
 
-LAUNCH_SHARE, LATE_LAUNCH_SHARE = 0.12, 0.25  # of all items; of those, in the last tenth
+LATE, LAST = 0.9, 0.98  # shares of the period
+LATE_LAUNCH_SHARE = 0.25  # of the items that are launched, those between these two
 
 
 def create_world(
@@ -42,6 +42,8 @@ def create_world(
     slate_size: int,
     seed: int,
     drift: Drift | None,
+    launched_share: float,
+    launched_from: float,
 ) -> World:
     """Draw a world; the same arguments give the same one, and a drift alters only what follows.
 
@@ -52,14 +54,19 @@ def create_world(
         slate_size: Slots of a slate.
         seed: Decides everything that is drawn.
         drift: A change of tastes or popularity at one time, or None.
+        launched_share: Share of the items that are not there from the beginning.
+        launched_from: Share of the period before which none of them comes, below 0.9.
     """
     topic_rng, user_rng, item_rng = (np.random.default_rng([seed, part]) for part in range(3))
     centres = np.linalg.qr(topic_rng.standard_normal((LATENT_DIM, NUM_TOPICS))).Q.T  # (T, D)
     change = drift or Drift(start_share=0.5)
     period = num_days * DAY
+    items = _create_items(num_items, centres, change.popularity_shift, item_rng)
+    launches = _draw_launches(num_items, launched_share, launched_from, item_rng)
     return World(
         users=_create_users(num_users, centres, change.taste_shift, user_rng),
-        items=_create_items(num_items, centres, change.popularity_shift, period, item_rng),
+        items=items,
+        launch_times=START + (launches * period).astype(np.int64),
         centres=centres,
         slate_size=slate_size,
         end=START + period,
@@ -79,9 +86,7 @@ def _create_users(num_users: int, centres: Floats, shift: float, rng: np.random.
     )
 
 
-def _create_items(
-    num_items: int, centres: Floats, shift: float, period: int, rng: np.random.Generator
-) -> Items:
+def _create_items(num_items: int, centres: Floats, shift: float, rng: np.random.Generator) -> Items:
     topics = rng.permutation(num_items) % NUM_TOPICS
     zipf = np.arange(1, num_items + 1) ** -ZIPF_EXPONENT
     before, after = (rng.permutation(zipf / zipf.sum()) for _ in range(2))
@@ -91,18 +96,19 @@ def _create_items(
         vectors=_unit(centres[topics] + ITEM_SPREAD * gaussian(num_items, rng)),
         quality=QUALITY_SPREAD * rng.standard_normal(num_items),
         popularity=np.stack([before, (1 - shift) * before + shift * after]),
-        launch_times=START + _launch_delays(num_items, period, rng),
     )
 
 
-def _launch_delays(num_items: int, period: int, rng: np.random.Generator) -> Integers:
-    """Delays in microseconds (N,): 0 for most items, some in the last tenth of the period."""
-    num_launched = round(LAUNCH_SHARE * num_items)
+def _draw_launches(
+    num_items: int, launched_share: float, launched_from: float, rng: np.random.Generator
+) -> Floats:
+    """Shares of the period after which items come (N,): 0 for most, some in the last tenth."""
+    num_launched = round(launched_share * num_items)
     num_late = int(np.ceil(LATE_LAUNCH_SHARE * num_launched))
     shares = np.zeros(num_items)
-    shares[:num_late] = rng.uniform(0.9, 0.98, num_late)
-    shares[num_late:num_launched] = rng.uniform(0, 0.9, num_launched - num_late)
-    return (rng.permutation(shares) * period).astype(np.int64)
+    shares[:num_late] = rng.uniform(LATE, LAST, num_late)
+    shares[num_late:num_launched] = rng.uniform(launched_from, LATE, num_launched - num_late)
+    return rng.permutation(shares)
 
 
 def gaussian(num_rows: int, rng: np.random.Generator) -> Floats:

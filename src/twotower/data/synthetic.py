@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from twotower.data.create_world import create_world, gaussian
+from twotower.data.create_world import LATE, create_world, gaussian
 from twotower.data.impressions import Log, draw_log, repeats
 from twotower.data.schema import ITEM_ID, LABEL, TIMESTAMP, TITLE, USER_ID, Label, Tables
 from twotower.data.world import (
@@ -77,6 +77,10 @@ class SyntheticSource:
         slate_size: Slots of a slate.
         seed: Decides everything that is drawn.
         drift: A change of tastes or popularity at one time, or None.
+        launched_share: Share of the items that are not there from the beginning; a quarter of them
+            come in the last tenth of the period.
+        launched_from: Share of the period before which none of them comes; with 0.8 and a temporal
+            split of the last two tenths they are cold: no training event is of them.
         name: Short name of the data set.
     """
 
@@ -87,6 +91,8 @@ class SyntheticSource:
     slate_size: int
     seed: int
     drift: Drift | None = None
+    launched_share: float = 0.12
+    launched_from: float = 0.0
     name: str = "synthetic"
 
     def __post_init__(self) -> None:
@@ -101,6 +107,15 @@ class SyntheticSource:
             f"synthetic data: `{field}` must be at least {minimum}, got {value}"
             for field, value, minimum in allowed
             if value < minimum
+        ]
+        shares = (
+            ("launched_share", self.launched_share, 1),
+            ("launched_from", self.launched_from, LATE),
+        )
+        problems += [
+            f"synthetic data: `{field}` must be at least 0 and below {below}, got {value}"
+            for field, value, below in shares
+            if not 0 <= value < below
         ]
         if not self.slates_per_user > 0:
             problems.append(
@@ -119,6 +134,8 @@ class SyntheticSource:
             slate_size=self.slate_size,
             seed=self.seed,
             drift=self.drift,
+            launched_share=self.launched_share,
+            launched_from=self.launched_from,
         )
 
     def fingerprint(self) -> str:

@@ -103,7 +103,6 @@ class Items:
         vectors: Places in the latent space, of unit length (N, D).
         quality: What the click logit gains whoever looks (N,).
         popularity: Zipf weights, summing to 1 (2, N).
-        launch_times: Microseconds since 1970 before which an item is not shown (N,).
     """
 
     ids: Strings
@@ -111,7 +110,6 @@ class Items:
     vectors: Floats
     quality: Floats
     popularity: Floats
-    launch_times: Integers
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,6 +119,7 @@ class World:
     Args:
         users: The users.
         items: The items.
+        launch_times: Microseconds since 1970 before which an item is not shown (N,).
         centres: Topic centres in the latent space, of unit length (T, D).
         slate_size: Slots of a slate.
         end: End of the period in microseconds since 1970; it begins at `START`.
@@ -130,6 +129,7 @@ class World:
 
     users: Users
     items: Items
+    launch_times: Integers
     centres: Floats
     slate_size: int
     end: int
@@ -144,11 +144,6 @@ class World:
     def item_ids(self) -> Strings:
         """External ids of the items (N,)."""
         return self.items.ids
-
-    @property
-    def launch_times(self) -> Integers:
-        """When items were first there to be shown, in microseconds since 1970 (N,)."""
-        return self.items.launch_times
 
     def click_probability(
         self,

@@ -170,6 +170,8 @@ def test_fingerprint_follows_every_setting():
         replace(SMALL, slate_size=7),
         replace(SMALL, seed=4),
         *(replace(SMALL, drift=drift) for drift in drifts),
+        replace(SMALL, launched_share=0.2),
+        replace(SMALL, launched_from=0.2),
     ]
     assert len({variant.fingerprint() for variant in variants}) == len(variants)
     assert replace(SMALL).fingerprint() == SMALL.fingerprint()
@@ -304,11 +306,11 @@ def test_zipf_exponent_is_recovered(single, single_log):
     items = single.world.items
     share = np.bincount(single_log.item_rows, minlength=120) / len(single_log.item_rows)
     rank = rankdata(-items.popularity[0])
-    use = items.launch_times == START
+    use = single.world.launch_times == START
     # every topic has its own share of the draws, so logarithms lie on one slope by topic
     by_topic = np.eye(12)[items.topics]
     design = np.column_stack([np.log(rank), by_topic])[use]
-    launched = np.mean(items.launch_times <= single_log.timestamps[:, None], axis=0)
+    launched = np.mean(single.world.launch_times <= single_log.timestamps[:, None], axis=0)
     without_chance = share - 0.15 / launched.sum()
     weight = np.sqrt(without_chance[use])  # counts have errors that grow as their root
     slope = np.linalg.lstsq(
@@ -327,6 +329,25 @@ def test_nothing_is_shown_before_its_launch(demo, log):
     shown = np.bincount(log.item_rows, minlength=1000) > 0
     assert shown[late].mean() > 0.9
     assert shown[last_tenth].any()
+
+
+def test_launches_as_they_are_asked_for(tables):
+    late = source(launched_share=0.2, launched_from=0.8)
+    shares = (late.world.launch_times - START) / (DAYS * DAY)
+    launched = shares > 0
+    assert launched.sum() == 200
+    assert shares[launched].min() >= 0.8
+    assert shares.max() < 0.98
+    assert (shares > 0.9).sum() == 50
+    assert late.read().items.equals(tables.items)  # what they are does not hang on when they come
+    log = log_of(late)
+    is_new = launched[log.item_rows]
+    assert log.timestamps[is_new].min() >= START + 0.8 * DAYS * DAY
+    assert len(np.unique(log.item_rows[is_new])) > 180
+
+
+def test_a_world_without_launches():
+    assert np.all(replace(SMALL, launched_share=0.0).world.launch_times == START)
 
 
 def test_clicked_items_are_never_shown_again(log):
@@ -462,7 +483,14 @@ def test_truth_beats_popularity_and_has_the_expected_auc(demo, log):
 def test_all_wrong_settings_are_named_at_once():
     with pytest.raises(ValueError, match="`num_users` must be at least 1, got 0") as caught:
         SyntheticSource(
-            num_users=0, num_items=11, num_days=0, slates_per_user=0, slate_size=0, seed=-1
+            num_users=0,
+            num_items=11,
+            num_days=0,
+            slates_per_user=0,
+            slate_size=0,
+            seed=-1,
+            launched_share=1.0,
+            launched_from=-0.1,
         )
     assert str(caught.value).splitlines() == [
         "synthetic data: `num_users` must be at least 1, got 0",
@@ -470,6 +498,8 @@ def test_all_wrong_settings_are_named_at_once():
         "synthetic data: `num_days` must be at least 1, got 0",
         "synthetic data: `slate_size` must be at least 1, got 0",
         "synthetic data: `seed` must be at least 0, got -1",
+        "synthetic data: `launched_share` must be at least 0 and below 1, got 1.0",
+        "synthetic data: `launched_from` must be at least 0 and below 0.9, got -0.1",
         "synthetic data: `slates_per_user` must be above 0, got 0",
     ]
     with pytest.raises(ValueError, match="`num_items` must be at least 40, got 39"):
