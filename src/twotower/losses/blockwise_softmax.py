@@ -8,7 +8,7 @@ and reduced to one number a query, the logarithm of its sum, and forgotten. In t
 block is embedded and scored again and its gradient added (Chen et al. 2016, "Training Deep Nets
 with Sublinear Memory Cost"). That costs one more forward pass, and memory of B x block.
 
-Shapes: B queries, N items, D width of the vectors.
+Shapes: B queries, T targets, N items, D width of the vectors.
 """
 
 from __future__ import annotations
@@ -48,14 +48,15 @@ class BlockwiseSoftmax(nn.Module):
 
     def forward(self, step: Step) -> Tensor:
         """Scalar loss of a batch."""
-        queries, targets = step.embed_queries(), step.embed_items(step.target_rows)  # (B, D)
+        queries, targets = step.embed_queries(), step.embed_items(step.target_rows)  # (., D)
         num_items = step.item_probability.numel()
-        own = pool_scores(queries, targets, targets[:0]).targets / self.temperature  # (B,)
+        scores = pool_scores(queries, targets, targets[:0], step.owners)
+        own = scores.targets / self.temperature  # (T,)
 
         def log_sum(queries: Tensor, rows: Tensor) -> Tensor:
             """(B,) logarithm of the sum over some items."""
             vectors = step.embed_items(rows)  # (block, D)
-            logits = pool_scores(queries, targets, vectors).candidates / self.temperature
+            logits = pool_scores(queries, queries, vectors).candidates / self.temperature
             # Not minus infinity: a query may have no item in a block, and its gradient is zero.
             lowest = torch.finfo(logits.dtype).min
             return logits.masked_fill(step.mask.of(rows), lowest).logsumexp(dim=1)
@@ -65,5 +66,6 @@ class BlockwiseSoftmax(nn.Module):
             checkpoint(log_sum, queries, every[start : start + self.block], use_reentrant=False)
             for start in range(0, num_items, self.block)
         ]
-        total = torch.stack([own, *sums], dim=1).logsumexp(dim=1)  # (B,)
+        others = torch.stack(sums, dim=1).logsumexp(dim=1)  # (B,)
+        total = torch.logaddexp(own, scores.per_target(others))  # (T,)
         return weighted_mean(total - own, step.weights)

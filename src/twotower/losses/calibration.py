@@ -23,6 +23,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.special import expit
 from torch import Tensor
 
 from twotower.losses.ranking import undo_sampling
@@ -31,9 +33,7 @@ log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
-MAX_STEPS = 100
-MAX_HALVINGS = 30
-SMALLEST_GAIN = 1e-12  # nats; a step that gains less ends the fit
+GRADIENT_LIMIT = 1e-9  # nats a unit of a coefficient; the fit ends below it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,39 +132,20 @@ class Platt:
 
 
 def _fit(design: Array, targets: Array, offset: float | Array) -> Array:
-    """Coefficients (c,) of the most likely logistic regression; Newton with halved steps.
+    """Coefficients (c,) of the most likely logistic regression.
 
     Args:
         design: (n, c).
         targets: (n,) in (0, 1).
         offset: Added to the logits, (n,) or one for all.
     """
-    coefficients: Array = np.zeros(design.shape[1])
-    coefficients[0] = float(design.shape[1] > 1)  # a slope begins at 1
-    loss = _loss(design @ coefficients + offset, targets)
-    for _ in range(MAX_STEPS):
-        predicted = _sigmoid(design @ coefficients + offset)  # (n,)
-        gradient = design.T @ (predicted - targets)  # (c,)
-        curvature = (design * (predicted * (1 - predicted))[:, None]).T @ design  # (c, c)
-        step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]  # logits may all be the same
-        for _ in range(MAX_HALVINGS):
-            new_loss = _loss(design @ (coefficients - step) + offset, targets)
-            if new_loss <= loss:
-                break
-            step /= 2
-        if new_loss > loss:
-            return coefficients
-        coefficients = coefficients - step
-        if loss - new_loss < SMALLEST_GAIN:
-            return coefficients
-        loss = new_loss
-    return coefficients
 
+    def loss(coefficients: Array) -> tuple[float, Array]:
+        logits = design @ coefficients + offset  # (n,)
+        gradient = design.T @ (expit(logits) - targets) / len(targets)  # (c,)
+        return float(np.mean(np.logaddexp(0, logits) - targets * logits)), gradient
 
-def _loss(logits: Array, targets: Array) -> float:
-    """Mean log loss in nats."""
-    return float(np.mean(np.logaddexp(0, logits) - targets * logits))
-
-
-def _sigmoid(logits: Array) -> Array:
-    return np.asarray(np.exp(-np.logaddexp(0, -logits)))
+    start = np.zeros(design.shape[1])
+    start[0] = float(design.shape[1] > 1)  # a slope begins at 1
+    found = minimize(loss, start, jac=True, method="BFGS", options={"gtol": GRADIENT_LIMIT})
+    return np.asarray(found.x)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from twotower.losses.blockwise_softmax import BlockwiseSoftmax
 from twotower.losses.cosine_contrastive import CosineContrastive
 from twotower.losses.gbce import GBCE
+from twotower.losses.masks import PositiveMask
 from twotower.losses.negatives import Pool
+from twotower.losses.objective import Step
 from twotower.losses.pairwise import BPR
 from twotower.losses.pool_loss import PoolLoss
 from twotower.losses.sampled_softmax import SampledSoftmax
@@ -51,3 +54,30 @@ def test_shared_queries_against_a_query_for_every_target(loss: PoolLoss) -> None
     ):
         assert one.isfinite().all()
         torch.testing.assert_close(one, other)
+
+
+def test_blockwise_softmax_shares_queries_too() -> None:
+    """Two users of two and one targets, five items, each user with its positives masked."""
+    state = torch.Generator().manual_seed(1)
+    queries = torch.randn(2, 3, dtype=torch.float64, generator=state)
+    items = torch.randn(5, 3, dtype=torch.float64, generator=state)
+    step = Step(
+        target_rows=torch.tensor([0, 3, 3]),
+        weights=torch.ones(3, dtype=torch.float64),
+        mask=PositiveMask(
+            target_rows=None,
+            users=torch.arange(2),
+            num_users=2,
+            known_users=torch.tensor([0, 0, 1, 1]),
+            known_rows=torch.tensor([0, 3, 3, 4]),
+        ),
+        item_probability=torch.full((5,), 0.2),
+        embed_queries=lambda: queries,
+        embed_items=lambda rows: items[rows],
+        owners=torch.tensor([0, 0, 1]),
+    )
+    scores = (queries @ items.T / 0.5).exp()
+    first, second = scores[0, [1, 2, 4]].sum(), scores[1, [0, 1, 2]].sum()
+    terms = ((scores[0, 0], first), (scores[0, 3], first), (scores[1, 3], second))
+    expected = sum(((own + others) / own).log() for own, others in terms) / 3
+    torch.testing.assert_close(BlockwiseSoftmax(temperature=0.5, block=2)(step), expected)
