@@ -139,11 +139,9 @@ class Throughput(pl.Callback):
             return
         now = time.perf_counter()
         rates = {f"{self.stage}/train/examples_per_second": self._examples / (now - self._since)}
-        groups = trainer.optimizers[0].param_groups
-        names = ("learning_rate", "table_learning_rate")
         rates |= {
-            f"{self.stage}/train/{name}": group["lr"]
-            for name, group in zip(names, groups, strict=False)
+            f"{self.stage}/train/{group['name']}": group["lr"]
+            for group in trainer.optimizers[0].param_groups
         }
         for logger in trainer.loggers:
             logger.log_metrics(rates, step=trainer.global_step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,15 +16,14 @@ from twotower.training.table_optimizers import RowWiseAdagrad
 
 
 class JointOptimizer(Optimizer):
-    """Two optimizers behind one interface: schedulers, checkpoints and Lightning see one.
+    """Optimizers behind one interface: schedulers, checkpoints and Lightning see one.
 
     Args:
-        dense: Optimizer of the dense weights.
-        tables: Optimizer of the tables, or None where the model has none.
+        members: The optimizers, at least one.
     """
 
-    def __init__(self, dense: Optimizer, tables: Optimizer | None) -> None:
-        self.members = [dense] if tables is None else [dense, tables]
+    def __init__(self, members: Sequence[Optimizer]) -> None:
+        self.members = list(members)
         groups = [group for member in self.members for group in member.param_groups]
         super().__init__([{"params": group["params"]} for group in groups], {})
         self._share_groups()
@@ -34,7 +33,7 @@ class JointOptimizer(Optimizer):
         self.param_groups = [group for member in self.members for group in member.param_groups]
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Step both."""
+        """Step all."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -44,11 +43,11 @@ class JointOptimizer(Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """States of both."""
+        """States of all."""
         return {"members": [member.state_dict() for member in self.members]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both."""
+        """Restore all."""
         for member, state in zip(self.members, state_dict["members"], strict=True):
             member.load_state_dict(state)
         self._share_groups()
@@ -106,13 +105,20 @@ class OptimizerSettings:
             raise ValueError("\n".join(problems))
 
     def optimizer(self, model: nn.Module) -> JointOptimizer:
-        """Both optimizers for a model."""
+        """The optimizers of a model: one for dense weights, one for tables, where it has them."""
         tables, dense = split_parameters(model)
-        dense_optimizer = AdamW(dense, lr=self.learning_rate, weight_decay=self.weight_decay)
-        if not tables:
-            return JointOptimizer(dense_optimizer, None)
-        table_optimizer = self.table_optimizer(tables, lr=self.table_learning_rate)
-        return JointOptimizer(dense_optimizer, table_optimizer)
+        members: dict[str, Optimizer] = {}
+        if dense:
+            members["learning_rate"] = AdamW(
+                dense, lr=self.learning_rate, weight_decay=self.weight_decay
+            )
+        if tables:
+            members["table_learning_rate"] = self.table_optimizer(
+                tables, lr=self.table_learning_rate
+            )
+        for name, member in members.items():
+            member.param_groups[0]["name"] = name
+        return JointOptimizer(list(members.values()))
 
     def schedule(self, optimizer: Optimizer, num_steps: int) -> LambdaLR:
         """Warm-up and cosine over `num_steps` steps."""

@@ -104,7 +104,7 @@ class FakeTrainer:
         self.loggers = [self]
         self.global_step = 0
         self.should_stop = False
-        group = {"lr": 0.5}
+        group = {"lr": 0.5, "name": "learning_rate"}
         self.optimizers = [type("Optimizer", (), {"param_groups": [group]})()]
 
     def log_metrics(self, metrics, step):

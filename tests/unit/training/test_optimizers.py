@@ -125,6 +125,16 @@ class TestJointOptimizer:
         optimizer.step()
         assert not torch.equal(model.weight, before)
 
+    def test_model_of_tables_alone(self):
+        model = nn.Embedding(3, 2)
+        optimizer = SETTINGS.optimizer(model)
+        assert [type(member) for member in optimizer.members] == [RowWiseAdagrad]
+        model(torch.tensor([1])).sum().backward()
+        SETTINGS.clip(model)
+        before = model.weight.detach().clone()
+        optimizer.step()
+        assert (model.weight != before).any(dim=1).tolist() == [False, True, False]
+
     def test_closure(self):
         model, optimizer, _ = prepared()
 
@@ -138,7 +148,7 @@ class TestJointOptimizer:
 
     def test_members_one_by_one(self):
         dense = AdamW([nn.Parameter(torch.ones(2))], lr=0.1)
-        joint = JointOptimizer(dense, None)
+        joint = JointOptimizer([dense])
         assert joint.param_groups[0] is dense.param_groups[0]
 
 
