@@ -1,16 +1,17 @@
 """Which items stand against the targets of a batch, and how often each is expected among them.
 
-`MixedNegatives` pools the targets of the batch (Yi et al. 2019) with items drawn uniformly from the
-catalogue (Yang et al. 2020, "Mixed Negative Sampling for Learning Two-tower Neural Networks in
-Recommendations"). A batch of B events, its targets drawn with the probabilities p, puts item j
-(B - 1) p_j times among the other queries' targets, on average, and M uniform draws from N items put
-it there M / N times:
+`MixedNegatives` pools the targets of the batch (Yi et al. 2019) and of earlier ones (Wang et al.
+2021) with items drawn uniformly from the catalogue (Yang et al. 2020, "Mixed Negative Sampling for
+Learning Two-tower Neural Networks in Recommendations"). A batch of B events, its targets drawn with
+the probabilities p, puts item j (B - 1) p_j times among the other queries' targets, on average, a
+queue of Q earlier targets Q p_j times, and M uniform draws from N items M / N times:
 
-    E[count of j] = (B - 1) p_j + M / N.
+    E[count of j] = (B - 1 + Q) p_j + M / N.
 
 The count may be above one, and nothing is clipped: a rare item keeps its full correction.
 
-Shapes: B queries, C candidates, M uniform draws, N items, D width of the vectors.
+Shapes: B queries, C candidates, M uniform draws, Q items of the queue, N items, D width of the
+vectors.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from twotower.losses.queue import CrossBatchQueue
 from twotower.losses.streaming_frequency import StreamingFrequency
 
 
@@ -34,11 +36,19 @@ class PoolRows:
             in the pool, ``(C,)`` float32; zeros when every item is there exactly once.
         num_in_batch: How many candidates are the targets of the batch, in their order; they come
             first.
+        queued: Vectors ``(Q, D)`` of the last Q candidates, which are not embedded again; None
+            where there are none.
     """
 
     rows: Tensor
     log_expected_count: Tensor
     num_in_batch: int
+    queued: Tensor | None = None
+
+    @property
+    def to_embed(self) -> Tensor:
+        """Item rows of the candidates whose vectors are not known, ``(C - Q,)``."""
+        return self.rows if self.queued is None else self.rows[: -len(self.queued)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +80,22 @@ class Negatives(Protocol):
             generator: Random state on the device of `target_rows`; None for the global one.
         """
 
+    def remember(self, target_rows: Tensor, targets: Tensor) -> None:
+        """Keep of a step what later ones need.
+
+        Args:
+            target_rows: Item rows of the targets, ``(B,)``.
+            targets: Their vectors, ``(B, D)``.
+        """
+
 
 class MixedNegatives(nn.Module):
-    """The batch's own targets, uniform draws from the catalogue, or both.
+    """The batch's own targets, those of earlier batches, uniform draws from the catalogue.
 
     Args:
         in_batch: Whether the targets of the batch are candidates.
         num_uniform: How many items are drawn uniformly, with replacement.
+        queue: Holds targets of earlier batches as candidates; None for none.
         frequency: Estimates the probabilities p from the batches; None for the shares of the
             training events.
 
@@ -85,7 +104,12 @@ class MixedNegatives(nn.Module):
     """
 
     def __init__(
-        self, *, in_batch: bool, num_uniform: int, frequency: StreamingFrequency | None = None
+        self,
+        *,
+        in_batch: bool,
+        num_uniform: int,
+        queue: CrossBatchQueue | None = None,
+        frequency: StreamingFrequency | None = None,
     ) -> None:
         super().__init__()
         if num_uniform < 0 or (num_uniform == 0 and not in_batch):
@@ -95,6 +119,7 @@ class MixedNegatives(nn.Module):
             )
         self.in_batch = in_batch
         self.num_uniform = num_uniform
+        self.queue = queue
         self.frequency = frequency
 
     def draw(
@@ -102,13 +127,15 @@ class MixedNegatives(nn.Module):
     ) -> PoolRows:
         """Draw candidates; see `Negatives`."""
         num_in_batch = target_rows.numel() if self.in_batch else 0
+        queued = self.queue and self.queue.candidates(target_rows.device)
+        queued_rows, queued_vectors = queued or (target_rows[:0], None)
         uniform = torch.randint(
             item_probability.numel(),
             (self.num_uniform,),
             generator=generator,
             device=target_rows.device,
         )
-        rows = torch.cat([target_rows[:num_in_batch], uniform])  # (C,)
+        rows = torch.cat([target_rows[:num_in_batch], uniform, queued_rows])  # (C,)
         return PoolRows(
             rows=rows,
             log_expected_count=log_expected_count(
@@ -116,9 +143,16 @@ class MixedNegatives(nn.Module):
                 num_in_batch=num_in_batch,
                 num_uniform=self.num_uniform,
                 num_items=item_probability.numel(),
+                num_queued=queued_rows.numel(),
             ),
             num_in_batch=num_in_batch,
+            queued=queued_vectors,
         )
+
+    def remember(self, target_rows: Tensor, targets: Tensor) -> None:
+        """Fill the queue; see `Negatives`."""
+        if self.queue is not None:
+            self.queue.push(target_rows, targets)
 
     def _probability(self, target_rows: Tensor, rows: Tensor, item_probability: Tensor) -> Tensor:
         if self.frequency is None:
@@ -141,9 +175,17 @@ class WholeCatalogue:
             num_in_batch=0,
         )
 
+    def remember(self, target_rows: Tensor, targets: Tensor) -> None:
+        """Nothing needs to be kept; see `Negatives`."""
+
 
 def log_expected_count(
-    probability: Tensor, *, num_in_batch: int, num_uniform: int, num_items: int
+    probability: Tensor,
+    *,
+    num_in_batch: int,
+    num_uniform: int,
+    num_items: int,
+    num_queued: int = 0,
 ) -> Tensor:
     """Log of the expected count of items among the candidates of one query.
 
@@ -153,9 +195,10 @@ def log_expected_count(
             one is not a random draw and does not count.
         num_uniform: How many uniform draws.
         num_items: How many items they are drawn from.
+        num_queued: How many targets of earlier batches.
 
     Returns:
         ``(C,)`` float32; minus infinity for an item that could not have been drawn.
     """
-    from_batch = max(num_in_batch - 1, 0) * probability.double()
-    return (from_batch + num_uniform / num_items).log().float()
+    from_events = (max(num_in_batch - 1, 0) + num_queued) * probability.double()
+    return (from_events + num_uniform / num_items).log().float()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from twotower.losses.masks import PositiveMask
@@ -88,10 +89,13 @@ class Objective(nn.Module):
         """Scalar loss of a batch."""
         drawn = self.negatives.draw(step.target_rows, step.item_probability, None)
         queries = step.embed_queries()  # (B, D)
-        vectors = step.embed_items(drawn.rows)  # (C, D)
+        vectors = step.embed_items(drawn.to_embed)
         if drawn.num_in_batch:
             targets = vectors[: drawn.num_in_batch]
         else:
             targets = step.embed_items(step.target_rows)  # (T, D)
+        if drawn.queued is not None:
+            vectors = torch.cat([vectors, drawn.queued])  # (C, D)
         pool = Pool(vectors=vectors, rows=drawn.rows, log_expected_count=drawn.log_expected_count)
+        self.negatives.remember(step.target_rows, targets)
         return self.loss(queries, targets, pool, step.mask.of(pool.rows), step.weights, step.owners)

@@ -18,6 +18,7 @@ from twotower.features.frequency import ItemFrequency
 from twotower.losses.calibration import Calibration
 from twotower.losses.negatives import MixedNegatives
 from twotower.losses.objective import Objective
+from twotower.losses.queue import CrossBatchQueue
 from twotower.losses.ranking import BinaryLogLoss
 from twotower.losses.sampled_softmax import SampledSoftmax
 from twotower.losses.streaming_frequency import StreamingFrequency
@@ -80,6 +81,14 @@ def streaming_frequency():
     return Objective(
         loss=SampledSoftmax(temperature=0.2),
         negatives=MixedNegatives(in_batch=True, num_uniform=7, frequency=frequency),
+    )
+
+
+def cross_batch_queue():
+    queue = CrossBatchQueue(size=200, warm_up=2)
+    return Objective(
+        loss=SampledSoftmax(temperature=0.2),
+        negatives=MixedNegatives(in_batch=True, num_uniform=7, queue=queue),
     )
 
 
@@ -220,7 +229,7 @@ class TestKilledAndResumed:
         for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
             assert_same(killed[part], whole[part], part)
 
-    @pytest.mark.parametrize("objective", [streaming_frequency])
+    @pytest.mark.parametrize("objective", [streaming_frequency, cross_batch_queue])
     def test_what_negatives_remember(self, objective, world, tmp_path):
         """It is part of the state, it matters, and it survives."""
         trainer = settings(checkpoint_every=3)

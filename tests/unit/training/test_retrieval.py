@@ -37,6 +37,9 @@ class GivenNegatives:
             num_in_batch=len(target_rows) if self.in_batch else 0,
         )
 
+    def remember(self, target_rows, targets):
+        pass
+
 
 @pytest.fixture
 def item_probability(world):
