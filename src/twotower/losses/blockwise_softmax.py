@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from twotower.losses.objective import Step
 from twotower.losses.pool_loss import check_temperature
 from twotower.losses.reduction import weighted_mean
-from twotower.losses.scores import pool_scores
+from twotower.losses.scores import Scores, dot_products
+from twotower.losses.step import Step
 
 
 class BlockwiseSoftmax(nn.Module):
@@ -50,13 +50,13 @@ class BlockwiseSoftmax(nn.Module):
         """Scalar loss of a batch."""
         queries, targets = step.embed_queries(), step.embed_items(step.target_rows)  # (., D)
         num_items = step.item_probability.numel()
-        scores = pool_scores(queries, targets, targets[:0], step.owners)
+        scores = Scores.of(queries, targets, queries.new_zeros(len(queries), 0), step.owners)
         own = scores.targets / self.temperature  # (T,)
 
         def log_sum(queries: Tensor, rows: Tensor) -> Tensor:
             """(B,) logarithm of the sum over some items."""
             vectors = step.embed_items(rows)  # (block, D)
-            logits = pool_scores(queries, queries, vectors).candidates / self.temperature
+            logits = dot_products(queries, vectors) / self.temperature  # (B, block)
             # Not minus infinity: a query may have no item in a block, and its gradient is zero.
             lowest = torch.finfo(logits.dtype).min
             return logits.masked_fill(step.mask.of(rows), lowest).logsumexp(dim=1)

@@ -52,18 +52,34 @@ class PoolRows:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnCandidates:
+    """Candidates that stand against one query each.
+
+    Args:
+        queries: Indices in 0..B-1 of the queries that have some, ``(S,)``.
+        vectors: Vectors of their candidates, ``(S, H, D)``.
+    """
+
+    queries: Tensor
+    vectors: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pool:
     """The candidates of a batch, embedded.
 
     Args:
         vectors: ``(C, D)``.
         rows: Item rows, ``(C,)``.
-        log_expected_count: As in `PoolRows`, ``(C,)``.
+        log_expected_count: As in `PoolRows`, ``(C,)``; ``(C + H,)`` with candidates of single
+            queries, which follow those of all, in scores and masks too.
+        own: Candidates of single queries; None where there are none.
     """
 
     vectors: Tensor
     rows: Tensor
     log_expected_count: Tensor
+    own: OwnCandidates | None = None
 
 
 class Negatives(Protocol):

@@ -1,42 +1,20 @@
 """What a retrieval model minimises: a loss, and the candidates that it is computed on.
 
-Shapes: B queries, T targets, C candidates, N items, D width of the vectors.
+Shapes: B queries, T targets, C candidates of all, S queries with H candidates of their own, D
+width of the vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from twotower.losses.masks import PositiveMask
-from twotower.losses.negatives import Negatives, Pool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """A batch as an objective sees it; it asks for the vectors that it needs.
-
-    Args:
-        target_rows: Item rows of the targets, ``(T,)``.
-        weights: Weights of the targets, ``(T,)``.
-        mask: What must not stand against the queries.
-        item_probability: Share of the training events that an item is the target of, ``(N,)``.
-        embed_queries: Gives the query vectors ``(B, D)``.
-        embed_items: Gives the vectors ``(C, D)`` of item rows ``(C,)``.
-        owners: Query of every target, ``(T,)``; None where every query has the one of its place.
-    """
-
-    target_rows: Tensor
-    weights: Tensor
-    mask: PositiveMask
-    item_probability: Tensor
-    embed_queries: Callable[[], Tensor]
-    embed_items: Callable[[Tensor], Tensor]
-    owners: Tensor | None = None
+from twotower.losses.hard_negatives import HardNegatives, Mined
+from twotower.losses.masks import positive_mask
+from twotower.losses.negatives import Negatives, OwnCandidates, Pool
+from twotower.losses.step import Step
 
 
 class RetrievalObjective(Protocol):
@@ -72,17 +50,24 @@ class Objective(nn.Module):
     Args:
         loss: Computed on targets and candidates.
         negatives: Draws the candidates.
+        hard: Mines further candidates for single queries; None for none.
         mask_known: Whether a user's other training positives are kept out of the candidates that
             stand against it; its target always is. With them, a query learns what its user takes at
             some time; against them, what it takes next.
     """
 
     def __init__(
-        self, *, loss: RetrievalLoss, negatives: Negatives, mask_known: bool = True
+        self,
+        *,
+        loss: RetrievalLoss,
+        negatives: Negatives,
+        hard: HardNegatives | None = None,
+        mask_known: bool = True,
     ) -> None:
         super().__init__()
         self.loss = loss
         self.negatives = negatives
+        self.hard = hard
         self.mask_known = mask_known
 
     def forward(self, step: Step) -> Tensor:
@@ -97,5 +82,30 @@ class Objective(nn.Module):
         if drawn.queued is not None:
             vectors = torch.cat([vectors, drawn.queued])  # (C, D)
         pool = Pool(vectors=vectors, rows=drawn.rows, log_expected_count=drawn.log_expected_count)
+        masked = step.mask.of(pool.rows)  # (B, C)
+        mined = self.hard and self.hard.mine(step, queries.detach())
+        if mined:
+            pool, masked = _with_mined(pool, masked, mined, step)
         self.negatives.remember(step.target_rows, targets)
-        return self.loss(queries, targets, pool, step.mask.of(pool.rows), step.weights, step.owners)
+        return self.loss(queries, targets, pool, masked, step.weights, step.owners)
+
+
+def _with_mined(pool: Pool, masked: Tensor, mined: Mined, step: Step) -> tuple[Pool, Tensor]:
+    """The pool and its mask ``(B, C + H)`` with what was mined for single queries."""
+    (num_queries, _), (num_mined, num_own) = masked.shape, mined.rows.shape
+    flat = mined.rows.flatten()  # (S * H,)
+    vectors = step.embed_items(flat.clamp(min=0))  # (S * H, D)
+    own = OwnCandidates(queries=mined.queries, vectors=vectors.view(num_mined, num_own, -1))
+    # A candidate of all that was mined for a query counts once, among what was mined.
+    owners = mined.queries.repeat_interleave(num_own)  # (S * H,)
+    masked = masked | positive_mask(pool.rows, owners, flat, num_queries)
+    masked_own = torch.ones_like(masked[:, :1]).repeat(1, num_own)  # (B, H)
+    masked_own[mined.queries] = mined.rows < 0
+    certain = torch.zeros_like(pool.log_expected_count[:1]).expand(num_own)  # (H,)
+    pool = Pool(
+        vectors=pool.vectors,
+        rows=pool.rows,
+        log_expected_count=torch.cat([pool.log_expected_count, certain]),
+        own=own,
+    )
+    return pool, torch.cat([masked, masked_own], dim=1)

@@ -1,6 +1,7 @@
 """What all losses of the retrieval stage share: a target against a pool of candidates.
 
-Shapes: B queries, N targets, C candidates, D width of the vectors.
+Shapes: B queries, N targets, C candidates of all, S queries with H candidates of their own, D
+width of the vectors. A loss sees C + H candidates of every query as C.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from twotower.losses.negatives import Pool
 from twotower.losses.reduction import weighted_mean
-from twotower.losses.scores import Scores, pool_scores
+from twotower.losses.scores import Scores, dot_products, paired_products
 
 
 def check_temperature(temperature: float) -> float:
@@ -57,12 +59,21 @@ class PoolLoss(nn.Module, ABC):
             queries: ``(B, D)``.
             targets: Vectors of the targets, ``(N, D)``.
             pool: The candidates.
-            masked: ``(B, C)`` bool, True for the target and other positives of the query's user.
+            masked: ``(B, C)`` bool, True where a candidate must not stand against the query; with
+                candidates of single queries ``(B, C + H)``.
             weights: Weights of the targets ``(N,)``, or None.
             owners: Query of every target ``(N,)``; None where every query has the one of its place.
 
         Returns:
             A scalar, the weighted mean.
         """
-        scores = pool_scores(queries, targets, pool.vectors, owners)
+        candidates = dot_products(queries, pool.vectors)  # (B, C)
+        if pool.own is not None:
+            own = paired_products(queries[pool.own.queries], pool.own.vectors)  # (S, H)
+            # A query without candidates of its own has them masked.
+            all_own = own.new_zeros(len(queries), own.shape[1])  # (B, H)
+            candidates = torch.cat(
+                [candidates, all_own.index_copy(0, pool.own.queries, own)], dim=1
+            )  # (B, C + H)
+        scores = Scores.of(queries, targets, candidates, owners)
         return weighted_mean(self.losses(scores, pool, masked), weights)

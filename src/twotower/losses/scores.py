@@ -1,7 +1,7 @@
 """Dot products of queries with their targets and with the candidates, in full precision.
 
-Shapes: B queries, N targets, C candidates, D width of the vectors. A query has one target, N = B,
-or several, and then every target names its owner.
+Shapes: B queries, N targets, C candidates of all, S queries with H candidates of their own, D
+width of the vectors.
 """
 
 from __future__ import annotations
@@ -26,34 +26,49 @@ class Scores:
     candidates: Tensor
     owners: Tensor | None = None
 
+    @staticmethod
+    def of(queries: Tensor, targets: Tensor, candidates: Tensor, owners: Tensor | None) -> Scores:
+        """Score targets ``(N, D)`` with queries ``(B, D)``, beside `candidates` ``(B, C)``."""
+        own = queries if owners is None else queries[owners]  # (N, D)
+        return Scores(targets=paired_products(own, targets), candidates=candidates, owners=owners)
+
     def per_target(self, of_queries: Tensor) -> Tensor:
         """What belongs to queries ``(B, ...)``, for each of their targets ``(N, ...)``."""
         return of_queries if self.owners is None else of_queries[self.owners]
 
 
-def pool_scores(
-    queries: Tensor, targets: Tensor, candidates: Tensor, owners: Tensor | None = None
-) -> Scores:
-    """Score targets and candidates.
+def dot_products(queries: Tensor, candidates: Tensor) -> Tensor:
+    """Score all pairs.
 
     Half-precision vectors are widened first, autocast or not: a logit of 20 in bfloat16 is off by
     up to 0.06.
 
     Args:
         queries: ``(B, D)``.
-        targets: ``(N, D)``.
         candidates: ``(C, D)``.
-        owners: Query of every target, ``(N,)``, or None.
 
     Returns:
-        Scores in float32, or in float64 for float64 vectors.
+        ``(B, C)`` in float32, or in float64 for float64 vectors.
     """
-    dtype = torch.promote_types(queries.dtype, torch.float32)
     with torch.autocast(device_type=queries.device.type, enabled=False):
-        queries, targets, candidates = queries.to(dtype), targets.to(dtype), candidates.to(dtype)
-        own = queries if owners is None else queries[owners]  # (N, D)
-        return Scores(
-            targets=(own * targets).sum(dim=-1),  # (N,)
-            candidates=queries @ candidates.T,  # (B, C)
-            owners=owners,
-        )
+        return _widened(queries) @ _widened(candidates).T  # (B, C)
+
+
+def paired_products(queries: Tensor, vectors: Tensor) -> Tensor:
+    """Score each query with its own vectors, in the precision of `dot_products`.
+
+    Args:
+        queries: ``(S, D)``.
+        vectors: ``(S, D)``, or ``(S, H, D)`` for several of each query.
+
+    Returns:
+        ``(S,)``, or ``(S, H)``.
+    """
+    queries = _widened(queries)
+    if vectors.dim() > queries.dim():
+        queries = queries.unsqueeze(1)  # (S, 1, D)
+    return (queries * _widened(vectors)).sum(dim=-1)
+
+
+def _widened(vectors: Tensor) -> Tensor:
+    return vectors.to(torch.promote_types(vectors.dtype, torch.float32))

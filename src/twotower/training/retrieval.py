@@ -13,7 +13,8 @@ from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS, Batch, Columns
 from twotower.data.user_sets import OWNER
 from twotower.data.windows import WINDOW
 from twotower.losses.masks import PositiveMask
-from twotower.losses.objective import RetrievalObjective, Step
+from twotower.losses.objective import RetrievalObjective
+from twotower.losses.step import Step
 from twotower.models.two_tower import TwoTower
 from twotower.training.optimizers import OptimizerSettings
 from twotower.training.task import StageTask, evaluating
@@ -57,6 +58,9 @@ class RetrievalTask(StageTask):
                 item_probability=self.item_probability.to(targets.device),
                 embed_queries=lambda: embed(batch),
                 embed_items=lambda rows: self.model.embed_items(self.columns.items(rows)),
+                embed_catalogue=lambda: embed_catalogue(
+                    self.model, self.columns, self.item_probability.numel()
+                ),
                 owners=batch.get(OWNER),
             )
         )

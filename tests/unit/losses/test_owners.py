@@ -10,10 +10,10 @@ from twotower.losses.cosine_contrastive import CosineContrastive
 from twotower.losses.gbce import GBCE
 from twotower.losses.masks import PositiveMask
 from twotower.losses.negatives import Pool
-from twotower.losses.objective import Step
 from twotower.losses.pairwise import BPR
 from twotower.losses.pool_loss import PoolLoss
 from twotower.losses.sampled_softmax import SampledSoftmax
+from twotower.losses.step import Step
 
 OWNERS = torch.tensor([0, 0, 0, 2, 1, 2])
 
@@ -74,6 +74,7 @@ def test_blockwise_softmax_shares_queries_too() -> None:
         item_probability=torch.full((5,), 0.2),
         embed_queries=lambda: queries,
         embed_items=lambda rows: items[rows],
+        embed_catalogue=lambda: items,
         owners=torch.tensor([0, 0, 1]),
     )
     scores = (queries @ items.T / 0.5).exp()

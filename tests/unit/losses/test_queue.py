@@ -12,9 +12,10 @@ from torch import Tensor
 
 from twotower.losses.masks import PositiveMask
 from twotower.losses.negatives import MixedNegatives
-from twotower.losses.objective import Objective, Step
+from twotower.losses.objective import Objective
 from twotower.losses.queue import CrossBatchQueue
 from twotower.losses.sampled_softmax import SampledSoftmax
+from twotower.losses.step import Step
 
 CPU = torch.device("cpu")
 
@@ -105,7 +106,7 @@ PROBABILITY = torch.tensor([0.55, 0.25, 0.15, 0.05], dtype=torch.float64)
 def step_of(
     queries: Tensor, items: Tensor, targets: list[int], known: list[tuple[int, int]] | None = None
 ) -> Step:
-    pairs = torch.tensor(known or [], dtype=torch.int64).reshape(-1, 2)
+    pairs = torch.tensor(known or [], dtype=torch.int64).reshape(-1, 2).T.contiguous()
     rows = torch.tensor(targets)
     return Step(
         target_rows=rows,
@@ -114,12 +115,13 @@ def step_of(
             target_rows=rows,
             users=torch.arange(len(targets)),
             num_users=len(targets),
-            known_users=pairs[:, 0],
-            known_rows=pairs[:, 1],
+            known_users=pairs[0],
+            known_rows=pairs[1],
         ),
         item_probability=PROBABILITY,
         embed_queries=lambda: queries,
         embed_items=lambda rows: items[rows],
+        embed_catalogue=lambda: items,
     )
 
 

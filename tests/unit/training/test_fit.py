@@ -16,6 +16,7 @@ from twotower.data.batches import ShuffledBatches
 from twotower.data.schema import TRAIN, VALIDATION
 from twotower.features.frequency import ItemFrequency
 from twotower.losses.calibration import Calibration
+from twotower.losses.hard_negatives import HardNegatives
 from twotower.losses.negatives import MixedNegatives
 from twotower.losses.objective import Objective
 from twotower.losses.queue import CrossBatchQueue
@@ -89,6 +90,14 @@ def cross_batch_queue():
     return Objective(
         loss=SampledSoftmax(temperature=0.2),
         negatives=MixedNegatives(in_batch=True, num_uniform=7, queue=queue),
+    )
+
+
+def hard_negatives():
+    return Objective(
+        loss=SampledSoftmax(temperature=0.2),
+        negatives=MixedNegatives(in_batch=True, num_uniform=7),
+        hard=HardNegatives(num=2, num_queries=10, every=3, warm_up=2),
     )
 
 
@@ -229,7 +238,7 @@ class TestKilledAndResumed:
         for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
             assert_same(killed[part], whole[part], part)
 
-    @pytest.mark.parametrize("objective", [streaming_frequency, cross_batch_queue])
+    @pytest.mark.parametrize("objective", [streaming_frequency, cross_batch_queue, hard_negatives])
     def test_what_negatives_remember(self, objective, world, tmp_path):
         """It is part of the state, it matters, and it survives."""
         trainer = settings(checkpoint_every=3)

@@ -12,6 +12,7 @@ from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS
 from twotower.data.schema import HISTORY_MASK, TRAIN
 from twotower.data.windows import PLACE, WINDOW, Windows
 from twotower.losses.blockwise_softmax import BlockwiseSoftmax
+from twotower.losses.hard_negatives import HardNegatives
 from twotower.losses.negatives import MixedNegatives, WholeCatalogue
 from twotower.losses.objective import Objective
 from twotower.losses.sampled_softmax import FullSoftmax, SampledSoftmax
@@ -165,6 +166,28 @@ def test_blockwise_softmax_has_the_loss_of_the_full_one(
         torch.testing.assert_close(loss, expected)
         for name, parameter in task.named_parameters():
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("in_windows", [True, False])
+def test_items_that_a_user_took_are_not_mined_for_it(
+    world, windows, columns, make_task, in_windows
+):
+    rows = interactions_of(world, windows, torch.arange(20))
+    batch = windows.batch(torch.arange(20)) if in_windows else columns.examples(rows)
+    task = make_task(MixedNegatives(in_batch=True, num_uniform=9), SampledSoftmax(temperature=1.0))
+    hard = task.objective.hard = HardNegatives(num=30, num_queries=50, every=1)
+    mine, found = hard.mine, []
+    hard.mine = lambda *given: found.append(mine(*given)) or found[-1]
+    task.training_step(batch, 0).backward()
+    assert all(p.grad is not None for p in task.parameters())
+    (mined,) = found
+    log = world.prepared.interactions
+    users = log.user_rows[rows[mined.queries]]
+    pairs = {(u, i) for u, items in zip(users, mined.rows.tolist(), strict=True) for i in items}
+    known = np.flatnonzero(log.positive & (log.split == TRAIN))
+    positives = set(zip(log.user_rows[known], log.item_rows[known], strict=True))
+    assert len(pairs) > 300
+    assert not pairs & positives
 
 
 def test_events_at_the_same_time_follow_the_same_place(world, windows):
