@@ -33,18 +33,27 @@ class BlockwiseSoftmax(nn.Module):
         temperature: Divides the scores; about 0.05 for cosines, 1 for dot products.
         block: Items that are embedded and scored at a time.
         mask_known: Whether a user's other training positives are left out of the sum.
+        mask_cold: Whether items without a training event are.
 
     Raises:
         ValueError: When temperature or block is out of range.
     """
 
-    def __init__(self, *, temperature: float, block: int = 8192, mask_known: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        block: int = 8192,
+        mask_known: bool = True,
+        mask_cold: bool = False,
+    ) -> None:
         super().__init__()
         if block < 1:
             raise ValueError(f"`block` must be at least 1 item, got {block}")
         self.temperature = check_temperature(temperature)
         self.block = block
         self.mask_known = mask_known
+        self.mask_cold = mask_cold
 
     def forward(self, step: Step) -> Tensor:
         """Scalar loss of a batch."""

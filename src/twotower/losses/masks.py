@@ -1,10 +1,11 @@
 """Which candidates must not stand against a query: its target and what else its user took.
 
-Shapes: B queries, C candidates, U users, P pairs of a user and a known positive.
+Shapes: B queries, C candidates, N items, U users, P pairs of a user and a known positive.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ class PositiveMask:
         num_users: U.
         known_users: User of every known positive, an index in 0..U-1, ``(P,)``.
         known_rows: Item rows of the known positives, ``(P,)``; in any order, repeats allowed.
+        never: ``(N,)`` bool, items that stand against no query, or None.
     """
 
     target_rows: Tensor | None
@@ -29,9 +31,10 @@ class PositiveMask:
     num_users: int
     known_users: Tensor
     known_rows: Tensor
+    never: Tensor | None = None
 
     def of(self, pool_rows: Tensor) -> Tensor:
-        """Mark the candidates that are the target of a query or a known positive of its user.
+        """Mark the candidates that must not stand against each query.
 
         Args:
             pool_rows: Item rows of some candidates, ``(C,)`` int64; repeats allowed.
@@ -39,14 +42,15 @@ class PositiveMask:
         Returns:
             ``(B, C)`` bool.
         """
-        if self.target_rows is None:
-            return self._known(pool_rows)
-        own = pool_rows == self.target_rows.unsqueeze(1)  # (B, C)
-        return self._known(pool_rows) | own if self.known_rows.numel() else own
-
-    def _known(self, pool_rows: Tensor) -> Tensor:
-        known = positive_mask(pool_rows, self.known_users, self.known_rows, self.num_users)
-        return known.index_select(0, self.users)  # (U, C) to (B, C)
+        parts = []
+        if self.target_rows is not None:
+            parts.append(pool_rows == self.target_rows.unsqueeze(1))  # (B, C)
+        if self.known_rows.numel():
+            known = positive_mask(pool_rows, self.known_users, self.known_rows, self.num_users)
+            parts.append(known.index_select(0, self.users))  # (U, C) to (B, C)
+        if self.never is not None:
+            parts.append(self.never[pool_rows].expand(len(self.users), -1))  # (B, C)
+        return functools.reduce(torch.logical_or, parts)
 
 
 def positive_mask(pool_rows: Tensor, owners: Tensor, rows: Tensor, num_owners: int) -> Tensor:

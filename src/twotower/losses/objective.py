@@ -24,6 +24,7 @@ class RetrievalObjective(Protocol):
     """
 
     mask_known: bool
+    mask_cold: bool
 
     def __call__(self, step: Step) -> Tensor:
         """Scalar loss of a batch."""
@@ -54,6 +55,9 @@ class Objective(nn.Module):
         mask_known: Whether a user's other training positives are kept out of the candidates that
             stand against it; its target always is. With them, a query learns what its user takes at
             some time; against them, what it takes next.
+        mask_cold: Whether items without a training event are kept out of the candidates. Against
+            them, a model learns that what is new is never taken, though nobody could take it yet;
+            that keeps a model without content from showing items of which it knows nothing.
     """
 
     def __init__(
@@ -63,12 +67,14 @@ class Objective(nn.Module):
         negatives: Negatives,
         hard: HardNegatives | None = None,
         mask_known: bool = True,
+        mask_cold: bool = False,
     ) -> None:
         super().__init__()
         self.loss = loss
         self.negatives = negatives
         self.hard = hard
         self.mask_known = mask_known
+        self.mask_cold = mask_cold
 
     def forward(self, step: Step) -> Tensor:
         """Scalar loss of a batch."""

@@ -44,7 +44,7 @@ class RetrievalTask(StageTask):
         self.model = model
         self.objective = objective
         self.columns = columns
-        self.item_probability = item_probability
+        self.item_probability = item_probability.to(columns.device)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch of events, windows or users."""
@@ -55,7 +55,7 @@ class RetrievalTask(StageTask):
                 target_rows=targets,
                 weights=batch[WEIGHTS],
                 mask=self._mask(batch),
-                item_probability=self.item_probability.to(targets.device),
+                item_probability=self.item_probability,
                 embed_queries=lambda: embed(batch),
                 embed_items=lambda rows: self.model.embed_items(self.columns.items(rows)),
                 embed_catalogue=lambda: embed_catalogue(
@@ -84,6 +84,7 @@ class RetrievalTask(StageTask):
             num_users=len(users),
             known_users=known_users,
             known_rows=known_rows,
+            never=self.item_probability == 0 if self.objective.mask_cold else None,
         )
 
 

@@ -23,7 +23,10 @@ OPTIMIZER = OptimizerSettings(learning_rate=0.01, table_learning_rate=0.1)
 
 
 class GivenNegatives:
-    """Candidates that the test knows: the targets of the batch and chosen items."""
+    """Candidates that the test knows: the targets of the batch and chosen items.
+
+    An item without a training event is expected 0.01 times, as few as any.
+    """
 
     def __init__(self, further, *, in_batch):
         self.further = torch.tensor(further)
@@ -33,7 +36,7 @@ class GivenNegatives:
         rows = torch.cat([target_rows, self.further])
         return PoolRows(
             rows=rows,
-            log_expected_count=item_probability[rows].log().float(),
+            log_expected_count=item_probability[rows].clamp(min=0.01).log().float(),
             num_in_batch=len(target_rows) if self.in_batch else 0,
         )
 
@@ -49,13 +52,14 @@ def item_probability(world):
 
 @pytest.fixture
 def make_task(world, item_probability):
-    def make(negatives, loss=None, mask_known=True, **given):
+    def make(negatives, loss=None, mask_known=True, mask_cold=False, **given):
         task = RetrievalTask(
             model=world.towers(**given),
             objective=Objective(
                 loss=loss or SampledSoftmax(temperature=TEMPERATURE),
                 negatives=negatives,
                 mask_known=mask_known,
+                mask_cold=mask_cold,
             ),
             columns=world.columns("retrieval"),
             item_probability=item_probability,
@@ -128,6 +132,24 @@ class TestLoss:
         )
         loss = task.training_step(world.columns("retrieval").examples(interactions), 0)
         assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+    def test_cold_items_do_not_stand_against_a_query(
+        self, make_task, world, interactions, item_probability
+    ):
+        """The loss is that of the other candidates; without the mask it is not."""
+        batch = world.columns("retrieval").examples(interactions)
+        taken = batch[ITEM_ROWS].tolist()
+        new, warm = [row for row in range(world.prepared.num_catalogue) if row not in taken][:2]
+        probability = item_probability.clone()
+        probability[new] = 0
+        losses = {}
+        for further, mask_cold in (([warm, new], True), ([warm, new], False), ([warm], True)):
+            negatives = GivenNegatives(further, in_batch=True)
+            task = make_task(negatives, mask_known=False, mask_cold=mask_cold)
+            task.item_probability = probability
+            losses[len(further), mask_cold] = task.training_step(batch, 0).item()
+        assert losses[2, True] == pytest.approx(losses[1, True], rel=1e-6)
+        assert losses[2, False] > losses[2, True] + 1e-3
 
     def test_order_of_the_batch_does_not_matter(self, make_task, world, interactions):
         task = make_task(GivenNegatives([0, 1], in_batch=True))
