@@ -110,6 +110,9 @@ class RecommendConfig:
     bundle: str = MISSING
     user: Any = None
     history: list[Any] = field(default_factory=list)
+    similar_to: Any = None
+    similar_to_vector: str | None = None
+    vector_feature: str | None = None
     k: int = 10
     quiet: bool = False
 

@@ -8,7 +8,6 @@ Shape letters: Q queries, K candidates, k items shown.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,21 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from twotower.data.item_lists import ItemLists
 from twotower.data.schema import RETRIEVAL_SCORE, TITLE
 from twotower.export.bundle import Bundle
 from twotower.index.base import NO_ITEM, SearchResult
 from twotower.serving.filters import search_allowed
+from twotower.serving.ids import ItemId, find_rows
 from twotower.serving.models import OnnxModel, score_candidates
 from twotower.serving.queries import Columns, encode_context, encode_user, history_columns
 
 Array = npt.NDArray[Any]
-ItemId = int | str
-
-MAX_INT64 = 2**63 - 1
-WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 class UnknownUser(ValueError):  # noqa: N818 - what it is, in a user's words
@@ -169,7 +164,7 @@ class Recommender:
     def _user_row(self, user: ItemId) -> int:
         users = self.bundle.users
         ids = pa.array([], pa.string()) if users is None else users.ids
-        row = _find(ids, [user])[0]
+        row = find_rows(ids, [user])[0]
         if row < 0:
             some = ", ".join(map(str, ids[:3].to_pylist()))
             raise UnknownUser(
@@ -183,7 +178,7 @@ class Recommender:
         known = np.zeros(0, np.int64)
         if user_row is not None and offsets is not None and item_rows is not None:
             known = np.asarray(item_rows[offsets[user_row] : offsets[user_row + 1]], np.int64)
-        given = _find(self.items.ids, history)
+        given = find_rows(self.items.ids, history)
         unknown = [str(item) for item, row in zip(history, given, strict=True) if row < 0]
         if unknown:
             raise ValueError(f"history: unknown items {', '.join(unknown)}")
@@ -213,7 +208,7 @@ class Recommender:
         return [
             Recommendation(
                 item_id=self.items.ids[int(row)].as_py(),
-                title=self._title(int(row)),
+                title=self.title(int(row)),
                 probability=None
                 if ranked.probabilities is None
                 else float(ranked.probabilities[0, place]),
@@ -235,14 +230,14 @@ class Recommender:
         norms = np.linalg.norm(history, axis=1) * np.linalg.norm(item)
         cosines = history @ item / np.where(norms == 0, 1, norms)
         best = int(cosines.argmax())
-        return f"like {self._title(int(latest[best]))} ({cosines[best]:.2f})"
+        return f"like {self.title(int(latest[best]))} ({cosines[best]:.2f})"
 
     def _popular(self, k: int) -> list[Recommendation]:
         popular = self.bundle.popular
         return [
             Recommendation(
                 item_id=self.items.ids[int(row)].as_py(),
-                title=self._title(int(row)),
+                title=self.title(int(row)),
                 probability=None,
                 retrieval_score=None,
                 retrieval_rank=None,
@@ -251,21 +246,8 @@ class Recommender:
             for row in ([] if popular is None else popular[:k])
         ]
 
-    def _title(self, row: int) -> str:
+    def title(self, row: int) -> str:
+        """Title of an item row, or its id where it has none."""
         table = self.items.table
         title = table.column(TITLE)[row].as_py() if TITLE in table.column_names else None
         return str(self.items.ids[row].as_py() if title is None else title)
-
-
-def _find(ids: pa.Array, wanted: Sequence[ItemId]) -> npt.NDArray[np.int64]:
-    """Rows of external ids, -1 where unknown; an id given as text finds a number and vice versa."""
-    texts = [str(item) for item in wanted]
-    keys = [_whole(text) for text in texts] if pa.types.is_integer(ids.type) else texts
-    found = pc.index_in(pa.array(keys, ids.type), value_set=ids)
-    return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), np.int64)
-
-
-def _whole(text: str) -> int | None:
-    """The 64-bit integer that is spelled out, or None."""
-    number = int(text) if WHOLE_NUMBER.fullmatch(text) else MAX_INT64 + 1
-    return number if -MAX_INT64 <= number <= MAX_INT64 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -49,6 +50,23 @@ def test_somebody_new(tiny_run, capsys) -> None:
     assert "popular: nothing is known of the user" in capsys.readouterr().out
 
 
+def test_items_like_an_item_and_like_a_vector(tiny_run, tmp_path, capsys) -> None:
+    bundle = open_bundle(tiny_run.bundle)
+    item, title = (bundle.items.table.column(n)[5].as_py() for n in ("item_id", "title"))
+    assert main(["recommend", f"bundle={tiny_run.bundle}", f"similar_to={item}", "k=3"]) == 0
+    printed = capsys.readouterr().out
+    assert f"Top 3 like {item} (bundle tiny)" in printed
+    assert printed.count(f"like {title}") == 3
+    path = tmp_path / "picture.npy"
+    np.save(path, bundle.items.columns["image_vector"][5])
+    where = [f"bundle={tiny_run.bundle}", f"similar_to_vector={path}"]
+    assert main(["recommend", *where, "k=3"]) == 0
+    printed = capsys.readouterr().out
+    assert "Top 3 like picture.npy (bundle tiny)" in printed
+    assert printed.count("like the vector") == 3
+    assert answers(*where, "k=3") == answers(*where, "k=3", "vector_feature=image_vector")
+
+
 def test_quiet(tiny_run, capsys) -> None:
     assert main(["recommend", f"bundle={tiny_run.bundle}", "+quiet=true"]) == 0
     assert capsys.readouterr() == ("", "")
@@ -78,6 +96,14 @@ def test_ids_that_look_like_numbers(csv_run) -> None:
     [
         (["user=nobody"], "error: unknown user 'nobody'; known are 120 users such as "),
         (["history=[nothing,more]"], "error: history: unknown items nothing, more\n"),
+        (["similar_to=nothing"], "error: unknown item 'nothing'; known are 80 items such as "),
+        (["similar_to_vector=no.npy"], "error: [Errno 2] No such file or directory: 'no.npy'\n"),
+        (
+            ["similar_to=a", "user=b"],
+            "error: give one of user or history, similar_to, similar_to_vector; got user or "
+            "history and similar_to\n",
+        ),
+        (["vector_feature=x"], "error: vector_feature says what similar_to_vector is, and that "),
         (["k=0"], "error: k must be at least 1, got 0\n"),
         (["k=many"], "error: `k=many`: Value 'many' of type 'str' could not be converted to Int"),
         (["users=7"], "error: `users`: unknown, did you mean `user`; valid: "),
