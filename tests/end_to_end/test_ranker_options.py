@@ -13,6 +13,7 @@ def test_from_gates_and_target_attention_to_recommendations(tmp_path: Path) -> N
     further = [
         "models/ranking=dcn_gated",
         "models/ranking/history=target_attention",
+        "models.ranking.retrieval_rank=true",
     ]
     run = train_tiny(tmp_path, TINY_WORLD, *further)
     bundle = export_tiny(tmp_path, run)  # the gate compares ONNX with torch

@@ -68,7 +68,8 @@ def load_run(folder: Path) -> LoadedRun:
     state: dict[str, Any] = {}
     if "ranking" in config.stages:
         state = json.loads((folder / RANKER_STATE).read_text())
-        config.models.ranking.retrieval_score = state["retrieval_score"]
+        for name in ("retrieval_score", "retrieval_rank"):
+            config.models.ranking[name] = state[name]
     return LoadedRun(
         folder=folder,
         config=config,

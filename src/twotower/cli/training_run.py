@@ -131,10 +131,11 @@ class TrainingRun:
         """Train and test the ranker."""
         inputs = self.pipeline.inputs(RANKING)
         seed_everything(self.cfg.seed)
-        if trained is None and self.cfg.models.ranking.retrieval_score:
-            log.warning("No retrieval stage in this run: the ranker does without its score")
-            self.cfg.models.ranking.retrieval_score = False
-        model = build(self.cfg.models.ranking, inputs=inputs)
+        wanted = self.cfg.models.ranking
+        if trained is None and (wanted.retrieval_score or wanted.retrieval_rank):
+            log.warning("No retrieval stage in this run: the ranker does without its score, rank")
+            wanted.retrieval_score = wanted.retrieval_rank = False
+        model = build(wanted, inputs=inputs)
         source = build(self.cfg.training.examples)
         retriever = None if trained is None else trained.retriever
         ranker = train_ranking(
@@ -153,6 +154,7 @@ class TrainingRun:
         state = {
             "calibration": asdict(ranker.calibration),
             "retrieval_score": model.score_scale is not None,
+            "retrieval_rank": model.rank_scale is not None,
         }
         write_json(self.context.folder / RANKER_STATE, state)
         board = Board(self.context.folder, RANKING)

@@ -38,13 +38,15 @@ REJECTED_REASON = "reason"
 HISTORY_PREFIX = "history."
 HISTORY_MASK = "history.mask"
 RETRIEVAL_SCORE = "retrieval_score"
+RETRIEVAL_RANK = "retrieval_rank"
 USER_ROWS = "user_rows"
 ITEM_ROWS = "item_rows"
 LABELS = "labels"
 WEIGHTS = "weights"
 
 RESERVED_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP, LABEL, WEIGHT, SPLIT)
-BATCH_COLUMNS = (RETRIEVAL_SCORE, USER_ROWS, ITEM_ROWS, LABELS, WEIGHTS)  # beside the features
+# What a batch holds beside the features.
+BATCH_COLUMNS = (RETRIEVAL_SCORE, RETRIEVAL_RANK, USER_ROWS, ITEM_ROWS, LABELS, WEIGHTS)
 
 SPLIT_NAMES = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = range(3)

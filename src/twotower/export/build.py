@@ -67,7 +67,7 @@ class ExportParts:
             problems.append("export: the run has neither towers nor a ranker; one is needed")
         if self.ranker is not None and self.calibration is None:
             problems.append("export: a ranker needs its `calibration`")
-        if self.retrieval_score and self.two_tower is None:
+        if self.ranker is not None and self.ranker.takes_retrieval and self.two_tower is None:
             problems.append("export: the ranker takes the score of the towers, but there are none")
         if problems:
             raise ValueError("\n".join(problems))

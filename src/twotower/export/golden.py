@@ -20,7 +20,7 @@ from twotower.data.batches import Batch, Columns
 from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared
 from twotower.data.queries import Queries
-from twotower.data.schema import RETRIEVAL_SCORE, TEST, DataError
+from twotower.data.schema import RETRIEVAL_RANK, RETRIEVAL_SCORE, TEST, DataError
 from twotower.export.onnx import LOGIT, PROBABILITY, Ranker
 from twotower.index.base import NO_ITEM
 from twotower.losses.calibration import Calibration
@@ -132,7 +132,7 @@ def pairs(
     Args:
         columns: Features of the ranking stage.
         requests: Q queries.
-        candidates: Their item rows (Q, K), padded with -1; None without items.
+        candidates: Their item rows (Q, K), best first, padded with -1; None without items.
         scores: Scores of the retrieval (Q, K), or None.
 
     Returns:
@@ -146,6 +146,7 @@ def pairs(
     batch |= columns.items(torch.from_numpy(candidates[owners, places]))
     if scores is not None:
         batch[RETRIEVAL_SCORE] = torch.from_numpy(scores[owners, places])
+        batch[RETRIEVAL_RANK] = torch.from_numpy(np.asarray(places + 1, np.float32))
     return batch
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from twotower.features.spec import (
     HISTORY_MASK,
     HISTORY_PREFIX,
+    RETRIEVAL_RANK,
     RETRIEVAL_SCORE,
     TABLE_KINDS,
     FeatureInput,
@@ -134,6 +135,8 @@ def export_ranker(
     example = _columns(inputs.features) | _history(inputs)
     if model.score_scale is not None:
         example[RETRIEVAL_SCORE] = torch.zeros(EXAMPLE_ROWS)
+    if model.rank_scale is not None:
+        example[RETRIEVAL_RANK] = torch.ones(EXAMPLE_ROWS)
     _export(Ranker(model, calibration), example, [LOGIT, PROBABILITY], path)
 
 

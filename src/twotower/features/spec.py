@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar, get_args
 from twotower.data.schema import BATCH_COLUMNS
 from twotower.data.schema import HISTORY_MASK as HISTORY_MASK
 from twotower.data.schema import HISTORY_PREFIX as HISTORY_PREFIX
+from twotower.data.schema import RETRIEVAL_RANK as RETRIEVAL_RANK
 from twotower.data.schema import RETRIEVAL_SCORE as RETRIEVAL_SCORE
 
 Side = Literal["user", "item", "context"]
@@ -277,7 +278,7 @@ class ModelInputs:
     A batch is a dict: the columns of the table above by feature name, and for the history
     ``history.<item feature>`` of shape (B, L, ...), oldest first and padded on the left, with
     ``history.mask`` (B, L) bool, True where there is an event. The ranker may also be given
-    ``retrieval_score`` (B,) float32.
+    ``retrieval_score`` and ``retrieval_rank`` (B,) float32, the rank from 1.
     """
 
     features: tuple[FeatureInput, ...]

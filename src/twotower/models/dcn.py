@@ -1,8 +1,9 @@
 """DCN-v2: the ranker that says how likely a user takes a candidate.
 
-All features of user, request and candidate, the history and the score of the retrieval stand in one
-vector x_0, which goes through a cross network and a multi-layer perceptron, one after the other
-(`Stacked`) or side by side (`Parallel`), and a last linear layer to one logit.
+All features of user, request and candidate, the history, the score of the retrieval and the
+logarithm of the candidate's rank there stand in one vector x_0, which goes through a cross network
+and a multi-layer perceptron, one after the other (`Stacked`) or side by side (`Parallel`), and a
+last linear layer to one logit.
 
 Wang et al. 2021, "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale
 Learning to Rank Systems".
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from twotower.features.spec import (
     HISTORY_MASK,
     HISTORY_PREFIX,
+    RETRIEVAL_RANK,
     RETRIEVAL_SCORE,
     ModelInputs,
 )
@@ -29,6 +31,8 @@ from twotower.models.embedding import FeatureEmbedder
 from twotower.models.history import HistoryEncoder, TargetEncoder
 from twotower.models.mlp import MLP
 from twotower.models.two_tower import history_names
+
+RANK_SCALE = -0.2  # at first; takes the log of ranks up to some hundreds to 0 .. -1
 
 
 class Body(Protocol):
@@ -98,7 +102,8 @@ class DCNv2(nn.Module):
         history: Builds the encoder of the history, which may see the candidate, from an
             `input_width`; not called when `inputs` has none.
         retrieval_score: Whether the batch carries the retrieval's score of the candidate.
-        sparse: Whether tables have sparse gradients.
+        retrieval_rank: Whether it carries the candidate's rank, how many of the items that the user
+            has not seen score at least as high; from 1.
 
     Raises:
         ValueError: When the model would have nothing to look at.
@@ -114,7 +119,7 @@ class DCNv2(nn.Module):
         deep: Callable[..., MLP],
         history: Callable[..., HistoryEncoder | TargetEncoder],
         retrieval_score: bool,
-        sparse: bool = True,
+        retrieval_rank: bool = False,
     ) -> None:
         super().__init__()
         if not inputs.features:
@@ -124,30 +129,36 @@ class DCNv2(nn.Module):
             features=inputs.of("user", "context"),
             default_dim=embedding_dim,
             vector_dim=embedding_dim,
-            sparse=sparse,
+            sparse=True,
         )
         self.item_embedder = FeatureEmbedder(
             features=inputs.of("item"),
             default_dim=embedding_dim,
             vector_dim=embedding_dim,
-            sparse=sparse,
+            sparse=True,
         )
         width = self.query_embedder.width + self.item_embedder.width
         if self.history_names:
             self.history = history(input_width=self.item_embedder.width_of(self.history_names))
             width += self.history.width
-        self.score_scale = _identity() if retrieval_score else None
-        self.width = width + int(retrieval_score)
+        self.score_scale = _times(1.0) if retrieval_score else None
+        self.rank_scale = _times(RANK_SCALE) if retrieval_rank else None
+        self.width = width + int(retrieval_score) + int(retrieval_rank)
         self.body = structure(cross=cross(self.width), deep=deep(input_width=self.width))
         self.logit = nn.Linear(self.body.output_width(self.width), 1)
+
+    @property
+    def takes_retrieval(self) -> bool:
+        """Whether it is shown what the retrieval says of the candidate."""
+        return self.score_scale is not None or self.rank_scale is not None
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits of query-candidate pairs.
 
         Args:
             batch: User, context and item columns ``(B, ...)``; where the model looks at them,
-                ``history.<item feature>`` ``(B, L, ...)``, ``history.mask`` ``(B, L)`` and
-                ``retrieval_score`` ``(B,)``.
+                ``history.<item feature>`` ``(B, L, ...)``, ``history.mask`` ``(B, L)``,
+                ``retrieval_score`` and ``retrieval_rank`` ``(B,)``.
 
         Returns:
             ``(B,)``; the sigmoid is the probability.
@@ -165,6 +176,8 @@ class DCNv2(nn.Module):
             parts.append(self._history(batch))
         if self.score_scale is not None:
             parts.append(self.score_scale(batch[RETRIEVAL_SCORE].unsqueeze(-1)))  # (B, 1)
+        if self.rank_scale is not None:
+            parts.append(self.rank_scale(batch[RETRIEVAL_RANK].log().unsqueeze(-1)))  # (B, 1)
         return torch.cat(parts, dim=-1)  # (B, W)
 
     def _history(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -175,8 +188,8 @@ class DCNv2(nn.Module):
         return self.history(events, batch[HISTORY_MASK])
 
 
-def _identity() -> nn.Linear:
+def _times(factor: float) -> nn.Linear:
     layer = nn.Linear(1, 1)
-    nn.init.ones_(layer.weight)
+    nn.init.constant_(layer.weight, factor)
     nn.init.zeros_(layer.bias)
     return layer

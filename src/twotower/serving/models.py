@@ -63,7 +63,8 @@ def score_candidates(
         queries: Encoded query columns, (Q, ...) each.
         item_columns: Encoded item columns, (C, ...) each.
         rows: (Q, K) item rows, padded with -1.
-        extra: Columns of pairs, (Q, K) each, such as the retrieval's score.
+        extra: Columns of pairs, (Q, K) each, such as the retrieval's score; those that the model
+            does not take are ignored.
 
     Returns:
         (Q, K) float32, NaN where padded.

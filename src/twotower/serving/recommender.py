@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from twotower.data.item_lists import ItemLists
-from twotower.data.schema import RETRIEVAL_SCORE, TITLE
+from twotower.data.schema import RETRIEVAL_RANK, RETRIEVAL_SCORE, TITLE
 from twotower.export.bundle import Bundle
 from twotower.index.base import NO_ITEM, SearchResult
 from twotower.serving.filters import search_allowed
@@ -111,8 +111,8 @@ class Recommender:
         probabilities = None
         order_by = found.scores
         if self._ranker is not None:
-            takes_score = self.bundle.manifest.retrieval_score
-            extra = {RETRIEVAL_SCORE: found.scores} if takes_score else {}
+            ranks = np.broadcast_to(np.arange(1, wanted + 1, dtype=np.float32), found.rows.shape)
+            extra = {RETRIEVAL_SCORE: found.scores, RETRIEVAL_RANK: ranks}
             probabilities = score_candidates(
                 self._ranker, queries, self.items.columns, found.rows, extra
             )

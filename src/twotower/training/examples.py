@@ -10,7 +10,7 @@ Shape letters: n examples, K candidates, M negatives a positive.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 from twotower.data.batches import ITEM_ROWS, LABELS, WEIGHTS, Batch, Columns
 from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared
-from twotower.data.schema import RETRIEVAL_SCORE, SPLIT_NAMES, DataError
+from twotower.data.schema import RETRIEVAL_RANK, RETRIEVAL_SCORE, SPLIT_NAMES, DataError
 from twotower.index.exact import exact_search
 from twotower.training.retriever import SCORE_BLOCK, Retriever
 
@@ -30,6 +30,11 @@ Array = npt.NDArray[Any]
 NO_RETRIEVER = (
     "the log holds positives alone, so the ranker learns on a retriever's candidates: train both "
     "stages, stages=[retrieval,ranking]"
+)
+
+NO_RANKS = (
+    "the ranker wants the retrieval's rank but there is no retriever; train both stages or set "
+    "models.ranking.retrieval_rank=false"
 )
 
 
@@ -44,6 +49,7 @@ class Examples:
         weights: (n,) float32.
         scores: (n,) float32 score of the retrieval, or None.
         negative_rate: Share of the negatives that were kept.
+        ranks: (n,) float32 rank of the retrieval from 1, where the model takes it.
     """
 
     interactions: Array
@@ -52,6 +58,19 @@ class Examples:
     weights: Array
     scores: Array | None
     negative_rate: float
+    ranks: Array | None = None
+
+
+def with_ranks(examples: Examples, prepared: Prepared, retriever: Retriever | None) -> Examples:
+    """The examples with their ranks.
+
+    Raises:
+        DataError: When there is no retriever.
+    """
+    if retriever is None or examples.item_rows is None:
+        raise DataError([NO_RANKS])
+    ranks = retriever.ranks(prepared, examples.interactions, examples.item_rows)
+    return replace(examples, ranks=ranks)
 
 
 class ExampleSource(Protocol):
@@ -250,6 +269,8 @@ class ExampleBatches:
                      "stages or set models.ranking.retrieval_score=false"]
                 )  # fmt: skip
             batch[RETRIEVAL_SCORE] = torch.from_numpy(self.examples.scores[rows]).to(device)
+        if self.examples.ranks is not None:
+            batch[RETRIEVAL_RANK] = torch.from_numpy(self.examples.ranks[rows]).to(device)
         return batch
 
 

@@ -26,7 +26,7 @@ from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
 from twotower.training.batches import TrainingBatches, TrainingExamples
 from twotower.training.evaluation import mean_metrics, rank_catalogue
-from twotower.training.examples import ExampleBatches, Examples, ExampleSource
+from twotower.training.examples import ExampleBatches, Examples, ExampleSource, with_ranks
 from twotower.training.fit import Fitted, fit_stage
 from twotower.training.ranking import (
     CLICK_METRICS,
@@ -155,7 +155,9 @@ def train_retrieval(
     examples = batches.examples(prepared, columns, model)
     fitted = _fit(context, RETRIEVAL, task, examples, evaluate, settings)
     model.eval()
-    retriever = Retriever.of(model, columns, prepared.num_catalogue)
+    retriever = Retriever.of(
+        model, columns, prepared.num_catalogue, remove_seen=context.evaluation.remove_seen
+    )
     return Trained(retriever=retriever, frequency=frequency, fitted=fitted)
 
 
@@ -245,6 +247,8 @@ def ranking_examples(
     """The examples of a part, ready to be gathered."""
     examples: Examples = source.examples(context.prepared, part, retriever)
     with_scores = model.score_scale is not None
+    if model.rank_scale is not None:
+        examples = with_ranks(examples, context.prepared, retriever)
     return ExampleBatches(examples=examples, columns=columns, with_scores=with_scores)
 
 

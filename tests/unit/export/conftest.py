@@ -78,6 +78,7 @@ def make_ranker(pipeline: FeaturePipeline, *, retrieval_score: bool = True) -> D
         deep=partial(MLP, hidden=[16], dropout=0.5),
         history=MeanPooling,
         retrieval_score=retrieval_score,
+        retrieval_rank=retrieval_score,
     )
 
 

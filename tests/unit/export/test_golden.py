@@ -112,6 +112,7 @@ def test_answers_can_be_repeated_one_by_one(
             item = golden.candidates[query, place]
             score = as_tensor(golden.candidate_scores[query, place])
             pair = request | item_row(bundle, ranking, item) | {"retrieval_score": score}
+            pair["retrieval_rank"] = torch.tensor([place + 1.0])
             with torch.no_grad():
                 logit = float(ranker(pair)[0])
             assert golden.logits[query, place] == pytest.approx(logit, abs=1e-5)

@@ -53,6 +53,7 @@ def random_inputs(inputs: ModelInputs, num_rows: int, seed: int = 0) -> dict[str
     first = torch.randint(length + 1, (num_rows, 1), generator=state)
     columns["history.mask"] = torch.arange(length) >= first
     columns["retrieval_score"] = torch.randn(num_rows, generator=state)
+    columns["retrieval_rank"] = torch.randint(1, 200, (num_rows,), generator=state).float()
     return columns
 
 
@@ -113,6 +114,7 @@ def test_inputs_and_outputs_are_called_as_the_features(exported: ExportResult) -
         **item,
         "position": "tensor(int64)",
         "retrieval_score": "tensor(float)",
+        "retrieval_rank": "tensor(float)",
     }
     assert outputs == ["logit", "probability"]
 
@@ -128,11 +130,10 @@ def test_a_ranker_with_everything(tmp_path: Path) -> None:
         deep=partial(MLP, hidden=[8], dropout=0.5),
         history=partial(RecentAndMean, num_recent=2),
         retrieval_score=False,
-        sparse=True,
     )
     path = tmp_path / "ranker.onnx"
     export_ranker(ranker, INPUTS, path, calibration=Calibration(negative_rate=1.0))
-    assert "retrieval_score" not in names_of(path)[0]
+    assert not {"retrieval_score", "retrieval_rank"} & names_of(path)[0].keys()
     assert not ranker.training
     for num_rows in (1, 2, 13, 30):
         columns = random_inputs(INPUTS, num_rows, seed=num_rows)

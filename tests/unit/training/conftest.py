@@ -67,7 +67,12 @@ class World:
         )
 
     def ranker(
-        self, *, dropout: float = 0.0, retrieval_score: bool = False, seed: int = 0
+        self,
+        *,
+        dropout: float = 0.0,
+        retrieval_score: bool = False,
+        retrieval_rank: bool = False,
+        seed: int = 0,
     ) -> DCNv2:
         torch.manual_seed(seed)
         return DCNv2(
@@ -78,6 +83,7 @@ class World:
             deep=partial(MLP, hidden=[8], dropout=dropout),
             history=MeanPooling,
             retrieval_score=retrieval_score,
+            retrieval_rank=retrieval_rank,
         )
 
     def context(self, folder: Path, trainer: TrainerSettings | None = None) -> Context:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from twotower.data.batches import ITEM_ROWS, LABELS, WEIGHTS
+from twotower.data.item_lists import ItemLists
 from twotower.data.schema import (
     LABEL,
     RETRIEVAL_SCORE,
@@ -22,6 +23,7 @@ from twotower.data.schema import (
 )
 from twotower.data.split import TemporalSplit
 from twotower.data.synthetic import SyntheticSource
+from twotower.index.exact import exact_search
 from twotower.training import examples as module
 from twotower.training.examples import (
     CandidateExamples,
@@ -258,6 +260,36 @@ class TestRetriever:
         model, columns = clicks.towers(), clicks.columns("retrieval")
         retriever = Retriever.of(model, columns, 9)
         assert torch.equal(retriever.items, embed_catalogue(model, columns, 9))
+
+    @pytest.mark.parametrize("remove_seen", [True, False])
+    def test_ranks_equal_a_sort(self, remove_seen, clicks, retriever, monkeypatch):
+        """Items that do worse are behind; items the user had before the event are not there."""
+        monkeypatch.setattr("twotower.training.retriever.SCORE_BLOCK", 7)
+        prepared, log = clicks.prepared, clicks.prepared.interactions
+        retriever = replace(retriever, items=retriever.items[:35], remove_seen=remove_seen)
+        rows = np.arange(0, len(log.rows), 9)
+        items = (np.asarray(log.item_rows[rows]) + np.arange(len(rows)) % 2 * 3) % 40
+        found = retriever.ranks(prepared, rows, items)
+        for row, item, rank in zip(rows.tolist(), items.tolist(), found.tolist(), strict=True):
+            user, end = log.user_rows[row], log.history_end[row]
+            earlier = prepared.events.item_rows[prepared.events.offsets[user] : end].tolist()
+            gone = set(earlier) - {item} if remove_seen else set()
+            scores = (retriever.queries(np.array([row])) @ retriever.items.T)[0].tolist()
+            order = sorted((i for i in range(35) if i not in gone), key=lambda i: -scores[i])
+            assert rank == (order.index(item) + 1 if item < 35 else 36)
+        assert found.dtype == np.float32
+        assert {36.0} < set(found.tolist())
+
+    def test_ranks_are_the_places_at_which_items_are_served(self, clicks, retriever):
+        prepared, log = clicks.prepared, clicks.prepared.interactions
+        row = len(log.rows) - 1
+        user, end = log.user_rows[row], log.history_end[row]
+        seen = prepared.events.item_rows[prepared.events.offsets[user] : end].astype(np.int64)
+        assert len(seen) > 3
+        excluded = ItemLists(offsets=np.array([0, len(seen)]), item_rows=seen)
+        shown = exact_search(retriever.queries(np.array([row])), retriever.items, 20, excluded)
+        found = retriever.ranks(prepared, np.full(20, row), shown.rows[0])
+        assert found.tolist() == list(range(1, 21))
 
     def test_no_pairs(self, retriever):
         none = np.zeros(0, np.int64)

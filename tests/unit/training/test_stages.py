@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from twotower.data.schema import TEST, TRAIN, VALIDATION
+from twotower.data.schema import TEST, TRAIN, VALIDATION, DataError
 from twotower.losses.calibration import AsTrained, Calibration
 from twotower.losses.negatives import MixedNegatives
 from twotower.losses.objective import Objective
@@ -160,6 +160,13 @@ class TestRanking:
         predicted = probabilities(ranker.model, examples, ranker.calibration)
         np.testing.assert_allclose(predicted, 1 / (1 + np.exp(1 - 2 * given["logits"])), rtol=1e-9)
 
+    def test_the_rank_of_no_retriever_is_refused(self, world, tmp_path):
+        model, columns = world.ranker(retrieval_rank=True), world.columns("ranking")
+        with pytest.raises(DataError, match=r"set models\.ranking\.retrieval_rank=false"):
+            ranking_examples(
+                world.context(tmp_path), ImpressionExamples(), TEST, model, columns, None
+            )
+
     def test_on_candidates(self, world, retrieval, tmp_path):
         _, trained = retrieval
         source = CandidateExamples(num_candidates=20, num_negatives=4, positives_per_user=0)
@@ -168,7 +175,7 @@ class TestRanking:
 
     def test_every_parameter_has_a_gradient(self, world, retrieval):
         _, trained = retrieval
-        model = world.ranker(retrieval_score=True)
+        model = world.ranker(retrieval_score=True, retrieval_rank=True)
         examples = ranking_examples(
             retrieval[0],
             ImpressionExamples(),
