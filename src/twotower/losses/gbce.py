@@ -55,8 +55,8 @@ class GBCE(PoolLoss):
 
     Args:
         calibration: t; 0 is binary cross-entropy, 1 is calibrated. The authors use 0.75.
-        temperature: Divides the scores; 1 for dot products. Cosines differ by 2 at most, with 1
-            no probability would be small.
+        temperature: Divides the scores; 1 for dot products, about 0.05 for cosines, which could
+            not say else that an item is unlikely.
 
     Raises:
         ValueError: When calibration or temperature is out of range.

@@ -143,7 +143,7 @@ class MixedNegatives(nn.Module):
     ) -> PoolRows:
         """Draw candidates; see `Negatives`."""
         num_in_batch = target_rows.numel() if self.in_batch else 0
-        queued = self.queue and self.queue.candidates(target_rows.device)
+        queued = None if self.queue is None else self.queue.candidates(target_rows.device)
         queued_rows, queued_vectors = queued or (target_rows[:0], None)
         uniform = torch.randint(
             item_probability.numel(),

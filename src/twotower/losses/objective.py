@@ -89,8 +89,8 @@ class Objective(nn.Module):
             vectors = torch.cat([vectors, drawn.queued])  # (C, D)
         pool = Pool(vectors=vectors, rows=drawn.rows, log_expected_count=drawn.log_expected_count)
         masked = step.mask.of(pool.rows)  # (B, C)
-        mined = self.hard and self.hard.mine(step, queries.detach())
-        if mined:
+        mined = None if self.hard is None else self.hard.mine(step, queries.detach())
+        if mined is not None:
             pool, masked = _with_mined(pool, masked, mined, step)
         self.negatives.remember(step.target_rows, targets)
         return self.loss(queries, targets, pool, masked, step.weights, step.owners)
@@ -105,9 +105,9 @@ def _with_mined(pool: Pool, masked: Tensor, mined: Mined, step: Step) -> tuple[P
     # A candidate of all that was mined for a query counts once, among what was mined.
     owners = mined.queries.repeat_interleave(num_own)  # (S * H,)
     masked = masked | positive_mask(pool.rows, owners, flat, num_queries)
-    masked_own = torch.ones_like(masked[:, :1]).repeat(1, num_own)  # (B, H)
+    masked_own = masked.new_ones(num_queries, num_own)  # (B, H)
     masked_own[mined.queries] = mined.rows < 0
-    certain = torch.zeros_like(pool.log_expected_count[:1]).expand(num_own)  # (H,)
+    certain = pool.log_expected_count.new_zeros(num_own)  # (H,)
     pool = Pool(
         vectors=pool.vectors,
         rows=pool.rows,
