@@ -447,6 +447,20 @@ def test_items_and_users_without_a_row_of_their_own(work: Path, capsys) -> None:
     assert [user for user, code in countries.items() if code == 0] == [0]
 
 
+def test_an_encoder_that_reads_times_for_a_log_without_them(work: Path, capsys) -> None:
+    tables = Tables()
+    pairs = [line.rpartition(",")[0] for line in tables.interactions[1:]]
+    parts = ["train"] * 63 + ["validation"] * 9 + ["test"] * 9
+    rows = [f"{pair},{part}" for pair, part in zip(pairs, parts, strict=True)]
+    tables.interactions = ["user_id,item_id,split", *rows]
+    given = [*tables.write(), "split=given", "models/retrieval=two_tower_hstu", *FAST]
+    assert main(["train", *given]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: HSTU reads the times of events, but the interactions have no `timestamp`; say "
+        "`time_bias: false` of the history"
+    )
+
+
 def test_sequence_batches_for_an_encoder_without_an_order(work: Path, capsys) -> None:
     assert main(["train", *Tables().write(), "training/batches=sequence", *FAST]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (

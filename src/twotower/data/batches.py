@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from twotower.data.prepared import Prepared
-from twotower.data.schema import HISTORY_MASK, HISTORY_PREFIX, TRAIN
+from twotower.data.schema import HISTORY_MASK, HISTORY_PREFIX, HISTORY_TIME, TRAIN
 from twotower.data.schema import ITEM_ROWS as ITEM_ROWS
 from twotower.data.schema import LABELS as LABELS
 from twotower.data.schema import USER_ROWS as USER_ROWS
@@ -37,6 +37,7 @@ class ColumnNames:
         context: Features of the interaction.
         history: Item features that describe an event of the history.
         history_length: ``L``; 0 for no history.
+        history_times: Whether it is said when the events happened.
     """
 
     user: Sequence[str]
@@ -44,6 +45,7 @@ class ColumnNames:
     context: Sequence[str]
     history: Sequence[str]
     history_length: int
+    history_times: bool = False
 
 
 class Columns:
@@ -66,6 +68,8 @@ class Columns:
         self._log = prepared.interactions
         self._offsets = None if events is None else self._tensor(events.offsets)
         self._event_items = None if events is None else self._tensor(events.item_rows)
+        times = prepared.event_times if names.history_times else None
+        self._event_times = None if times is None else self._tensor(times)
         self._train_end = None if events is None else self._tensor(events.part_end(TRAIN))
 
     def items(self, item_rows: Tensor) -> Batch:
@@ -89,7 +93,8 @@ class Columns:
             length: How many, ``L``; by default the length that `names` say.
 
         Returns:
-            ``history.<feature>`` (B, L, ...) and ``history.mask`` (B, L) bool.
+            ``history.<feature>`` (B, L, ...), ``history.mask`` (B, L) bool and, where it is asked
+            for, ``history.time`` (B, L) int64 seconds since 1970.
         """
         length = self.names.history_length if length is None else length
         if (
@@ -101,29 +106,25 @@ class Columns:
             return {}
         positions = ends[:, None] - torch.arange(length, 0, -1, device=self.device)  # (B, L)
         mask = positions >= self._offsets[user_rows][:, None]  # (B, L)
-        if not len(self._event_items):
-            item_rows = torch.zeros_like(positions)
-        else:
-            item_rows = self._event_items[positions.clamp(min=0)].long()  # (B, L)
-        return self.events(item_rows, mask)
 
-    def events(self, item_rows: Tensor, mask: Tensor) -> Batch:
-        """Histories of given items.
+        def of_events(values: Tensor) -> Tensor:
+            if not len(values):
+                return torch.zeros_like(positions)
+            return torch.where(mask, values[positions.clamp(min=0)].long(), 0)  # (B, L)
 
-        Args:
-            item_rows: (B, L); what stands at the padding is not looked at.
-            mask: (B, L) bool, True where there is an event.
-
-        Returns:
-            ``history.<feature>`` (B, L, ...), zeros at the padding, and ``history.mask`` (B, L).
-        """
+        item_rows = of_events(self._event_items)
         columns: Batch = {HISTORY_MASK: mask}
-        for name in self.names.history:
-            values = _gather(self._items[name], item_rows.flatten())
-            values = values.reshape(*mask.shape, *values.shape[1:])  # (B, L, ...)
+        if self._event_times is not None:
+            columns[HISTORY_TIME] = of_events(self._event_times)
+        for name, flat in self.events(item_rows.flatten()).items():
+            values = flat.reshape(*mask.shape, *flat.shape[1:])  # (B, L, ...)
             keep = mask.reshape(mask.shape + (1,) * (values.dim() - 2))
-            columns[HISTORY_PREFIX + name] = torch.where(keep, values, torch.zeros_like(values))
+            columns[name] = torch.where(keep, values, torch.zeros_like(values))
         return columns
+
+    def events(self, item_rows: Tensor) -> Batch:
+        """``history.<feature>`` (E, ...) of events of some items (E,)."""
+        return {HISTORY_PREFIX + n: _gather(self._items[n], item_rows) for n in self.names.history}
 
     def queries(self, interactions: Tensor) -> Batch:
         """Query features of some interactions (B,): user, context, and the history before each."""

@@ -16,6 +16,7 @@ import json
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from twotower.data.leakage import FittedOn
-from twotower.data.schema import TRAIN, VALIDATION, DataError
+from twotower.data.schema import MICROSECONDS, TRAIN, VALIDATION, DataError
 
 PREPARED_VERSION = 1
 MANIFEST = "manifest.json"
@@ -139,6 +140,13 @@ class Prepared:
         """Whether the log holds rows that did not succeed."""
         return bool(self.manifest["counts"]["negatives"])
 
+    @cached_property
+    def event_times(self) -> Array | None:
+        """(E,) int64 times of the events in whole seconds since 1970 UTC, or None without times."""
+        if self.events is None or self.interactions.timestamps is None:
+            return None
+        return np.asarray(self.interactions.timestamps[self.events.interactions] // MICROSECONDS)
+
     def require_events(self) -> tuple[Events, Entities, Entities]:
         """The events with their users and items.
 
@@ -175,9 +183,7 @@ def open_prepared(folder: Path, *, verify: bool = True) -> Prepared:
     user_rows, item_rows, timestamps = (
         log.pop(name, None) for name in ("user_rows", "item_rows", "timestamps")
     )
-    events = (
-        Events(**_arrays(folder / "events")) if manifest["counts"]["events"] is not None else None
-    )
+    has_events = manifest["counts"]["events"] is not None
     return Prepared(
         folder=folder,
         manifest=manifest,
@@ -188,7 +194,7 @@ def open_prepared(folder: Path, *, verify: bool = True) -> Prepared:
             timestamps=timestamps,
             context=_arrays(folder / "context"),
         ),
-        events=events,
+        events=Events(**_arrays(folder / "events")) if has_events else None,
         users=_entities(folder / "users"),
         items=_entities(folder / "items"),
     )
@@ -202,20 +208,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise DataError(
-            [f"{folder}: no prepared data set here (no {MANIFEST}); run `twotower prepare`"]
-        )
+        hint = f"(no {MANIFEST}); run `twotower prepare`"
+        raise DataError([f"{folder}: no prepared data set here {hint}"])
     try:
         manifest: dict[str, Any] = dict(json.loads(path.read_text()))
     except (ValueError, TypeError):  # no JSON, no text or no mapping
         manifest = {"version": PREPARED_VERSION}
     if manifest.get("version") != PREPARED_VERSION:
-        raise DataError(
-            [
-                f"{path}: version {manifest.get('version')!r}, this release reads "
-                f"{PREPARED_VERSION}; delete the folder"
-            ]
-        )
+        found = f"version {manifest.get('version')!r}, this release reads {PREPARED_VERSION}"
+        raise DataError([f"{path}: {found}; delete the folder"])
     if manifest.pop("checksum", None) != _digest(manifest):
         raise DataError([_changed(path)])
     return manifest

@@ -37,6 +37,7 @@ REJECTED_REASON = "reason"
 
 HISTORY_PREFIX = "history."
 HISTORY_MASK = "history.mask"
+HISTORY_TIME = "history.time"
 RETRIEVAL_SCORE = "retrieval_score"
 RETRIEVAL_RANK = "retrieval_rank"
 USER_ROWS = "user_rows"

@@ -5,7 +5,7 @@ took. All targets of a user share one query, so an epoch costs one query a user 
 event. The part is drawn anew in every epoch (Liang et al. 2018, "Variational Autoencoders for
 Collaborative Filtering", who train on a random part as well).
 
-Shape letters: B users, L longest history of a batch, N targets of a batch.
+Shape letters: B users, E events of their histories, N targets of a batch.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from torch import Tensor
 from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS, Batch, Columns
 from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared
-from twotower.data.schema import TRAIN, DataError
+from twotower.data.schema import HISTORY_PREFIX, TRAIN, DataError
 
 Array = npt.NDArray[Any]
 
 OWNER = "owner"  # whose query a target belongs to
+HISTORY_OWNER = f"{HISTORY_PREFIX}owner"  # whose history an event belongs to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +78,9 @@ class UserSets:
             chosen: (B,) sets.
 
         Returns:
-            ``history.<item feature>`` (B, L, ...), ``history.mask`` (B, L), user features (B, ...)
-            and ``user_rows`` (B,); for every target its item, weight and ``owner`` (N,), the place
-            of its user in the batch. Every user has a target.
+            ``history.<item feature>`` (E, ...) and ``history.owner`` (E,) for the events of all
+            histories; user features (B, ...) and ``user_rows`` (B,); for every target its item,
+            weight and ``owner`` (N,). Owners are places in the batch. Every user has a target.
         """
         events, _, _ = self.prepared.require_events()
         users = self.user_rows[chosen.numpy()]
@@ -95,27 +96,16 @@ class UserSets:
         def tensor(values: Array) -> Tensor:
             return torch.from_numpy(np.asarray(values)).to(self.columns.device)
 
+        after = np.repeat(history.offsets[1:], history.counts) - 1
+        after -= np.arange(len(history.item_rows))  # how many events of its history follow
+        history = history.where(after < self.columns.names.history_length)
         user_rows = tensor(users)
-        batch = self.columns.users(user_rows) | self._history(events.item_rows, history)
+        batch = self.columns.users(user_rows)
+        batch |= self.columns.events(tensor(events.item_rows[history.item_rows].astype(np.int64)))
         return batch | {
+            HISTORY_OWNER: tensor(history.query_index),
             USER_ROWS: user_rows,
             OWNER: tensor(targets.query_index),
             ITEM_ROWS: tensor(events.item_rows[targets.item_rows].astype(np.int64)),
             WEIGHTS: tensor(weights),
         }
-
-    def _history(self, event_items: Array, history: ItemLists) -> Batch:
-        """The latest L events of each list, in their order, padded on the left."""
-        counts = history.counts
-        length = int(np.clip(counts.max(), 1, self.columns.names.history_length))
-        after = np.repeat(history.offsets[1:], counts) - 1 - np.arange(len(history.item_rows))
-        kept = after < length
-        rows = np.zeros((len(history), length), np.int64)
-        mask = np.zeros((len(history), length), bool)
-        places = history.query_index[kept], length - 1 - after[kept]
-        rows[places] = event_items[history.item_rows[kept]]
-        mask[places] = True
-        device = self.columns.device
-        return self.columns.events(
-            torch.from_numpy(rows).to(device), torch.from_numpy(mask).to(device)
-        )

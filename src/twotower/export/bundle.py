@@ -5,7 +5,8 @@
 ``features/``                feature spec and fitted state
 ``items/``                   the catalogue: the user's table and the encoded features, C rows
 ``users/``                   the same of all users
-``events/``                  positives of every user that are in the catalogue, oldest first, CSR
+``events/``                  positives of every user that are in the catalogue, oldest first, CSR,
+                             and their times where the log has any
 ``popular.npy``              (C,) item rows, most popular in training first
 ``item_vectors.npy``         (C, D) float32
 ``index/``                   the index over them, and the digest of the towers it belongs to
@@ -115,6 +116,7 @@ class Bundle:
         offsets: (U + 1,) int64, or None; events of user ``u`` are
             ``item_rows[offsets[u] : offsets[u + 1]]``.
         item_rows: (E,) int32 item rows, or None.
+        event_times: (E,) int64 seconds since 1970, or None where the log has no times.
         popular: (C,) int64 item rows, most popular first, or None.
         item_vectors: (C, D) float32, or None.
         query_tower: Path of the query tower, or None.
@@ -129,6 +131,7 @@ class Bundle:
     users: Entities | None
     offsets: Array | None
     item_rows: Array | None
+    event_times: Array | None
     popular: Array | None
     item_vectors: Array | None
     query_tower: Path | None
@@ -251,6 +254,7 @@ def _bundle(folder: Path, manifest: Manifest, pipeline: FeaturePipeline) -> Bund
         users=_entities(folder / names.USERS),
         offsets=_array(folder / names.EVENTS / "offsets.npy"),
         item_rows=_array(folder / names.EVENTS / "item_rows.npy"),
+        event_times=_array(folder / names.EVENTS / "times.npy"),
         popular=_array(folder / names.POPULAR),
         item_vectors=_array(folder / names.ITEM_VECTORS),
         query_tower=_present(folder / names.QUERY_TOWER),

@@ -57,6 +57,7 @@ def write_data(folder: Path, data: Prepared, pipeline: FeaturePipeline) -> None:
         return
     (folder / names.EVENTS).mkdir()
     columns = {"offsets": data.events.offsets, "item_rows": data.events.item_rows}
+    columns |= {} if data.event_times is None else {"times": data.event_times}
     for name, values in columns.items():
         np.save(folder / names.EVENTS / f"{name}.npy", values, allow_pickle=False)
     training = np.flatnonzero(data.interactions.split == TRAIN)

@@ -28,7 +28,7 @@ from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
 
 NUM_GOLDEN = 64
-QUERY_BLOCK = 4096
+QUERY_BLOCK = 1024
 
 Array = npt.NDArray[Any]
 

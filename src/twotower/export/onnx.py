@@ -1,7 +1,8 @@
 """Towers and ranker as ONNX, for a runtime without torch, and the proof that they say the same.
 
-Inputs are called as the features are, ``history.<item feature>`` and ``history.mask`` included; the
-first dimension of all of them is free. Ids are int64, numbers float32, masks bool.
+Inputs are called as the features are, ``history.<item feature>`` and ``history.mask`` included, and
+``history.time`` where a model reads it; the first dimension of all of them is free. Ids and times
+are int64, numbers float32, masks bool.
 
 Shapes: B rows of a batch, D width of the vectors.
 """
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from twotower.features.spec import (
     HISTORY_MASK,
     HISTORY_PREFIX,
+    HISTORY_TIME,
     RETRIEVAL_RANK,
     RETRIEVAL_SCORE,
     TABLE_KINDS,
@@ -34,6 +36,7 @@ from twotower.features.spec import (
 )
 from twotower.losses.calibration import Calibration
 from twotower.models.dcn import DCNv2
+from twotower.models.history import read_of
 from twotower.models.two_tower import TwoTower
 
 OPSET = 20
@@ -100,7 +103,7 @@ def export_query_tower(model: TwoTower, inputs: ModelInputs, path: Path) -> None
     Raises:
         ValueError: When the model is too large for one file.
     """
-    example = _columns(inputs.of("user", "context")) | _history(inputs)
+    example = _columns(inputs.of("user", "context")) | _history(inputs, model)
     _export(QueryTower(model), example, [VECTOR], path)
 
 
@@ -132,7 +135,7 @@ def export_ranker(
     Raises:
         ValueError: When the model is too large for one file.
     """
-    example = _columns(inputs.features) | _history(inputs)
+    example = _columns(inputs.features) | _history(inputs, model)
     if model.score_scale is not None:
         example[RETRIEVAL_SCORE] = torch.zeros(EXAMPLE_ROWS)
     if model.rank_scale is not None:
@@ -176,12 +179,16 @@ def _columns(
     }
 
 
-def _history(inputs: ModelInputs) -> Example:
+def _history(inputs: ModelInputs, model: TwoTower | DCNv2) -> Example:
     if not inputs.history_length or not inputs.history():
         return {}
     leading = (EXAMPLE_ROWS, inputs.history_length)
     columns = _columns(inputs.history(), HISTORY_PREFIX, leading)
-    return columns | {HISTORY_MASK: torch.ones(leading, dtype=torch.bool)}
+    beside = {
+        HISTORY_MASK: torch.ones(leading, dtype=torch.bool),
+        HISTORY_TIME: torch.zeros(leading, dtype=torch.int64),
+    }
+    return columns | {name: beside[name] for name in read_of(model.history)}
 
 
 def _export(module: nn.Module, example: Example, outputs: Sequence[str], path: Path) -> None:

@@ -22,6 +22,9 @@ from twotower.data.prepare import TrainingPart
 from twotower.data.prepared import read_arrow, write_arrow
 from twotower.data.schema import ITEM_ID, USER_ID, DataError
 from twotower.features.spec import (
+    HISTORY_MASK,
+    HISTORY_PREFIX,
+    HISTORY_TIME,
     TABLE_KINDS,
     Feature,
     FeatureInput,
@@ -94,6 +97,12 @@ class FeaturePipeline:
             for name in spec.history.features
             if name not in known and spec.history.length
         ]
+        problems += [
+            f"history: a feature called `{name}` cannot describe an event, "
+            f"`{HISTORY_PREFIX}{name}` is taken; give it another name and say `column: <name>`"
+            for name in spec.history.features
+            if HISTORY_PREFIX + name in (HISTORY_MASK, HISTORY_TIME)
+        ]
         if problems:
             raise DataError(problems)
         return FeaturePipeline(spec, transforms, part.fitted_on)
@@ -137,6 +146,7 @@ class FeaturePipeline:
             features=tuple(self._input(f) for f in chosen),
             history_length=history.length if described_by else 0,
             history_features=described_by,
+            history_times=bool(described_by) and self.fitted_on.last_timestamp is not None,
         )
 
     def digest(self) -> str:

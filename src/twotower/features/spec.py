@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar, get_args
 from twotower.data.schema import BATCH_COLUMNS
 from twotower.data.schema import HISTORY_MASK as HISTORY_MASK
 from twotower.data.schema import HISTORY_PREFIX as HISTORY_PREFIX
+from twotower.data.schema import HISTORY_TIME as HISTORY_TIME
 from twotower.data.schema import RETRIEVAL_RANK as RETRIEVAL_RANK
 from twotower.data.schema import RETRIEVAL_SCORE as RETRIEVAL_SCORE
 
@@ -277,13 +278,15 @@ class ModelInputs:
 
     A batch is a dict: the columns of the table above by feature name, and for the history
     ``history.<item feature>`` of shape (B, L, ...), oldest first and padded on the left, with
-    ``history.mask`` (B, L) bool, True where there is an event. The ranker may also be given
-    ``retrieval_score`` and ``retrieval_rank`` (B,) float32, the rank from 1.
+    ``history.mask`` (B, L) bool, True where there is an event. Where the log has times,
+    ``history.time`` (B, L) int64 says when the events happened, in seconds since 1970. The ranker
+    may also be given ``retrieval_score`` and ``retrieval_rank`` (B,) float32, the rank from 1.
     """
 
     features: tuple[FeatureInput, ...]
     history_length: int
     history_features: tuple[str, ...]
+    history_times: bool = False
 
     def of(self, *sides: Side) -> tuple[FeatureInput, ...]:
         """The features of some sides, in the order of the spec."""

@@ -25,5 +25,6 @@ def stage_columns(
         context=[f.name for f in inputs.of("context")],
         history=inputs.history_features,
         history_length=inputs.history_length,
+        history_times=inputs.history_times,
     )
     return Columns(prepared, names, device or torch.device("cpu"))

@@ -28,7 +28,7 @@ from twotower.features.spec import (
 )
 from twotower.models.cross import CrossNetwork
 from twotower.models.embedding import FeatureEmbedder
-from twotower.models.history import HistoryEncoder, TargetEncoder
+from twotower.models.history import HistoryEncoder, TargetEncoder, build_history, read_of
 from twotower.models.mlp import MLP
 from twotower.models.two_tower import history_names
 
@@ -139,7 +139,8 @@ class DCNv2(nn.Module):
         )
         width = self.query_embedder.width + self.item_embedder.width
         if self.history_names:
-            self.history = history(input_width=self.item_embedder.width_of(self.history_names))
+            event_width = self.item_embedder.width_of(self.history_names)
+            self.history = build_history(history, inputs, event_width)
             width += self.history.width
         self.score_scale = _times(1.0) if retrieval_score else None
         self.rank_scale = _times(RANK_SCALE) if retrieval_rank else None
@@ -158,7 +159,7 @@ class DCNv2(nn.Module):
         Args:
             batch: User, context and item columns ``(B, ...)``; where the model looks at them,
                 ``history.<item feature>`` ``(B, L, ...)``, ``history.mask`` ``(B, L)``,
-                ``retrieval_score`` and ``retrieval_rank`` ``(B,)``.
+                ``history.time`` ``(B, L)``, ``retrieval_score`` and ``retrieval_rank`` ``(B,)``.
 
         Returns:
             ``(B,)``; the sigmoid is the probability.
@@ -185,7 +186,7 @@ class DCNv2(nn.Module):
         if isinstance(self.history, TargetEncoder):
             target = self.item_embedder(batch, names=self.history_names)  # (B, E)
             return self.history.attend(events, batch[HISTORY_MASK], target)
-        return self.history(events, batch[HISTORY_MASK])
+        return self.history(events, *(batch[name] for name in read_of(self.history)))
 
 
 def _times(factor: float) -> nn.Linear:

@@ -7,10 +7,13 @@ Shapes: B queries, L events, W width of one embedded event.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from twotower.features.spec import HISTORY_MASK, HISTORY_TIME, ModelInputs
 
 
 class HistoryEncoder(Protocol):
@@ -18,13 +21,16 @@ class HistoryEncoder(Protocol):
 
     It is built when the width W of an embedded event is known, as ``encoder(input_width=W)``; in
     YAML it stands with ``_partial_: true``. An empty history becomes zeros.
+
+    One that has the attribute `reads_times`, and it is true, is given the times of the events as a
+    third argument: ``(B, L)`` int64, seconds since 1970.
     """
 
     @property
     def width(self) -> int:
         """Width of the output."""
 
-    def __call__(self, events: Tensor, mask: Tensor) -> Tensor:
+    def __call__(self, events: Tensor, mask: Tensor, *times: Tensor) -> Tensor:
         """Encode embedded events ``(B, L, W)`` with a bool mask ``(B, L)``, True = event."""
 
 
@@ -37,8 +43,20 @@ class SequenceEncoder(HistoryEncoder, Protocol):
     for ``events[:, : l + 1]``. So one window of events holds a query at every position.
     """
 
-    def every(self, events: Tensor, mask: Tensor) -> Tensor:
+    def every(self, events: Tensor, mask: Tensor, *times: Tensor) -> Tensor:
         """States ``(B, L, width)`` after every event; zeros at the padding."""
+
+
+@runtime_checkable
+class SetEncoder(HistoryEncoder, Protocol):
+    """An encoder that does not look at the order of a history, nor at its padding.
+
+    So histories may be given one behind the other, without padding: ``of_sets(events, owners, B)``
+    is what the encoder gives for B padded histories.
+    """
+
+    def of_sets(self, events: Tensor, owners: Tensor, num_sets: int) -> Tensor:
+        """Encode events ``(E, W)``, each of the set ``owners`` ``(E,)``, to ``(B, width)``."""
 
 
 @runtime_checkable
@@ -57,6 +75,37 @@ class TargetEncoder(Protocol):
 
         A candidate is embedded by the features that an event is embedded by.
         """
+
+
+def build_history(
+    history: Callable[..., HistoryEncoder | TargetEncoder], inputs: ModelInputs, input_width: int
+) -> HistoryEncoder | TargetEncoder:
+    """The encoder of a model.
+
+    Args:
+        history: Builds it from an `input_width`.
+        inputs: What the model is given.
+        input_width: Width W of an embedded event.
+
+    Raises:
+        ValueError: When it reads times and the log has none.
+    """
+    encoder = history(input_width=input_width)
+    if _reads_times(encoder) and not inputs.history_times:
+        raise ValueError(
+            f"{type(encoder).__name__} reads the times of events, but the interactions have no "
+            "`timestamp`; say `time_bias: false` of the history"
+        )
+    return encoder
+
+
+def read_of(encoder: HistoryEncoder | TargetEncoder) -> tuple[str, ...]:
+    """Columns that an encoder is given beside the events: the mask, and times if it reads them."""
+    return (HISTORY_MASK, HISTORY_TIME) if _reads_times(encoder) else (HISTORY_MASK,)
+
+
+def _reads_times(encoder: HistoryEncoder | TargetEncoder) -> bool:
+    return bool(getattr(encoder, "reads_times", False))
 
 
 def masked_mean(events: Tensor, mask: Tensor) -> Tensor:
@@ -89,6 +138,12 @@ class MeanPooling(nn.Module):
     def forward(self, events: Tensor, mask: Tensor) -> Tensor:
         """Encode ``(B, L, W)`` events with a ``(B, L)`` mask to ``(B, W)``."""
         return masked_mean(events, mask)
+
+    def of_sets(self, events: Tensor, owners: Tensor, num_sets: int) -> Tensor:
+        """Encode events ``(E, W)`` of sets ``owners`` ``(E,)`` to ``(B, W)``."""
+        totals = events.new_zeros(num_sets, self.width).index_add(0, owners, events)  # (B, W)
+        counts = owners.bincount(minlength=num_sets).clamp(min=1)  # (B,)
+        return totals / counts.unsqueeze(1)
 
 
 class RecentAndMean(nn.Module):

@@ -49,7 +49,9 @@ def left_aligned(mask: Tensor) -> Places:
     return Places(order=(columns + padding) % length, inverse=(columns - padding) % length)
 
 
-def every_by_length(encoder: SequenceEncoder, events: Tensor, mask: Tensor) -> Tensor:
+def every_by_length(
+    encoder: SequenceEncoder, events: Tensor, mask: Tensor, *times: Tensor
+) -> Tensor:
     """States ``(B, L, width)`` after every event, zeros at the padding, with less work on padding.
 
     On a CPU histories of similar length are encoded together, in blocks that are as wide as the
@@ -59,16 +61,18 @@ def every_by_length(encoder: SequenceEncoder, events: Tensor, mask: Tensor) -> T
         encoder: Reads events in order.
         events: ``(B, L, W)``.
         mask: ``(B, L)`` bool, True where there is an event.
+        times: ``(B, L)`` int64 seconds, where the encoder reads them.
     """
     if events.device.type != "cpu":
-        return encoder.every(events, mask)
+        return encoder.every(events, mask, *times)
     counts = mask.sum(dim=1)  # (B,)
     length, order = mask.shape[1], counts.argsort()
     parts = []
     for start in range(0, len(order), ROWS_OF_A_BLOCK):
         rows = order[start : start + ROWS_OF_A_BLOCK]
         first = length - max(1, int(counts[rows[-1]]))  # column of the oldest event of the block
-        states = encoder.every(events[rows, first:], mask[rows, first:])
+        given = (values[rows, first:] for values in (events, mask, *times))
+        states = encoder.every(*given)
         parts.append(functional.pad(states, (0, 0, first, 0)))  # (b, L, width)
     return torch.cat(parts)[order.argsort()]
 

@@ -18,10 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from twotower.data.schema import USER_ROWS
+from twotower.data.user_sets import HISTORY_OWNER
 from twotower.data.windows import PLACE, WINDOW
-from twotower.features.spec import HISTORY_MASK, HISTORY_PREFIX, ModelInputs
+from twotower.features.spec import HISTORY_PREFIX, ModelInputs
 from twotower.models.embedding import FeatureEmbedder
-from twotower.models.history import HistoryEncoder, SequenceEncoder, TargetEncoder
+from twotower.models.history import (
+    HistoryEncoder,
+    SequenceEncoder,
+    SetEncoder,
+    TargetEncoder,
+    build_history,
+    read_of,
+)
 from twotower.models.mlp import MLP
 from twotower.models.sequence import every_by_length
 
@@ -110,12 +119,14 @@ class TwoTower(nn.Module):
         )
         query_width = self.query_embedder.width
         if self.history_names:
-            self.history = history(input_width=self.item_embedder.width_of(self.history_names))
-            if isinstance(self.history, TargetEncoder):
+            event_width = self.item_embedder.width_of(self.history_names)
+            encoder = build_history(history, inputs, event_width)
+            if isinstance(encoder, TargetEncoder):
                 raise ValueError(
-                    f"{type(self.history).__name__} looks at the candidate, which a query tower "
-                    "does not know; use it in models.ranking, or another encoder here"
+                    f"{type(encoder).__name__} looks at the candidate, which a query tower does "
+                    "not know; use it in models.ranking, or another encoder here"
                 )
+            self.history = encoder
             query_width += self.history.width
         self.query_mlp = MLP(
             input_width=query_width, hidden=hidden, dropout=dropout, output_width=dim
@@ -141,14 +152,15 @@ class TwoTower(nn.Module):
 
         Args:
             batch: User and context columns ``(B, ...)`` and, where the model looks at the
-                history, ``history.<item feature>`` ``(B, L, ...)`` and ``history.mask`` ``(B, L)``.
+                history, ``history.<item feature>`` ``(B, L, ...)``, ``history.mask`` ``(B, L)``
+                and, where the encoder reads it, ``history.time`` ``(B, L)``.
 
         Returns:
             ``(B, D)``; the dot product with an item's vector is the score.
         """
         states = []
         if self.history_names:
-            states.append(self.history(self._events(batch), batch[HISTORY_MASK]))  # (B, history)
+            states.append(self.history(*self._events(batch)))  # (B, history)
         return self._queries(batch, states)
 
     def embed_windows(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -164,9 +176,46 @@ class TwoTower(nn.Module):
         Raises:
             ValueError: When the encoder of the history does not read in order.
         """
-        encoder, events = self.sequence_encoder(), self._events(batch)
-        states = every_by_length(encoder, events, batch[HISTORY_MASK])  # (B, L, history)
+        encoder = self.sequence_encoder()
+        states = every_by_length(encoder, *self._events(batch))  # (B, L, history)
         return self._queries(batch, [states[batch[WINDOW], batch[PLACE]]])
+
+    def embed_sets(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Vectors of queries whose histories are sets; see `twotower.data.user_sets`.
+
+        Args:
+            batch: User columns ``(B, ...)``, ``user_rows`` ``(B,)``, and the events of all
+                histories ``history.<item feature>`` ``(E, ...)`` with their ``history.owner``
+                ``(E,)``.
+
+        Returns:
+            ``(B, D)``, what `embed_queries` gives for the same histories with padding.
+
+        Raises:
+            ValueError: When the encoder of the history looks at its order.
+        """
+        events = self.item_embedder(batch, HISTORY_PREFIX, self.history_names)  # (E, W)
+        owners, num_sets = batch[HISTORY_OWNER], len(batch[USER_ROWS])
+        return self._queries(batch, [self.set_encoder().of_sets(events, owners, num_sets)])
+
+    def set_encoder(self) -> SetEncoder:
+        """The encoder of the history, which does not look at its order.
+
+        Raises:
+            ValueError: When it does.
+        """
+        if not self.history_names or not isinstance(self.history, SetEncoder):
+            raise ValueError(
+                "user batches need an encoder of the history that does not look at its order, such "
+                "as MeanPooling (models/retrieval=two_tower or two_tower_pooled); "
+                f"got {type(self.history).__name__ if self.history_names else 'no history'}"
+            )
+        return self.history
+
+    @property
+    def any_length(self) -> bool:
+        """Whether vectors of queries do not depend on the padding of their histories."""
+        return bool(self.history_names) and isinstance(self.history, SetEncoder | SequenceEncoder)
 
     def sequence_encoder(self) -> SequenceEncoder:
         """The encoder of the history, which reads in order.
@@ -182,9 +231,10 @@ class TwoTower(nn.Module):
             )
         return self.history
 
-    def _events(self, batch: Mapping[str, Tensor]) -> Tensor:
-        events: Tensor = self.item_embedder(batch, HISTORY_PREFIX, self.history_names)
-        return events  # (B, L, W)
+    def _events(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Events ``(B, L, W)`` with their mask, and their times where the encoder reads them."""
+        events = self.item_embedder(batch, HISTORY_PREFIX, self.history_names)
+        return events, *(batch[name] for name in read_of(self.history))
 
     def _queries(self, batch: Mapping[str, Tensor], states: list[Tensor]) -> Tensor:
         """Vectors of queries with these states of their histories, if they have any."""

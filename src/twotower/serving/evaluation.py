@@ -191,6 +191,7 @@ def query_columns(
     columns |= {name: values[user_rows] for name, values in users.columns.items()}
     return columns | history_columns(
         events.item_rows,
+        prepared.event_times,
         events.offsets[user_rows],
         queries.history_end[start:stop],
         items.columns,

@@ -15,6 +15,7 @@ import pyarrow as pa
 from twotower.data.schema import (
     HISTORY_MASK,
     HISTORY_PREFIX,
+    HISTORY_TIME,
     MICROSECONDS,
     POSITION,
     TIMESTAMP,
@@ -27,6 +28,7 @@ Columns = dict[str, Array]
 
 def history_columns(
     item_rows: Array,
+    times: Array | None,
     starts: Array,
     ends: Array,
     item_columns: Mapping[str, Array],
@@ -37,6 +39,7 @@ def history_columns(
 
     Args:
         item_rows: (E,) items of all events.
+        times: (E,) int64 seconds at which they happened, or None.
         starts: (Q,) first event of each history.
         ends: (Q,) end of each history.
         item_columns: Encoded item features, (N, ...) each.
@@ -44,17 +47,23 @@ def history_columns(
         length: ``L``.
 
     Returns:
-        ``history.<feature>`` (Q, L, ...) and ``history.mask`` (Q, L) bool; nothing for L = 0.
+        ``history.<feature>`` (Q, L, ...), ``history.mask`` (Q, L) bool and, with times,
+        ``history.time`` (Q, L); nothing for L = 0.
     """
     if not length or not names:
         return {}
     positions = ends[:, None] - np.arange(length, 0, -1)  # (Q, L)
     mask = positions >= starts[:, None]
-    if len(item_rows):
-        rows = np.where(mask, item_rows[np.where(mask, positions, 0)], 0)  # (Q, L)
-    else:
-        rows = np.zeros(positions.shape, np.int64)
+
+    def of_events(values: Array) -> Array:
+        if not len(values):
+            return np.zeros(positions.shape, np.int64)
+        return np.where(mask, values[np.where(mask, positions, 0)], 0)  # (Q, L)
+
+    rows = of_events(item_rows)
     columns: Columns = {HISTORY_MASK: mask}
+    if times is not None:
+        columns[HISTORY_TIME] = of_events(times)
     for name in names:
         values = item_columns[name][rows]  # (Q, L, ...)
         keep = mask.reshape(mask.shape + (1,) * (values.ndim - 2))

@@ -135,7 +135,8 @@ class Recommender:
 
         Args:
             user: Id of a known user, or None.
-            history: Ids of items, oldest first, that stand in for or follow the known history.
+            history: Ids of items, oldest first, that stand in for or follow the known history; for
+                a model that reads times they happen at the time of the request.
             user_features: Values by column for a user whom the bundle does not know.
             context: Values of context columns by name.
             k: How many items.
@@ -200,8 +201,20 @@ class Recommender:
         else:
             columns |= {n: c[user_row : user_row + 1] for n, c in users.columns.items()}
         names, length = pipeline.spec.history.features, pipeline.spec.history.length
+        times = self._times(user_row, len(events), int(now))
         starts, ends = np.zeros(1, np.int64), np.array([len(events)])
-        return columns | history_columns(events, starts, ends, self.items.columns, names, length)
+        return columns | history_columns(
+            events, times, starts, ends, self.items.columns, names, length
+        )
+
+    def _times(self, user_row: int | None, num_events: int, now: int) -> npt.NDArray[np.int64]:
+        """When events happened, seconds since 1970; now, where it is not known."""
+        offsets, known = self.bundle.offsets, self.bundle.event_times
+        times = np.full(num_events, now, np.int64)
+        if user_row is not None and offsets is not None and known is not None:
+            own = known[offsets[user_row] : offsets[user_row + 1]]
+            times[: len(own)] = own
+        return times
 
     def _describe(self, ranked: Ranked, events: npt.NDArray[np.int64]) -> list[Recommendation]:
         found = ranked.candidates

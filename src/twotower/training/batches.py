@@ -84,6 +84,7 @@ class UserBatches:
             )
 
     def examples(self, prepared: Prepared, columns: Columns, model: TwoTower) -> TrainingExamples:
-        """See `TrainingBatches`."""
+        """See `TrainingBatches`; the encoder of the history must not look at its order."""
+        model.set_encoder()
         sets = UserSets.of(prepared, columns, self.history_share)
         return TrainingExamples(rows=torch.arange(len(sets)), assemble=sets.batch)

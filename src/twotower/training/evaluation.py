@@ -24,29 +24,50 @@ from twotower.training.task import evaluating
 
 Array = npt.NDArray[Any]
 
-QUERY_BLOCK = 4096
+QUERY_BLOCK = 1024
 HISTORY_BLOCK = 2**18  # events of histories that are embedded at a time
 
 
-def query_batch(columns: Columns, queries: Queries, start: int, stop: int) -> Batch:
-    """Features of some evaluation queries: user, context, and the history at the cut."""
-    rows = torch.from_numpy(queries.interactions[start:stop]).to(columns.device)
-    user_rows = torch.from_numpy(np.asarray(queries.user_rows[start:stop])).to(columns.device)
-    ends = torch.from_numpy(np.asarray(queries.history_end[start:stop])).to(columns.device)
-    users, history = columns.users(user_rows), columns.history(user_rows, ends)
-    return columns.context(rows) | users | history
+def query_batch(columns: Columns, queries: Queries, chosen: Array, length: int) -> Batch:
+    """Features of some evaluation queries: user, context, and the history at the cut.
+
+    Args:
+        columns: Where features come from.
+        queries: All queries.
+        chosen: (B,) those that are asked for.
+        length: Events of the history.
+    """
+
+    def tensor(values: Array) -> Tensor:
+        return torch.from_numpy(np.asarray(values[chosen])).to(columns.device)
+
+    users = tensor(queries.user_rows)
+    history = columns.history(users, tensor(queries.history_end), length)
+    return columns.context(tensor(queries.interactions)) | columns.users(users) | history
 
 
 @torch.no_grad()
 def embed_queries(model: TwoTower, columns: Columns, queries: Queries) -> Tensor:
-    """Vectors (Q, D) of evaluation queries, float32, in blocks."""
+    """Vectors (Q, D) of evaluation queries, float32, in blocks.
+
+    Where the model allows it, histories of similar length are embedded together, without the
+    padding that the longest of all would need.
+    """
+    longest = columns.names.history_length
+    lengths = np.full(len(queries), longest)
+    if model.any_length:
+        lengths = np.clip(queries.seen.counts, 1, longest)
+    order = np.argsort(lengths, kind="stable")
+    size = min(QUERY_BLOCK, max(1, HISTORY_BLOCK // max(1, longest)))
     with evaluating(model):
-        size = min(QUERY_BLOCK, max(1, HISTORY_BLOCK // max(1, columns.names.history_length)))
-        blocks = (
-            query_batch(columns, queries, start, start + size)
-            for start in range(0, len(queries), size)
-        )
-        return torch.cat([model.embed_queries(block).float() for block in blocks])
+        parts = [
+            model.embed_queries(
+                query_batch(columns, queries, block, int(lengths[block].max()))
+            ).float()
+            for block in np.split(order, range(size, len(order), size))
+        ]
+    back = torch.from_numpy(np.argsort(order)).to(columns.device)
+    return torch.cat(parts)[back]
 
 
 def relevant(queries: Queries) -> Relevant:

@@ -49,7 +49,11 @@ class RetrievalTask(StageTask):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch of events, windows or users."""
         targets = batch[ITEM_ROWS]  # (B,), or (N,) of all windows or users
-        embed = self.model.embed_windows if WINDOW in batch else self.model.embed_queries
+        embed = self.model.embed_queries
+        if WINDOW in batch:
+            embed = self.model.embed_windows
+        elif OWNER in batch:
+            embed = self.model.embed_sets
         loss = self.objective(
             Step(
                 target_rows=targets,

@@ -21,6 +21,7 @@ from twotower.training.task import evaluating
 Array = npt.NDArray[Any]
 
 SCORE_BLOCK = 8192
+QUERY_BLOCK = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +50,12 @@ class Retriever:
 
     @torch.no_grad()
     def queries(self, interactions: Array) -> Tensor:
-        """(n, D) query vectors of some interactions."""
+        """(n, D) query vectors of some interactions, in blocks."""
+        rows = torch.from_numpy(np.asarray(interactions)).to(self.columns.device)
+        starts = range(0, max(1, len(rows)), QUERY_BLOCK)
         with evaluating(self.model):
-            rows = torch.from_numpy(np.asarray(interactions)).to(self.columns.device)
-            return self.model.embed_queries(self.columns.queries(rows)).float()
+            blocks = (self.columns.queries(rows[start : start + QUERY_BLOCK]) for start in starts)
+            return torch.cat([self.model.embed_queries(block).float() for block in blocks])
 
     def scores(self, interactions: Array, item_rows: Array) -> Array:
         """(n,) scores of pairs, in blocks."""

@@ -1,5 +1,7 @@
 """Gathers against a loop over rows, and a loader that continues where it stopped."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -39,7 +41,7 @@ def tables_of(*, label):
     log = {
         "user_id": rng.integers(0, 9, count),
         "item_id": rng.integers(0, num_items, count),
-        "timestamp": rng.integers(0, 50, count),
+        "timestamp": rng.integers(0, 50, count) * 1_400_000,  # microseconds
         "split": pa.array(rng.integers(0, 3, count), pa.int8()),
         "weight": pa.array(rng.random(count), pa.float32()),
         "device": rng.choice(["a", "b"], count),
@@ -93,6 +95,20 @@ def test_the_history_of_every_row_against_a_loop(prepared, columns):
             wanted = [column[i] if i >= 0 else np.zeros_like(column[0]) for i in expected]
             assert batch[f"history.{name}"][place].tolist() == np.stack(wanted).tolist()
     assert lengths == {0, 1, 2, 3, 4}
+
+
+def test_times_of_the_events_against_a_loop(prepared):
+    names = replace(NAMES, history_times=True)
+    log, events = prepared.interactions, prepared.events
+    batch = Columns(prepared, names, CPU).queries(torch.arange(len(log.rows)))
+    raw = tables_of(label=prepared.has_impressions).interactions["timestamp"].to_pylist()
+    for row, user in enumerate(log.user_rows.tolist()):
+        end, first = int(log.history_end[row]), int(events.offsets[user])
+        rows = [log.rows[events.interactions[place]] for place in range(first, end)][-LENGTH:]
+        seconds = [int(raw[at] / 1e6) for at in rows]
+        assert batch["history.time"][row].tolist() == [0] * (LENGTH - len(rows)) + seconds
+    assert batch["history.time"].dtype == torch.int64
+    assert len(batch["history.time"].unique()) > 20
 
 
 def test_shapes_and_types(columns):

@@ -20,7 +20,7 @@ from twotower.features.spec import Feature, FeatureSpec, History
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
-# user, item, time, part; "new" and "late" are known from held-out rows alone.
+# user, item, time in seconds, part; "new" and "late" are known from held-out rows alone.
 LOG = [
     ("ann", "x", 1, TRAIN),
     ("ann", "y", 2, TRAIN),
@@ -46,6 +46,7 @@ class Events:
 
     def read(self) -> Tables:
         columns = [list(column) for column in zip(*LOG, strict=True)]
+        columns[2] = [seconds * 1_000_000 for seconds in columns[2]]
         types = [pa.string(), pa.string(), pa.int64(), pa.int8()]
         arrays = [pa.array(c, t) for c, t in zip(columns, types, strict=True)]
         return Tables(interactions=pa.table(arrays, ["user_id", "item_id", "timestamp", "split"]))
@@ -117,6 +118,7 @@ def test_files(events: Prepared, tmp_path: Path) -> None:
     assert ranked == ["y", *sorted(["x", "z"], key=items.index)]
     assert np.load(tmp_path / "items" / "item_id.npy").shape == (3,)
     assert np.load(tmp_path / "events" / "offsets.npy").tolist() == [0, 3, 4, 7]
+    assert np.load(tmp_path / "events" / "times.npy").tolist() == [1, 2, 4, 1, 1, 2, 4]
     assert {path.name for path in (tmp_path / "users").iterdir()} == {"table.arrow"}
     assert counts(data) == {"items": 3, "users": 3, "events": 7}
 

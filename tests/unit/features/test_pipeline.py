@@ -203,6 +203,7 @@ def test_what_the_models_are_given(pipeline):
         given("timestamp", "context", "time", 0, 4),
     )
     assert (retrieval.history_length, retrieval.history_features) == (4, ("item_id", "image"))
+    assert retrieval.history_times
     ranking = pipeline.inputs("ranking")
     assert given("slot", "context", "categorical", 4, 0) in ranking.features
     assert len(ranking.features) == 9
@@ -226,6 +227,21 @@ def test_without_history(history, stages):
     fitted = FeaturePipeline.fit(FeatureSpec(features=(first, other), history=history), part_of())
     inputs = fitted.inputs("retrieval")
     assert (inputs.history_length, inputs.history_features) == (0, ())
+    assert not inputs.history_times
+
+
+def test_events_of_a_log_without_times_have_none(pipeline):
+    timeless = replace(pipeline, fitted_on=replace(pipeline.fitted_on, last_timestamp=None))
+    inputs = timeless.inputs("retrieval")
+    assert inputs == replace(pipeline.inputs("retrieval"), history_times=False)
+
+
+@pytest.mark.parametrize("name", ["mask", "time"])
+def test_names_that_a_history_uses_itself(name):
+    brand = Feature(name=name, side="item", kind="id", column="brand")
+    spec = FeatureSpec(features=(brand,), history=History(features=(name,)))
+    with pytest.raises(DataError, match=f"`{name}` cannot describe an event, `history.{name}` is"):
+        FeaturePipeline.fit(spec, part_of())
 
 
 def test_two_features_of_one_column():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from twotower.models import sequence
 from twotower.models.attention_pooling import AttentionPooling
 from twotower.models.gru import GRU
+from twotower.models.hstu import HSTU
 from twotower.models.sequence import left_aligned
 from twotower.models.transformer import CausalTransformer
 
@@ -25,8 +26,28 @@ ENCODERS = {
     "gru": partial(GRU, hidden=5, num_layers=2),
     "transformer": partial(TRANSFORMER, num_blocks=2),
     "transformer_without_projection": partial(TRANSFORMER, hidden=WIDTH),
+    "hstu": lambda **given: Timed(HSTU(hidden=8, max_length=12, num_heads=2, **given)),
+    "hstu_without_times": partial(HSTU, hidden=WIDTH, max_length=12, time_bias=False),
 }
 IN_ORDER = [name for name in ENCODERS if name != "attention"]
+
+
+class Timed(nn.Module):
+    """An encoder that reads times, when an event happens written in the event itself."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.width = encoder, encoder.width
+
+    def every(self, events: Tensor, mask: Tensor) -> Tensor:
+        return self.encoder.every(events, mask, times_of(events))
+
+    def forward(self, events: Tensor, mask: Tensor) -> Tensor:
+        return self.encoder(events, mask, times_of(events))
+
+
+def times_of(events: Tensor) -> Tensor:
+    return (events[..., 0] * 1e5).long()  # up to days apart
 
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -208,8 +229,9 @@ def test_gradients(name: str) -> None:
         assert (parameter.grad != 0).any(), parameter_name
 
 
-def test_dropout_is_for_training_alone() -> None:
-    encoder = TRANSFORMER(input_width=WIDTH, dropout=0.5).double()
+@pytest.mark.parametrize("build", [TRANSFORMER, partial(HSTU, time_bias=False)])
+def test_dropout_is_for_training_alone(build: partial[nn.Module]) -> None:
+    encoder = build(input_width=WIDTH, dropout=0.5).double()
     events, mask = histories()
     assert not torch.equal(encoder(events, mask), encoder(events, mask))
     encoder.eval()
@@ -233,6 +255,8 @@ def test_places_by_hand() -> None:
         (partial(GRU, hidden=0), "must be at least 1, got 0 and 1"),
         (partial(CausalTransformer, num_blocks=0), "transformer: `num_blocks` must be at least 1"),
         (partial(CausalTransformer, hidden=8, num_heads=3), "`num_heads`=3 does not divide"),
+        (partial(HSTU, num_buckets=0), "HSTU: `num_buckets` must be at least 1, got 0"),
+        (partial(HSTU, hidden=8, num_heads=3), "HSTU: `num_heads`=3 does not divide `hidden`=8"),
     ],
 )
 def test_numbers_out_of_range(build: partial[nn.Module], message: str) -> None:
@@ -240,8 +264,9 @@ def test_numbers_out_of_range(build: partial[nn.Module], message: str) -> None:
         build(input_width=WIDTH)
 
 
-def test_more_events_than_positions() -> None:
-    encoder = CausalTransformer(input_width=WIDTH, max_length=5)
+@pytest.mark.parametrize("encoder_class", [CausalTransformer, HSTU])
+def test_more_events_than_positions(encoder_class: type[nn.Module]) -> None:
+    encoder = encoder_class(input_width=WIDTH, max_length=5)
     with pytest.raises(ValueError, match="histories are 6 events long but `max_length` is 5"):
         encoder(*histories(torch.float32))
 

@@ -48,7 +48,7 @@ def lists_of(recommender: Recommender, prepared: Prepared, user: int, remove_see
     columns |= {name: c[user : user + 1] for name, c in bundle.users.columns.items()}
     spec = bundle.pipeline.spec.history
     columns |= history_columns(
-        *(np.array(history, np.int64), np.array([0]), np.array([len(history)])),
+        *(np.array(history, np.int64), None, np.array([0]), np.array([len(history)])),
         *(bundle.items.columns, spec.features, spec.length),
     )
     scores = recommender.embed(columns)[0] @ np.asarray(bundle.item_vectors).T

@@ -20,7 +20,9 @@ def test_history_equals_that_of_training(loaded: LoadedRun, length: int) -> None
     names = list(items.columns)  # numbers, several a row, vectors, and the id
     trained = Columns(
         loaded.prepared,
-        ColumnNames(user=[], item=[], context=[], history=names, history_length=length),
+        ColumnNames(
+            user=[], item=[], context=[], history=names, history_length=length, history_times=True
+        ),
         torch.device("cpu"),
     )
     rng = np.random.default_rng(length)
@@ -30,9 +32,10 @@ def test_history_equals_that_of_training(loaded: LoadedRun, length: int) -> None
     assert (ends == starts).any()  # somebody without a history
     assert (ends - starts > length).any() or length == 50
 
-    found = history_columns(events.item_rows, starts, ends, items.columns, names, length)
+    times = loaded.prepared.event_times
+    found = history_columns(events.item_rows, times, starts, ends, items.columns, names, length)
     expected = trained.history(torch.from_numpy(user_rows), torch.from_numpy(ends))
-    assert found.keys() == expected.keys()
+    assert found.keys() == expected.keys() >= {"history.time"}
     for name, column in expected.items():
         np.testing.assert_array_equal(found[name], column.numpy(), err_msg=name)
 
@@ -41,8 +44,10 @@ def test_history_by_hand() -> None:
     columns = {"genre": np.array([[7, 0], [8, 9], [5, 6]], np.int32), "size": np.array([1.5, 2, 3])}
     item_rows = np.array([2, 0, 1, 1])  # of two users: 2 0 | 1 1
     found = history_columns(
-        item_rows, np.array([0, 2, 2]), np.array([2, 4, 2]), columns, ["genre", "size"], 3
+        *(item_rows, np.array([11, 12, 21, 22])),
+        *(np.array([0, 2, 2]), np.array([2, 4, 2]), columns, ["genre", "size"], 3),
     )
+    assert found["history.time"].tolist() == [[0, 11, 12], [0, 21, 22], [0, 0, 0]]
     assert found["history.mask"].tolist() == [[False, True, True], [False, True, True], [False] * 3]
     assert found["history.size"].tolist() == [[0, 3, 1.5], [0, 2, 2], [0, 0, 0]]
     assert found["history.genre"].tolist() == [
@@ -56,9 +61,11 @@ def test_history_by_hand() -> None:
 def test_no_history() -> None:
     columns = {"size": np.array([1.5])}
     zero = np.zeros(2, np.int64)
-    assert history_columns(np.array([0]), zero, zero, columns, ["size"], 0) == {}
-    assert history_columns(np.array([0]), zero, zero, columns, [], 4) == {}
-    empty = history_columns(np.zeros(0, np.int64), zero, zero, columns, ["size"], 4)
+    assert history_columns(np.array([0]), None, zero, zero, columns, ["size"], 0) == {}
+    assert history_columns(np.array([0]), None, zero, zero, columns, [], 4) == {}
+    nothing = np.zeros(0, np.int64)
+    empty = history_columns(nothing, nothing, zero, zero, columns, ["size"], 4)
+    assert not empty["history.time"].any()
     assert empty["history.size"].tolist() == [[0] * 4] * 2
     assert not empty["history.mask"].any()
 

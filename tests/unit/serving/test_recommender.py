@@ -46,9 +46,21 @@ def golden_columns(bundle: Bundle) -> dict[str, np.ndarray]:
     columns |= {n: c[golden.user_rows] for n, c in bundle.users.columns.items()}
     starts, item_columns = bundle.offsets[golden.user_rows], bundle.items.columns
     return columns | history_columns(
-        *(bundle.item_rows, starts, golden.history_ends, item_columns),
+        *(bundle.item_rows, bundle.event_times, starts, golden.history_ends, item_columns),
         *(history.features, history.length),
     )
+
+
+def test_events_happened_when_the_log_says_and_further_ones_now(
+    recommender: Recommender, bundle: Bundle, loaded: LoadedRun
+) -> None:
+    row = user_with_events(bundle)
+    data = catalogue_only(loaded.prepared)
+    log, events = data.interactions, data.events
+    own = events.interactions[events.offsets[row] : events.offsets[row + 1]]
+    times = [int(log.timestamps[at]) // 1_000_000 for at in own]
+    assert recommender._times(row, len(own) + 2, 7).tolist() == [*times, 7, 7]
+    assert recommender._times(None, 2, 7).tolist() == [7, 7]
 
 
 def test_golden_query_vectors(recommender: Recommender, bundle: Bundle, golden_columns) -> None:

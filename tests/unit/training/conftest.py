@@ -23,7 +23,7 @@ from twotower.models import embedding
 from twotower.models.columns import stage_columns
 from twotower.models.cross import full_rank
 from twotower.models.dcn import DCNv2, Parallel
-from twotower.models.history import MeanPooling
+from twotower.models.history import HistoryEncoder, MeanPooling
 from twotower.models.mlp import MLP
 from twotower.models.two_tower import Cosine, TwoTower
 from twotower.training.settings import TrainerSettings
@@ -54,14 +54,21 @@ class World:
     def towers(self, *, dropout: float = 0.0, seed: int = 0) -> TwoTower:
         return self.towers_for(self.pipeline.inputs("retrieval"), dropout=dropout, seed=seed)
 
-    def towers_for(self, inputs: ModelInputs, *, dropout: float = 0.0, seed: int = 0) -> TwoTower:
+    def towers_for(
+        self,
+        inputs: ModelInputs,
+        *,
+        history: Callable[..., HistoryEncoder] = MeanPooling,
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> TwoTower:
         torch.manual_seed(seed)
         return TwoTower(
             inputs=inputs,
             dim=8,
             embedding_dim=4,
             hidden=[12],
-            history=MeanPooling,
+            history=history,
             similarity=Cosine(),
             dropout=dropout,
         )

@@ -34,7 +34,7 @@ def brute_force(world, model, queries, *, num_catalogue, k, remove_seen):
     ranked = []
     with torch.no_grad():
         for q in range(len(queries)):
-            query = model.embed_queries(query_batch(columns, queries, q, q + 1))[0].double()
+            query = model.embed_queries(query_batch(columns, queries, np.array([q]), 4))[0].double()
             parts = (TRAIN,) if queries.part == VALIDATION else (TRAIN, VALIDATION)
             seen = {
                 int(log.item_rows[i])
@@ -92,7 +92,7 @@ def test_history_ends_at_the_cut(world):
     """The history is what stands before the part: the last events before it, oldest first."""
     prepared, columns = world.prepared, world.columns("retrieval")
     queries = evaluation_queries(prepared, TEST, remove_seen=True)
-    batch = query_batch(columns, queries, 0, len(queries))
+    batch = query_batch(columns, queries, np.arange(len(queries)), 4)
     log, encoded = prepared.interactions, prepared.items.columns["item_id"]
     for q, user in enumerate(queries.user_rows):
         before = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ import torch
 
 from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS
 from twotower.data.schema import HISTORY_MASK, DataError
-from twotower.data.user_sets import OWNER, UserSets
+from twotower.data.user_sets import HISTORY_OWNER, OWNER, UserSets
 from twotower.losses.negatives import WholeCatalogue
 from twotower.losses.objective import Objective
 from twotower.losses.sampled_softmax import FullSoftmax
 from twotower.models.columns import stage_columns
+from twotower.models.history import RecentAndMean
 from twotower.training.batches import UserBatches
 from twotower.training.optimizers import OptimizerSettings
 from twotower.training.retrieval import RetrievalTask
@@ -36,9 +38,8 @@ def sets_of(world, share=0.5, length=50):
 
 def histories(batch):
     """Encoded ids of every user's history."""
-    return [
-        row[mask].tolist() for row, mask in zip(batch[HISTORY], batch[HISTORY_MASK], strict=True)
-    ]
+    users = range(len(batch[USER_ROWS]))
+    return [batch[HISTORY][batch[HISTORY_OWNER] == user].tolist() for user in users]
 
 
 def test_every_item_is_history_or_target(world):
@@ -72,7 +73,7 @@ def test_the_share_and_a_new_part_every_time(world):
     torch.manual_seed(0)
     first, second = sets.batch(everyone), sets.batch(everyone)
     num_events = len(world.prepared.train_events())
-    drawn = first[HISTORY_MASK].sum().item() / num_events
+    drawn = len(first[HISTORY_OWNER]) / num_events
     assert drawn == pytest.approx(0.3, abs=4 * (0.21 / num_events) ** 0.5 + 0.02)
     assert histories(first) != histories(second)
     torch.manual_seed(0)
@@ -112,7 +113,7 @@ def test_loss_by_hand(world):
     loss = task.training_step(batch, 0)
     model, events = task.model, world.prepared.events
     with torch.no_grad():
-        queries = model.embed_queries(batch).double()
+        queries = model.embed_sets(batch).double()
         items = model.embed_items(task.columns.items(torch.arange(world.prepared.num_catalogue)))
     scores = (queries @ items.double().T / 0.5).tolist()
     losses = []
@@ -125,6 +126,29 @@ def test_loss_by_hand(world):
     weights = batch[WEIGHTS].numpy()
     expected = (np.array(losses) * weights).sum() / weights.sum()
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_vectors_are_those_of_padded_histories(world):
+    """Users whose history is empty included."""
+    batch = sets_of(world, share=0.1).batch(torch.arange(30))
+    model = world.towers_for(inputs(world))
+    rows = [torch.tensor(history) for history in histories(batch)]
+    assert min(map(len, rows)) == 0
+    padded = {
+        HISTORY: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).long(),
+        HISTORY_MASK: torch.nn.utils.rnn.pad_sequence(
+            [torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True
+        ),
+    }
+    users = {"user_id": batch["user_id"]}
+    torch.testing.assert_close(model.embed_sets(batch), model.embed_queries(users | padded))
+
+
+def test_an_encoder_that_looks_at_the_order_is_refused(world):
+    model = world.towers_for(inputs(world), history=partial(RecentAndMean, num_recent=2))
+    columns = stage_columns(world.prepared, inputs(world))
+    with pytest.raises(ValueError, match=r"does not look at its order(.|\n)*got RecentAndMean"):
+        UserBatches().examples(world.prepared, columns, model)
 
 
 def test_positives_that_stand_against_each_other_are_refused(world):

@@ -17,6 +17,7 @@ from twotower.losses.negatives import MixedNegatives, WholeCatalogue
 from twotower.losses.objective import Objective
 from twotower.losses.sampled_softmax import FullSoftmax, SampledSoftmax
 from twotower.models.history import MeanPooling
+from twotower.models.hstu import HSTU
 from twotower.models.transformer import CausalTransformer
 from twotower.models.two_tower import Cosine, TwoTower
 from twotower.training.optimizers import OptimizerSettings
@@ -121,8 +122,16 @@ def test_a_window_is_the_same_in_every_batch(world, windows):
     assert set(widths) == {1, 2, 3, 4}
 
 
-@pytest.mark.parametrize(("sampled", "mask_known"), [(False, True), (True, True), (True, False)])
-def test_the_same_loss_as_of_events(world, windows, columns, make_task, sampled, mask_known):
+@pytest.mark.parametrize(
+    ("sampled", "mask_known", "history"),
+    [
+        *((False, True, None), (True, True, None), (True, False, None)),
+        (False, True, partial(HSTU, hidden=8, dropout=0.0)),
+    ],
+)
+def test_the_same_loss_as_of_events(
+    world, windows, columns, make_task, sampled, mask_known, history
+):
     """Where a window holds the whole history of a user, to the last digit and gradient."""
     begins = world.prepared.events.offsets[windows.user_rows]
     chosen = torch.from_numpy(np.flatnonzero(windows.ends - LENGTH <= begins)[:20])
@@ -131,7 +140,7 @@ def test_the_same_loss_as_of_events(world, windows, columns, make_task, sampled,
     assert len(event[ITEM_ROWS]) > 40
     mixed = MixedNegatives(in_batch=True, num_uniform=9)
     negatives, loss = (mixed, SampledSoftmax) if sampled else (WholeCatalogue(), FullSoftmax)
-    task = make_task(negatives, loss(temperature=1.0), mask_known=mask_known)
+    task = make_task(negatives, loss(temperature=1.0), history, mask_known)
     found = []
     for one in (batch, event):
         task.zero_grad()
