@@ -54,6 +54,7 @@ HOMES = {
     "onnx": ("export",),
     "onnxscript": ("export",),
     "onnxruntime": ("serving", "export"),
+    "PIL": ("serving",),
     "matplotlib": ("training", "monitoring", "cli"),
     "torchmetrics": (),
     "pandas": (),

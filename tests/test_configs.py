@@ -25,6 +25,8 @@ MUST_BE_GIVEN = {
     "export": ["run=runs/x"],
     "evaluate": ["bundle=bundles/x"],
     "recommend": ["bundle=bundles/x"],
+    "embed": ["model=x.onnx", "items=x.parquet"],
+    "encoder_input/images": ["encoder_input.column=picture"],
     "data/tables": ["data.interactions=x.parquet"],
     "data/impressions": ["data.interactions=x.parquet"],
     "features/file": ["features.path=x.yaml"],

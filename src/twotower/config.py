@@ -104,6 +104,21 @@ class EvaluateConfig:
 
 
 @dataclass
+class EmbedConfig:
+    """Fields that `embed` reads."""
+
+    model: str = MISSING
+    items: str = MISSING
+    output: str = "item_vectors.parquet"
+    item_id: str = "item_id"
+    vector: str = "content_vector"
+    tensor: str | None = None
+    batch_size: int = 32
+    quiet: bool = False
+    encoder_input: Any = MISSING
+
+
+@dataclass
 class RecommendConfig:
     """Fields that `recommend` reads."""
 
@@ -270,7 +285,7 @@ def build(node: DictConfig, **runtime: Any) -> Any:  # noqa: ANN401
 
 def _register() -> None:
     store = ConfigStore.instance()
-    for schema in (TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig):
+    for schema in (TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, EmbedConfig):
         name = schema.__name__.removesuffix("Config").lower()
         store.store(name=f"{name}_schema", node=schema)
     for name, node in (("new", RUN_FOLDER), ("none", NO_RUN_FOLDER)):

@@ -16,7 +16,8 @@ COMMANDS = {
     "train": "prepared data set -> run folder with both stages",
     "export": "run folder -> bundle, published when its gates pass",
     "evaluate": "bundle -> two-stage metrics with attribution",
-    "recommend": "bundle and user -> table of items",
+    "recommend": "bundle and user, item or vector -> table of items",
+    "embed": "encoder and items -> items with content vectors",
     "doctor": "check this machine and say how to mend it",
 }
 
