@@ -76,6 +76,8 @@ class Encoder:
             raise ValueError(f"{path}: cannot be read as an ONNX model: {error}") from error
         self.path = path
         self.inputs = tuple(self._input(node) for node in self._session.get_inputs())
+        if not self.inputs:
+            raise ValueError(f"{path}: the model takes no input; an encoder needs at least one")
         self._output = self._chosen(output)
 
     def __call__(self, feeds: Mapping[str, Array]) -> npt.NDArray[np.float32]:

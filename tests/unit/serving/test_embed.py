@@ -265,6 +265,10 @@ class TestEncoder:
         path = write_model(tmp_path / "m.onnx", nodes, [("x", FLOAT, [8, 2])], outputs)
         with pytest.raises(ValueError, match="takes 8 rows at a time; export the model with a fir"):
             Encoder(path)
+        nodes = [("Identity", ["constant"], ["vector"], {})]
+        path = write_model(path, nodes, [], outputs, [("constant", np.ones((8, 2), np.float32))])
+        with pytest.raises(ValueError, match="the model takes no input; an encoder needs at least"):
+            Encoder(path)
 
 
 class TestFiles:
