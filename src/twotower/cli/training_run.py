@@ -24,7 +24,7 @@ from twotower.data.schema import SPLIT_NAMES, TEST, VALIDATION, DataError
 from twotower.features.pipeline import FeaturePipeline
 from twotower.training.baselines import ITEM_KNN, POPULARITY
 from twotower.training.board import Board
-from twotower.training.fit import seed_everything
+from twotower.training.fit import Fitted, seed_everything
 from twotower.training.report import report_ranking, report_retrieval
 from twotower.training.run_folder import (
     CONFIG,
@@ -116,7 +116,7 @@ class TrainingRun:
             settings=build(self.cfg.training.retrieval),
         )
         report = report_retrieval(self.context, trained)
-        self._record(RETRIEVAL, dict(report.metrics), trained.fitted.seconds)
+        self._record(RETRIEVAL, dict(report.metrics), trained.fitted)
         _, _, items = self.context.prepared.require_events()
         board = Board(self.context.folder, RETRIEVAL)
         board.config(to_yaml(self.cfg))
@@ -150,7 +150,7 @@ class TrainingRun:
         )
         test = ranking_examples(self.context, source, TEST, model, ranker.columns, retriever)
         report = report_ranking(self.context, model, ranker.calibration, test)
-        self._record(RANKING, dict(report.metrics), ranker.fitted.seconds)
+        self._record(RANKING, dict(report.metrics), ranker.fitted)
         state = {
             "calibration": asdict(ranker.calibration),
             "retrieval_score": model.score_scale is not None,
@@ -180,8 +180,10 @@ class TrainingRun:
             )
         return self.metrics
 
-    def _record(self, stage: str, metrics: dict[str, float], seconds: float) -> None:
-        self.metrics |= metrics | {f"{stage}/train/seconds": seconds}
+    def _record(self, stage: str, metrics: dict[str, float], fitted: Fitted) -> None:
+        monitored = f"{stage}/validation/{self.cfg.training[stage].monitor}"
+        of_training = {monitored: fitted.best, f"{stage}/train/seconds": fitted.seconds}
+        self.metrics |= metrics | of_training
         write_metrics(self.context.folder, self.metrics)
 
 

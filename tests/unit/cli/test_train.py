@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from twotower.cli import train as command
 from twotower.cli.training_run import headline_figures, read_metrics
@@ -119,6 +120,11 @@ def test_figures(shared):
     for name in ("auc", "log_loss", "calibration_error", "normalised_entropy", "grouped_auc"):
         assert values[f"ranking/test/{name}"] > 0
     assert values["retrieval/train/seconds"] > 0
+    for stage, monitor in (("retrieval", "recall@10"), ("ranking", "auc")):
+        curve = EventAccumulator(str(only_run(shared) / "tensorboard" / stage)).Reload()
+        name = f"{stage}/validation/{monitor}"
+        best = max(event.value for event in curve.Scalars(name))
+        assert values[name] == pytest.approx(best, abs=1e-6)
     shown = [name for name in headline_figures([5, 10]) if name in values]
     assert shown[:3] == [f"{n}/test/hit_rate@5" for n in ("retrieval", "item_knn", "popularity")]
     assert len(shown) == len(headline_figures([5, 10])) == 17
