@@ -201,7 +201,11 @@ def run_dir(name: str, resume: str | None, root: str = "runs") -> str:
 
 
 def compose(
-    config_name: str, overrides: Sequence[str] = (), *, extra_dir: str | None = None
+    config_name: str,
+    overrides: Sequence[str] = (),
+    *,
+    extra_dir: str | None = None,
+    with_hydra: bool = False,
 ) -> DictConfig:
     """Compose a config from the YAML files and overrides.
 
@@ -209,9 +213,10 @@ def compose(
         config_name: Name of the primary config, such as ``train``.
         overrides: Overrides in Hydra's syntax, such as ``data=synthetic`` or ``seed=3``.
         extra_dir: A further folder of configs.
+        with_hydra: Whether Hydra's own part stays in it.
 
     Returns:
-        The config without Hydra's own part.
+        The config.
 
     Raises:
         ConfigError: When an override, a file or a folder is wrong; wrong overrides are all listed.
@@ -223,7 +228,7 @@ def compose(
         given.append(f"hydra.searchpath=['file://{Path(extra_dir).absolute()}']")
     with initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
         try:
-            cfg = hydra_compose(config_name, overrides=given)
+            cfg = hydra_compose(config_name, given, return_hydra_config=with_hydra)
         except COMPOSE_ERRORS as error:
             raise ConfigError(override_problems(config_name, given, error)) from None
         problems = misspelt_choices(given)

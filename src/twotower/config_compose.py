@@ -7,14 +7,15 @@ the names that exist. All functions need Hydra to be initialised with the config
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -42,13 +43,16 @@ def override_problems(config_name: str, overrides: Sequence[str], error: Excepti
     problems: list[str] = []
     values: list[str] = []
     choices: list[str] = []
+    # Where configs are looked for holds for every attempt.
+    right = [text for text in overrides if text.startswith("hydra.searchpath=")]
     for text in overrides:
         parsed = _parse(text)
+        if text in right:
+            continue
         if isinstance(parsed, str):
             problems.append(parsed)
         else:
             (choices if parsed.key_or_group in _groups() else values).append(text)
-    right: list[str] = []
     # A choice in a group may bring further groups along, so the shortest names come first.
     for choice in sorted(choices, key=lambda choice: choice.count("/")):
         failure = _attempt(config_name, [*right, choice])
@@ -94,21 +98,39 @@ def first_values(overrides: Sequence[str]) -> Iterator[list[str]]:
 
     Yields:
         Overrides of one job: the first value of every sweep, then each other value in turn.
-        Overrides that a sweeper fills with numbers (`interval`) are left out.
+        Of an interval, its ends.
     """
     choices: list[list[str]] = []
     for text in overrides:
         parsed = _parse(text)
         if isinstance(parsed, str) or not parsed.is_sweep_override():
             choices.append([text])
-        elif not parsed.is_interval_sweep():
-            key = parsed.get_key_element()
-            choices.append([f"{key}={value}" for value in parsed.sweep_string_iterator()])
+        else:
+            choices.append([f"{parsed.get_key_element()}={value}" for value in _values(parsed)])
     first = [values[0] for values in choices]
     yield first
     for index, values in enumerate(choices):
         for value in values[1:]:
             yield [*first[:index], value, *first[index + 1 :]]
+
+
+def _values(override: Override) -> Iterator[object]:
+    """The values of a sweep; of an interval, its ends."""
+    swept = override.value()
+    if isinstance(swept, IntervalSweep):
+        yield from (swept.start, swept.end)
+    else:
+        yield from override.sweep_string_iterator()
+
+
+def with_params(params: Mapping[Any, Any], overrides: Sequence[str]) -> list[str]:
+    """All overrides of a sweep; of two for one key the later one holds.
+
+    Args:
+        params: What stands below `hydra.sweeper.params`, by key.
+        overrides: Overrides of the command line.
+    """
+    return [*(f"{key}={value}" for key, value in params.items()), *overrides]
 
 
 def _parse(text: str) -> Override | str:

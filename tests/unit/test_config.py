@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from twotower import config
 from twotower.config import ConfigError, build, check, compose, config_dir, run_dir
+from twotower.config_compose import first_values, with_params
 
 # Classes that configs of these tests name; they must live under `twotower.` to be allowed.
 PLANTED = """
@@ -433,10 +434,23 @@ class TestCompose:
         (folder / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\nseed: 77\n")
         cfg = compose("train", ["experiment=own"], extra_dir=str(folder / "mine"))
         assert cfg.seed == 77
+        with pytest.raises(ConfigError) as caught:
+            compose("train", ["experiment=own", "sead=1"], extra_dir=str(folder / "mine"))
+        (problem,) = caught.value.problems
+        assert problem.startswith("`sead`: unknown")
 
     def test_extra_folder_that_is_missing(self):
         with pytest.raises(ConfigError, match="no folder of configs `nowhere`"):
             compose("train", extra_dir="nowhere")
+
+
+def test_jobs_that_hold_every_value_of_a_sweep_once():
+    overrides = with_params({"a.x": "interval(1,3)"}, ["b=5,6", "c=7"])
+    assert list(first_values(overrides)) == [
+        ["a.x=1.0", "b=5", "c=7"],
+        ["a.x=3.0", "b=5", "c=7"],
+        ["a.x=1.0", "b=6", "c=7"],
+    ]
 
 
 def test_config_dir_is_at_the_top_of_the_checkout():
