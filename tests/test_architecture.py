@@ -56,6 +56,8 @@ HOMES = {
     "onnxruntime": ("serving", "export"),
     "PIL": ("serving",),
     "matplotlib": ("training", "monitoring", "cli"),
+    "optuna": ("training", "cli"),
+    "sqlalchemy": (),
     "torchmetrics": (),
     "pandas": (),
     "polars": (),

@@ -12,12 +12,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from twotower.cli.main import COMMANDS
 from twotower.cli.run import TRAINING_NEEDS
 from twotower.config import check, compose, config_dir
+from twotower.config_compose import first_values, with_params
 
 CONFIGS = config_dir()
 FILES = {str(p.relative_to(CONFIGS).with_suffix("")): p for p in sorted(CONFIGS.rglob("*.yaml"))}
 PRIMARY = [name for name in FILES if "/" not in name]
 OPTIONS = [name for name in FILES if "/" in name]
 EXPERIMENTS = [name for name in OPTIONS if name.startswith("experiment/")]
+SWEEPS = [name for name in OPTIONS if name.startswith("sweep/")]
 
 NEEDS = {"train": TRAINING_NEEDS, "prepare": TRAINING_NEEDS}
 # What a user must give, because there is no default.
@@ -105,7 +107,7 @@ def test_command_is_composed_and_right(name):
             assert_holds(config, f"{group}/{option}", package=group.split("/"))
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in EXPERIMENTS])
+@pytest.mark.parametrize("name", [n for n in OPTIONS if n not in {*EXPERIMENTS, *SWEEPS}])
 def test_option_is_chosen_and_right(name):
     group, _, _ = name.rpartition("/")
     command, config = chosen(name)
@@ -127,6 +129,21 @@ def test_experiment_is_chosen_and_right(name):
         assert OmegaConf.select(config, path)._target_ == OmegaConf.select(expected, path)._target_
 
 
+@pytest.mark.parametrize("name", SWEEPS)
+def test_search_space_is_chosen_and_right(name):
+    """Only Hydra's part is set, and both ends of every interval and all choices can be trained."""
+    assert {path[0] for path, _ in leaves(raw(name))} == {"hydra"}
+    choice = name.replace("/", "=")
+    config = compose("train", [choice], with_hydra=True)
+    assert assert_holds(config, name, package=()) > 0
+    sweeper = config.hydra.sweeper
+    assert f"sweep/{sweeper.stage}" == name
+    jobs = list(first_values(with_params(sweeper.params, [choice])))
+    assert len(jobs) > len(sweeper.params)
+    for job in jobs:
+        check(compose("train", job), TRAINING_NEEDS)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_file_is_short(name):
     assert len(FILES[name].read_text().splitlines()) <= LONGER.get(name, MAX_LINES)
@@ -142,7 +159,7 @@ def test_options_of_a_group_differ():
     for name in OPTIONS:
         group, _, _ = name.rpartition("/")
         _, config = chosen(name)
-        text = OmegaConf.to_yaml(config)
+        text = OmegaConf.to_yaml(config if name not in SWEEPS else raw(name))
         assert text not in composed.setdefault(group, {}), f"{name} is {composed[group].get(text)}"
         composed[group][text] = name
 

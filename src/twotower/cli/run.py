@@ -23,6 +23,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import InterpolationResolutionError
 
 from twotower.config import VERSION_BASE, ConfigError, Refused, check, compose, config_dir
-from twotower.config_compose import first_values
+from twotower.config_compose import first_values, with_params
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -59,6 +60,17 @@ USER_ERRORS = (
     IsADirectoryError,
     NotADirectoryError,
 )
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What a job of a sweep returns instead of its result.
+
+    Args:
+        reason: One line. Not the error itself, which would keep a model in memory.
+    """
+
+    reason: str
 
 
 def run_command(
@@ -99,7 +111,8 @@ def run_command(
             outcomes.append(report(error))
             if outcomes[-1] == BAD_INPUT and cfg.get("resume") is None:
                 _remove_unused_folder(prelude)
-            return None
+            message = str(error).strip() or type(error).__name__
+            return Failed(message if outcomes[-1] == BAD_INPUT else repr(error))
 
     try:
         options = get_args_parser().parse_intermixed_args(arguments)
@@ -123,9 +136,13 @@ def _check_jobs(config_name: str, options: argparse.Namespace, needs: Collection
         raise ConfigError(
             ["--config-path and --experimental-rerun are not supported; --config-dir adds a folder"]
         )
-    jobs = first_values(options.overrides) if options.multirun else [options.overrides]
+    name, jobs = options.config_name or config_name, [options.overrides]
+    if options.multirun:
+        first = next(first_values(options.overrides))
+        cfg = compose(name, first, extra_dir=options.config_dir, with_hydra=True)
+        jobs = [*first_values(with_params(cfg.hydra.sweeper.params or {}, options.overrides))]
     for overrides in jobs:
-        cfg = compose(options.config_name or config_name, overrides, extra_dir=options.config_dir)
+        cfg = compose(name, overrides, extra_dir=options.config_dir)
         if not options.cfg:
             check(cfg, needs)
 

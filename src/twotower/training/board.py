@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from twotower.data.schema import ITEM_ID, TITLE
 from twotower.metrics.calibration import ReliabilityTable
@@ -39,6 +40,20 @@ class Board:
         """Show the resolved config as text."""
         lines = "\n".join("    " + line for line in text.splitlines())
         self._writer.add_text("config", lines)
+
+    def hparams(self, settings: Mapping[str, float | str], figures: Mapping[str, float]) -> None:
+        """Show settings of a trial and its figures in the table and the plots of HPARAMS.
+
+        Args:
+            settings: By key; the same keys in all trials that are compared.
+            figures: What came out, by name; below ``trial/``, apart from the curves.
+        """
+        tagged = {f"trial/{name}": value for name, value in figures.items()}
+        file: Any = self._writer.file_writer
+        for summary in hparams(dict(settings), tagged):  # type: ignore[no-untyped-call]
+            file.add_summary(summary)
+        for tag, value in tagged.items():
+            self._writer.add_scalar(tag, value)
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Show test figures as one table: as scalars they would bury the curves under dots."""

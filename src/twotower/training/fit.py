@@ -110,6 +110,7 @@ def fit_stage(
     callbacks = [
         ValidationMetrics(evaluate),
         stopping,
+        *(trainer_settings.pruning.callbacks(stage) if trainer_settings.pruning else []),
         Throughput(stage=stage, every=log_every),
         ResumeState(loader),
         best,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from twotower.training.optimizers import OptimizerSettings
+from twotower.training.pruning import MedianPruning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class TrainerSettings:
         log_every: Steps between two entries in TensorBoard; at least one an epoch is made.
         checkpoint_every: Steps between two checkpoints to resume from; every epoch ends with one.
         max_steps: Stop a stage after so many steps, -1 for never; for smoke runs.
+        pruning: Set by a sweep, so that it can stop a trial.
 
     Raises:
         ValueError: When a number is out of range.
@@ -31,6 +33,7 @@ class TrainerSettings:
     log_every: int = 50
     checkpoint_every: int = 500
     max_steps: int = -1
+    pruning: MedianPruning | None = None
 
     def __post_init__(self) -> None:
         problems = _below_one(self, "log_every", "checkpoint_every")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from matplotlib import image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from twotower.metrics.calibration import ReliabilityTable
 from twotower.training import board as module
@@ -44,6 +45,20 @@ def test_figures(written):
     values = {"a": 0.5, "a/low": 0.4, "a/high": 0.6, "b": float("nan")}
     text = text_of(written(lambda board: board.metrics(values)), "retrieval/test/figures")
     assert text.splitlines()[2:] == ["| a | 0.5000 | 0.4000 .. 0.6000 |", "| b | nan |  |"]
+
+
+def test_settings_and_figures_of_a_trial(written):
+    settings, figures = {"rate": 0.25, "model": "gru"}, {"ndcg@10": 0.5, "seconds": 3.0}
+    events = written(lambda board: board.hparams(settings, figures))
+    content = events.PluginTagToContent("hparams")
+    begin = HParamsPluginData.FromString(content["_hparams_/session_start_info"])
+    shown = begin.session_start_info.hparams
+    assert (shown["rate"].number_value, shown["model"].string_value) == (0.25, "gru")
+    experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
+    assert [info.name for info in experiment.hparam_infos] == ["rate", "model"]
+    tags = [info.name.tag for info in experiment.metric_infos]
+    assert tags == ["trial/ndcg@10", "trial/seconds"]
+    assert [[event.value for event in events.Scalars(tag)] for tag in tags] == [[0.5], [3.0]]
 
 
 def test_plots(written):
