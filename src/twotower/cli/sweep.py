@@ -8,6 +8,7 @@ estimator, Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization".
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import math
 import time
@@ -214,7 +215,8 @@ def start_sweep(sweeper: OptunaSweeper, arguments: Sequence[str]) -> None:
         arguments: Overrides of the command line.
 
     Raises:
-        ConfigError: When the sweep is described wrongly, or no trial was completed.
+        ConfigError: When the sweep is described wrongly, another process is at work on it, or no
+            trial was completed.
     """
     cfg = sweeper.config
     if cfg is None or cfg.hydra.job.name != "train":
@@ -234,9 +236,16 @@ def start_sweep(sweeper: OptunaSweeper, arguments: Sequence[str]) -> None:
     )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = sweep.open()
-    OmegaConf.save(cfg, sweep.folder / "multirun.yaml")
-    log.info("After an interruption add hydra.sweep.dir=%s to the same command", sweep.folder)
-    sweep.run(study)
+    with (sweep.folder / "multirun.yaml").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError([f"{sweep.folder}: another process is at work on it"]) from None
+        file.truncate(0)
+        OmegaConf.save(cfg, file)
+        file.flush()
+        log.info("After an interruption add hydra.sweep.dir=%s to the same command", sweep.folder)
+        sweep.run(study)
     if not cfg.quiet:
         sources = cfg.hydra.runtime.config_sources
         config_dirs = [source.path for source in sources if source.provider == "command-line"]

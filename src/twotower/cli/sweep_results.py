@@ -10,6 +10,7 @@ from pathlib import Path
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -66,6 +67,9 @@ def results_table(study: optuna.Study, objective: str, space: Space) -> Table:
     table = Table(
         title=f"Trials by {escape(objective)}, {better} first",
         caption=f"{len(trials)} trials: {', '.join(counts)}; {seconds / 60:.1f} minutes",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
     )
     names = short_names(list(space.distributions))
     for column in ("trial", "value", "state", "seconds", *names):
@@ -80,7 +84,7 @@ def results_table(study: optuna.Study, objective: str, space: Space) -> Table:
             "" if trial.value is None else f"{trial.value:.4f}",
             STATES[trial.state],
             f"{trial.user_attrs[SECONDS]:.0f}",
-            *(f"{v:.4g}" if isinstance(v, float) else escape(str(v)) for v in values),
+            *(f"{v:.3g}" if isinstance(v, float) else escape(str(v)) for v in values),
             *([escape(trial.user_attrs[REASON])] if REASON in trial.user_attrs else []),
         )
     return table

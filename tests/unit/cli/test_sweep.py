@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import json
 import shlex
 import signal
@@ -232,6 +233,14 @@ def test_a_sweep_gone_on_with_in_other_terms_is_refused(finished, tiny, capsys):
     assert "the sweep began with seed 0, got 1" in shown
     assert "the sweep began with settings ['experiment=tiny', " in shown
     assert len(results(finished)) == 3
+
+
+def test_two_processes_never_work_on_one_sweep(finished, tiny, capsys):
+    with (finished / "multirun.yaml").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert command.main([*tiny, f"hydra.sweep.dir={finished}"]) == 2
+    assert f"{finished}: another process is at work on it" in capsys.readouterr().err
+    assert OmegaConf.load(finished / "multirun.yaml").hydra.sweeper.n_trials == 3
 
 
 def test_a_folder_with_something_else_is_refused(folder, tiny, capsys):
