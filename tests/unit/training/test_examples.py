@@ -24,9 +24,9 @@ from twotower.data.schema import (
 from twotower.data.split import TemporalSplit
 from twotower.data.synthetic import SyntheticSource
 from twotower.index.exact import exact_search
-from twotower.training import examples as module
+from twotower.training import candidates as module
+from twotower.training.candidates import CandidateExamples
 from twotower.training.examples import (
-    CandidateExamples,
     ExampleBatches,
     ImpressionExamples,
     ImpressionsElseCandidates,
@@ -74,6 +74,7 @@ def retriever(clicks):
 def source(**given):
     return CandidateExamples(
         **{"num_candidates": CANDIDATES, "num_negatives": NEGATIVES, "positives_per_user": 0}
+        | {"hard_window": 4}
         | given
     )
 
@@ -183,6 +184,97 @@ class TestNegativeRate:
         assert examples.negative_rate == pytest.approx(10 * len(found) / num_shown)
 
 
+def shares(examples, prepared, retriever, window):
+    """Of every interaction: negatives by group, top first, as (rank, weight); sizes of groups."""
+    for interaction, negatives in by_interaction(examples).items():
+        target = int(prepared.interactions.item_rows[interaction])
+        shown = list(shown_to(prepared, retriever, interaction, target, TRAIN, CANDIDATES))
+        weights = examples.weights[examples.interactions == interaction]
+        groups = [], []
+        for (item, label, _), weight in zip(negatives, weights.tolist(), strict=True):
+            if label == 0:
+                groups[shown.index(item) >= window].append((shown.index(item), weight))
+        others = [place for place, item in enumerate(shown) if item != target]
+        yield groups, (sum(p < window for p in others), sum(p >= window for p in others))
+
+
+class TestHardNegatives:
+    """Half of 4 negatives from the top 3 of 12 candidates."""
+
+    def make(self, seed=0):
+        return source(num_negatives=4, hard_share=0.5, hard_window=3, seed=seed)
+
+    def test_each_group_weighs_what_a_uniform_draw_would_give_it(self, clicks, retriever):
+        prepared = clicks.prepared
+        base = prepared.interactions.weights
+        examples = self.make().examples(prepared, TRAIN, retriever)
+        assert examples.negative_rate == pytest.approx(4 / 11)
+        targets_in_the_top = 0
+        for (top, below), (num_top, num_below) in shares(examples, prepared, retriever, 3):
+            assert (len(top), len(below)) == (2, 2)
+            assert num_top + num_below == 11
+            targets_in_the_top += num_top == 2
+            by_group = [sum(w for _, w in group) for group in (top, below)]
+            own = by_group[0] / num_top / (4 / 11)  # the weight of the positive itself
+            assert own == pytest.approx(by_group[1] / num_below / (4 / 11))
+            assert own == pytest.approx(round(own))
+        assert targets_in_the_top > 0
+        positive = examples.labels == 1
+        assert examples.weights[positive].tolist() == base[examples.interactions[positive]].tolist()
+
+    def test_sums_over_the_list_are_right_on_average(self, clicks, retriever):
+        """Of the first positive: the weighted number of negatives at every place of its list."""
+        prepared = clicks.prepared
+        totals, draws = np.zeros(12), 400
+        first = self.make().examples(prepared, TRAIN, retriever).interactions[0]
+        for seed in range(draws):
+            examples = self.make(seed).examples(prepared, TRAIN, retriever)
+            own = float(prepared.interactions.weights[first])
+            target = int(prepared.interactions.item_rows[first])
+            inside = (examples.interactions == first) & (examples.labels == 0)
+            if not seed:
+                shown = list(shown_to(prepared, retriever, int(first), target, TRAIN, CANDIDATES))
+            for item, weight in zip(
+                examples.item_rows[inside], examples.weights[inside], strict=True
+            ):
+                totals[shown.index(int(item))] += weight / own / examples.negative_rate / draws
+        assert totals[shown.index(target)] == 0
+        others = np.delete(totals, shown.index(target))
+        # A place below the top is drawn 2 times of 8 or 9: 4 standard errors are 0.38.
+        np.testing.assert_allclose(others, 1.0, atol=0.38)
+        assert others.sum() == pytest.approx(11, abs=1e-3)
+
+    def test_the_other_parts_are_drawn_uniformly(self, clicks, retriever):
+        for part in (VALIDATION, TEST):
+            hard = self.make().examples(clicks.prepared, part, retriever)
+            plain = source(num_negatives=4).examples(clicks.prepared, part, retriever)
+            assert hard.item_rows.tolist() == plain.item_rows.tolist()
+            assert hard.weights.tolist() == plain.weights.tolist()
+
+    def test_short_lists_are_filled(self, clicks, retriever):
+        """Lists of 4: 3 negatives in all, of which the top holds 2 or 3; all are drawn."""
+        few = source(num_candidates=4, num_negatives=3, hard_share=0.34, hard_window=3)
+        examples = few.examples(clicks.prepared, TRAIN, retriever)
+        assert examples.negative_rate == 1.0
+        assert np.bincount((examples.labels == 1).cumsum())[1:].tolist() == [4] * int(
+            examples.labels.sum()
+        )
+        base = clicks.prepared.interactions.weights[examples.interactions]
+        np.testing.assert_allclose(examples.weights, base, rtol=1e-6)
+
+    @pytest.mark.parametrize("share", [0.1, 0.9, 1.0, -0.5])
+    def test_a_share_that_leaves_a_group_empty_is_refused(self, share):
+        with pytest.raises(
+            ValueError, match=f"`hard_share` of `num_negatives` .* got {share} of 3"
+        ):
+            source(hard_share=share)
+
+    @pytest.mark.parametrize("window", [0, 12])
+    def test_a_window_that_is_none_is_refused(self, window):
+        with pytest.raises(ValueError, match=f"`hard_window` must lie .* got {window} and 12"):
+            source(hard_share=0.4, hard_window=window)
+
+
 class TestChosenPositives:
     @pytest.mark.parametrize("limit", [1, 2])
     def test_latest_of_every_user(self, limit, clicks, retriever):
@@ -236,6 +328,37 @@ class TestImpressions:
         assert examples.weights.tolist() == [log.weights[i] for i in expected]
         assert 0 < examples.labels.mean() < 1
         assert (examples.scores, examples.negative_rate) == (None, 1.0)
+
+    def test_a_share_of_the_negatives(self, world):
+        """A third of the training part's; every positive stays, and so does the order."""
+        log = world.prepared.interactions
+        some = ImpressionExamples(negative_rate=1 / 3)
+        whole = ImpressionExamples().examples(world.prepared, TRAIN, None)
+        found = some.examples(world.prepared, TRAIN, None)
+        num_negatives = int((whole.labels == 0).sum())
+        assert (found.labels == 0).sum() == round(num_negatives / 3)
+        assert found.negative_rate == pytest.approx(round(num_negatives / 3) / num_negatives)
+        assert found.labels.sum() == whole.labels.sum()
+        assert (np.diff(found.interactions) > 0).all()
+        assert (log.split[found.interactions] == TRAIN).all()
+        again = replace(some, seed=1).examples(world.prepared, TRAIN, None)
+        assert again.interactions.tolist() != found.interactions.tolist()
+        for part in (VALIDATION, TEST):
+            rest = some.examples(world.prepared, part, None)
+            assert rest.interactions.tolist() == np.flatnonzero(log.split == part).tolist()
+            assert rest.negative_rate == 1.0
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"negative_rate": 0.0}, r"`negative_rate` must lie in \(0, 1\], got 0.0"),
+            ({"negative_rate": 1.5}, r"`negative_rate` must lie in \(0, 1\], got 1.5"),
+            ({"seed": -1}, "`seed` must be at least 0, got -1"),
+        ],
+    )
+    def test_impossible_numbers(self, given, message):
+        with pytest.raises(ValueError, match=message):
+            ImpressionExamples(**given)
 
     def test_scores_of_the_retriever(self, world, monkeypatch):
         monkeypatch.setattr("twotower.training.retriever.SCORE_BLOCK", 50)
@@ -356,15 +479,15 @@ class TestErrors:
 
 class TestEither:
     def test_impressions_where_there_are_any(self, world):
-        either = ImpressionsElseCandidates(candidates=source())
+        either = ImpressionsElseCandidates(impressions=ImpressionExamples(), candidates=source())
         found = either.examples(world.prepared, TEST, None)
         assert found.interactions.tolist() == (
             ImpressionExamples().examples(world.prepared, TEST, None).interactions.tolist()
         )
 
     def test_candidates_where_there_are_none(self, clicks, retriever):
-        found = ImpressionsElseCandidates(candidates=source()).examples(
-            clicks.prepared, TEST, retriever
-        )
+        found = ImpressionsElseCandidates(
+            impressions=ImpressionExamples(), candidates=source()
+        ).examples(clicks.prepared, TEST, retriever)
         expected = source().examples(clicks.prepared, TEST, retriever)
         assert found.item_rows.tolist() == expected.item_rows.tolist()

@@ -15,8 +15,9 @@ from twotower.losses.sampled_softmax import SampledSoftmax
 from twotower.metrics.click import auc, grouped_auc
 from twotower.metrics.top_k import metric_names
 from twotower.training.batches import EventBatches
+from twotower.training.candidates import CandidateExamples
 from twotower.training.evaluation import mean_metrics, rank_catalogue
-from twotower.training.examples import CandidateExamples, ImpressionExamples
+from twotower.training.examples import ImpressionExamples
 from twotower.training.fit import seed_everything
 from twotower.training.optimizers import OptimizerSettings
 from twotower.training.ranking import click_metrics, probabilities
