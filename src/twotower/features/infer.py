@@ -9,19 +9,35 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from typing import Final, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.data.prepare import TrainingPart
-from twotower.data.schema import ITEM_ID, POSITION, RESERVED_COLUMNS, TIMESTAMP, USER_ID
-from twotower.features.pipeline import FeaturePipeline
-from twotower.features.spec import Feature, FeatureSpec, History, Kind, Side, is_feature_name
-from twotower.features.transforms import is_text
+from twotower.data.schema import (
+    ITEM_ID,
+    POSITION,
+    RESERVED_COLUMNS,
+    TIMESTAMP,
+    USER_ID,
+    DataError,
+)
+from twotower.features.pipeline import FeaturePipeline, training_table
+from twotower.features.spec import (
+    TABLE_KINDS,
+    Feature,
+    FeatureSpec,
+    History,
+    Kind,
+    Side,
+    is_feature_name,
+)
+from twotower.features.transforms import fit_transform, is_text
 from twotower.features.vocabulary import as_array
 
 log = logging.getLogger(__name__)
@@ -31,6 +47,7 @@ MAX_TEXT_SHARE = 0.5
 MIN_TEXT_VALUES = 50
 MIN_TAGGED_SHARE = 0.1
 SEPARATOR = "|"
+AUTO: Final = "auto"
 KEYS = {"user": USER_ID, "item": ITEM_ID}
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 UNREADABLE = (
@@ -62,6 +79,9 @@ class AutoSpec:
         exclude: Columns that are no features.
         retrieval_only: Features that the ranker does not see, such as a user id that it would only
             memorise.
+        dims: Width of the embedding by feature; the others leave it to the model. ``auto`` stands
+            for six times the fourth root of the number of values (Wang et al. 2017, "Deep & Cross
+            Network for Ad Click Predictions"), for one feature or for all that have a table.
     """
 
     history_length: int = 20
@@ -70,6 +90,7 @@ class AutoSpec:
     time: bool = True
     exclude: tuple[str, ...] | list[str] = ()
     retrieval_only: tuple[str, ...] | list[str] = ()
+    dims: Literal["auto"] | dict[str, int | Literal["auto"]] | None = None
 
     def spec(self, part: TrainingPart) -> FeatureSpec:
         """See `SpecProvider`."""
@@ -77,6 +98,7 @@ class AutoSpec:
             replace(f, stages=("retrieval",)) if f.name in self.retrieval_only else f
             for f in self._features(part)
         ]
+        features = self._widened(features, part)
         known = {c.name for c in _columns(part)} | {f.name for f in features}
         known |= set(part.interactions.column_names)
         for name in sorted({*self.exclude, *self.retrieval_only} - known):
@@ -93,6 +115,27 @@ class AutoSpec:
     def fingerprint(self) -> str:
         """See `SpecProvider`."""
         return json.dumps(["auto", asdict(self)])
+
+    def _widened(self, features: Sequence[Feature], part: TrainingPart) -> list[Feature]:
+        """The features with the widths that were asked for."""
+        dims: Mapping[str, int | Literal["auto"]]
+        if self.dims == AUTO:
+            dims = {f.name: AUTO for f in features if f.kind in TABLE_KINDS}
+        else:
+            dims = self.dims or {}
+        names = [f.name for f in features]
+        problems = [
+            f"features.dims: there is no feature `{name}`; features: {', '.join(names)}"
+            for name in dims
+            if name not in names
+        ]
+        if problems:
+            raise DataError(problems)
+        widths = {
+            f.name: _auto_dim(f, part) if (dim := dims.get(f.name, f.dim)) == AUTO else dim
+            for f in features
+        }
+        return [replace(f, dim=widths[f.name]) for f in features]
 
     def _features(self, part: TrainingPart) -> Iterator[Feature]:
         columns = [
@@ -200,6 +243,22 @@ def _guess(column: _Column, names: Mapping[str, int]) -> Feature:
             name=name, side="context", kind="categorical", column=source, stages=("ranking",)
         )
     return Feature(name=name, side=column.side, kind=_kind(as_array(column.values)), column=source)
+
+
+def _auto_dim(feature: Feature, part: TrainingPart) -> int:
+    """Six times the fourth root of the number of values with a row of their own.
+
+    Raises:
+        DataError: When the feature has no table.
+    """
+    table = training_table(feature, part)
+    if feature.kind not in TABLE_KINDS or table is None:
+        raise DataError(
+            [f"features.dims: auto does nothing for `{feature.name}` of kind {feature.kind}; "
+             f"allowed for {', '.join(TABLE_KINDS)}"]
+        )  # fmt: skip
+    fitted = fit_transform(feature, table.column(feature.source_column))
+    return max(1, round(6 * math.sqrt(math.sqrt(fitted.num_rows - 1))))
 
 
 def _obstacle(column: pa.ChunkedArray) -> str | None:

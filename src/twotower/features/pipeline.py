@@ -77,7 +77,7 @@ class FeaturePipeline:
         problems: list[str] = []
         transforms: dict[str, Transform] = {}
         for feature in spec.features:
-            table = _training_table(feature, part)
+            table = training_table(feature, part)
             if table is None or feature.source_column not in table.column_names:
                 columns = "none" if table is None else ", ".join(table.column_names)
                 problems.append(
@@ -201,7 +201,8 @@ class FeaturePipeline:
         )
 
 
-def _training_table(feature: Feature, part: TrainingPart) -> pa.Table | None:
+def training_table(feature: Feature, part: TrainingPart) -> pa.Table | None:
+    """The table whose rows a feature is fitted on."""
     is_key = feature.source_column == {"user": USER_ID, "item": ITEM_ID}.get(feature.side)
     if feature.side == "context" or is_key:
         return part.interactions

@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
@@ -184,6 +185,54 @@ def test_what_the_ranker_does_not_see():
     stages = {feature.name: feature.stages for feature in features}
     both = ("retrieval", "ranking")
     assert stages == {"user_id": ("retrieval",), "item_id": both, "timestamp": both}
+
+
+class TestDims:
+    """Of 16 genres every second one is seen once; 6 * 16^(1/4) = 12, 6 * 8^(1/4) = 10.09."""
+
+    def part(self):
+        genres = [f"g{n % 16}" for n in range(24)]
+        log = {"user_id": [1] * 24, "item_id": list(range(24)), "timestamp": list(range(24))}
+        items = {"item_id": list(range(24)), "genre": genres, "price": [1.5] * 24}
+        return replace(part_of(log=log), users=None, items=pa.table(items))
+
+    def dims(self, **given):
+        return {f.name: f.dim for f in AutoSpec(**given).spec(self.part()).features}
+
+    def test_of_some_features(self):
+        widths = {"item_id": 64, "genre": "auto"}
+        expected = {"item_id": 64, "genre": 12, "price": 0, "timestamp": 0}
+        assert self.dims(dims=widths) == expected
+
+    def test_of_all_that_have_a_table(self):
+        """24 items: 6 * 24^(1/4) = 13.28."""
+        assert self.dims(dims="auto") == {"item_id": 13, "genre": 12, "price": 0, "timestamp": 0}
+
+    def test_only_values_with_a_row_of_their_own_count(self):
+        """No item is seen twice: 6 * 0 is no width, one is left."""
+        assert self.dims(dims={"item_id": "auto"}, min_count=2)["item_id"] == 1
+
+    def test_none_by_default(self):
+        assert set(self.dims().values()) == {0}
+
+    @pytest.mark.parametrize(
+        ("widths", "message"),
+        [
+            ({"gerne": 4}, "there is no feature `gerne`; features: item_id, genre, price"),
+            ({"price": "auto"}, "auto does nothing for `price` of kind numeric; allowed for id, "),
+            ({"price": 4}, "feature `price`: `dim` does nothing for kind numeric"),
+            ({"genre": -1}, "feature `genre`: `dim` must be at least 0, got -1"),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, widths, message):
+        with pytest.raises(ValueError, match=message):
+            self.dims(dims=widths)
+
+    def test_they_reach_the_models(self):
+        part = self.part()
+        factory = PipelineFactory(provider=AutoSpec(dims={"genre": 7}))
+        inputs = factory.fit(part).inputs("ranking")
+        assert {f.name: f.dim for f in inputs.features}["genre"] == 7
 
 
 def test_a_misspelt_column_is_said(caplog):
