@@ -1,8 +1,8 @@
 """From the command line to checked configs and objects; home of Hydra besides the commands.
 
 `compose` reads YAML and overrides, `check` holds the result against the signatures it names,
-`build` makes the objects. A field that our own code reads stands in a dataclass below; a field that
-is only handed to a constructor is typed by the signature of that constructor.
+`build` makes the objects. A field that our own code reads stands in a dataclass of `config_schema`;
+a field that is only handed to a constructor is typed by the signature of that constructor.
 
 Registered here for use in YAML:
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -29,10 +28,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from twotower.config_check import find_problems
 from twotower.config_compose import COMPOSE_ERRORS, misspelt_choices, override_problems
+from twotower.config_schema import SCHEMAS
 from twotower.config_types import PARTIAL, TARGET
 
 VERSION_BASE = "1.3"
@@ -55,81 +55,6 @@ class ConfigError(ValueError):
 
 class Refused(Exception):  # noqa: N818
     """A gate or an alert said no: the work was done and its result is not acceptable."""
-
-
-@dataclass
-class TrainConfig:
-    """Fields that `train` and `prepare` read."""
-
-    name: str = MISSING
-    seed: int = 0
-    stages: list[str] = field(default_factory=lambda: ["retrieval", "ranking"])
-    catalogue: str = "all"
-    output_dir: str = MISSING
-    prepared_dir: str = "prepared"
-    resume: str | None = None
-    quiet: bool = False
-    data: Any = MISSING
-    split: Any = MISSING
-    features: Any = MISSING
-    models: Any = MISSING
-    losses: Any = MISSING
-    training: Any = MISSING
-    trainer: Any = MISSING
-    evaluation: Any = MISSING
-
-
-@dataclass
-class ExportConfig:
-    """Fields that `export` reads."""
-
-    run: str = MISSING
-    name: str | None = None
-    output_dir: str = "bundles"
-    num_candidates: int = 200
-    quiet: bool = False
-    index: Any = MISSING
-    gates: Any = MISSING
-
-
-@dataclass
-class EvaluateConfig:
-    """Fields that `evaluate` reads."""
-
-    bundle: str = MISSING
-    prepared: str | None = None
-    output_dir: str = "evaluations"
-    quiet: bool = False
-    evaluation: Any = MISSING
-
-
-@dataclass
-class EmbedConfig:
-    """Fields that `embed` reads."""
-
-    model: str = MISSING
-    items: str = MISSING
-    output: str = "item_vectors.parquet"
-    item_id: str = "item_id"
-    vector: str = "content_vector"
-    tensor: str | None = None
-    batch_size: int = 32
-    quiet: bool = False
-    encoder_input: Any = MISSING
-
-
-@dataclass
-class RecommendConfig:
-    """Fields that `recommend` reads."""
-
-    bundle: str = MISSING
-    user: Any = None
-    history: list[Any] = field(default_factory=list)
-    similar_to: Any = None
-    similar_to_vector: str | None = None
-    vector_feature: str | None = None
-    k: int = 10
-    quiet: bool = False
 
 
 # Log lines on the screen are messages alone; in a log file they have time and origin.
@@ -290,7 +215,7 @@ def build(node: DictConfig, **runtime: Any) -> Any:  # noqa: ANN401
 
 def _register() -> None:
     store = ConfigStore.instance()
-    for schema in (TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, EmbedConfig):
+    for schema in SCHEMAS:
         name = schema.__name__.removesuffix("Config").lower()
         store.store(name=f"{name}_schema", node=schema)
     for name, node in (("new", RUN_FOLDER), ("none", NO_RUN_FOLDER)):
