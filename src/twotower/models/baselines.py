@@ -68,7 +68,7 @@ class Popularity:
         Raises:
             ValueError: When an item row is out of range.
         """
-        _check_rows("users", users, num_items)
+        check_rows("users", users, num_items)
         counts = np.bincount(users.item_rows, minlength=num_items)
         best_first = np.lexsort((-np.arange(num_items), -counts))
         self._num_items = num_items
@@ -88,8 +88,8 @@ class Popularity:
         Raises:
             ValueError: When not fitted, or when the arguments do not fit together.
         """
-        order = _fitted(self._order)
-        _check_query(histories, k, excluded, self._num_items)
+        order = fitted(self._order)
+        check_query(histories, k, excluded, self._num_items)
         ranked = np.full((len(histories), k), NO_ITEM, np.int64)
         if excluded is None:
             ranked[:, : len(order)] = order[:k]
@@ -98,7 +98,7 @@ class Popularity:
         place[order] = np.arange(len(order))
         width = min(len(order), k + int(excluded.counts.max(initial=0)))
         size = max(BLOCK_ENTRIES // (width + 1), 1)
-        removed = _binary(excluded, self._num_items)  # (Q, N)
+        removed = binary_matrix(excluded, self._num_items)  # (Q, N)
         for start in range(0, len(histories), size):
             block = ranked[start : start + size]
             gone = removed[start : start + size]
@@ -136,8 +136,8 @@ class ItemKNN:
         Raises:
             ValueError: When an item row is out of range.
         """
-        _check_rows("users", users, num_items)
-        by_user = _binary(users, num_items)  # (U, N)
+        check_rows("users", users, num_items)
+        by_user = binary_matrix(users, num_items)  # (U, N)
         by_item = by_user.T.tocsr()  # (N, U)
         counts = np.diff(by_item.indptr).astype(np.float64)
         blocks = []
@@ -166,12 +166,12 @@ class ItemKNN:
         Raises:
             ValueError: When not fitted, or when the arguments do not fit together.
         """
-        weights = _fitted(self._weights)  # (N, N)
+        weights = fitted(self._weights)  # (N, N)
         num_items = weights.shape[0]
-        _check_query(histories, k, excluded, num_items)
-        removed = None if excluded is None else _binary(excluded, num_items)
+        check_query(histories, k, excluded, num_items)
+        removed = None if excluded is None else binary_matrix(excluded, num_items)
         ranked = np.full((len(histories), k), NO_ITEM, np.int64)
-        for queries, scores in _products(_binary(histories, num_items), weights):  # (B, N)
+        for queries, scores in _products(binary_matrix(histories, num_items), weights):  # (B, N)
             if removed is not None:
                 _remove(scores, removed[queries])
             rows, columns, _ = _best_of_rows(scores, k)
@@ -179,7 +179,7 @@ class ItemKNN:
         return ranked
 
 
-def _binary(lists: ItemLists, num_items: int) -> sparse.csr_array:
+def binary_matrix(lists: ItemLists, num_items: int) -> sparse.csr_array:
     """Ones where a query has an item, (Q, N), rows sorted."""
     parts = (np.ones(len(lists.item_rows)), lists.item_rows, lists.offsets)
     matrix = sparse.csr_array(parts, shape=(len(lists), num_items), copy=True)
@@ -244,13 +244,23 @@ def _position_in_row(rows: IntArray, num_rows: int) -> IntArray:
     return np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def _fitted(state: Fitted | None) -> Fitted:
+def fitted(state: Fitted | None) -> Fitted:
+    """What `fit` has set.
+
+    Raises:
+        ValueError: When it was not called.
+    """
     if state is None:
         raise ValueError("`fit` must be called before `rank`")
     return state
 
 
-def _check_rows(name: str, lists: ItemLists, num_items: int) -> None:
+def check_rows(name: str, lists: ItemLists, num_items: int) -> None:
+    """Refuse item rows that are out of range.
+
+    Raises:
+        ValueError: When there are any, or there are no items.
+    """
     if num_items < 1:
         raise ValueError(f"num_items must be at least 1, got {num_items}")
     rows = lists.item_rows
@@ -260,12 +270,17 @@ def _check_rows(name: str, lists: ItemLists, num_items: int) -> None:
         )
 
 
-def _check_query(histories: ItemLists, k: int, excluded: ItemLists | None, num_items: int) -> None:
+def check_query(histories: ItemLists, k: int, excluded: ItemLists | None, num_items: int) -> None:
+    """Refuse what cannot be ranked for.
+
+    Raises:
+        ValueError: When `k` is below 1, item rows are out of range, or lists do not go together.
+    """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    _check_rows("histories", histories, num_items)
+    check_rows("histories", histories, num_items)
     if excluded is not None:
-        _check_rows("excluded", excluded, num_items)
+        check_rows("excluded", excluded, num_items)
         if len(excluded) != len(histories):
             counts = f"{len(histories)} queries, got {len(excluded)}"
             raise ValueError(f"excluded must have one list for each of {counts}")
