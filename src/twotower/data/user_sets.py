@@ -37,16 +37,20 @@ class UserSets:
         prepared: The data set.
         columns: Where features come from; its history length is the longest history.
         history_share: Share of a user's items that becomes the history, on average.
+        user_power: A target of a user with n targets weighs n ** -user_power as much.
         user_rows: (U',) users with training events.
     """
 
     prepared: Prepared
     columns: Columns
     history_share: float
+    user_power: float
     user_rows: Array
 
     @staticmethod
-    def of(prepared: Prepared, columns: Columns, history_share: float) -> UserSets:
+    def of(
+        prepared: Prepared, columns: Columns, *, history_share: float, user_power: float
+    ) -> UserSets:
         """The sets of a data set.
 
         Raises:
@@ -65,7 +69,11 @@ class UserSets:
         events, _, _ = prepared.require_events()
         users = np.flatnonzero(events.part_end(TRAIN) > events.offsets[:-1])
         return UserSets(
-            prepared=prepared, columns=columns, history_share=history_share, user_rows=users
+            prepared=prepared,
+            columns=columns,
+            history_share=history_share,
+            user_power=user_power,
+            user_rows=users,
         )
 
     def __len__(self) -> int:
@@ -92,6 +100,8 @@ class UserSets:
         in_history = (draw < self.history_share) & (draw < largest[sets.query_index])
         history, targets = sets.where(in_history), sets.where(~in_history)
         weights = self.prepared.interactions.weights[events.interactions[targets.item_rows]]
+        num_targets = targets.counts[targets.query_index]  # (N,) of the target's user
+        weights = (weights * num_targets**-self.user_power).astype(np.float32)
 
         def tensor(values: Array) -> Tensor:
             return torch.from_numpy(np.asarray(values)).to(self.columns.device)

@@ -70,21 +70,29 @@ class UserBatches:
 
     Args:
         history_share: Share of a user's items that becomes the history, on average.
+        user_power: A target of a user with n targets weighs n ** -user_power as much: with 0 all
+            events count the same, with 1 all users.
 
     Raises:
-        ValueError: When the share is not between 0 and 1.
+        ValueError: When a number is out of range.
     """
 
     history_share: float = 0.5
+    user_power: float = 0.5
 
     def __post_init__(self) -> None:
+        problems = []
         if not 0 < self.history_share < 1:
-            raise ValueError(
-                f"user batches: `history_share` must lie between 0 and 1, got {self.history_share}"
-            )
+            problems.append(f"`history_share` must lie between 0 and 1, got {self.history_share}")
+        if not 0 <= self.user_power <= 1:
+            problems.append(f"`user_power` must lie within 0..1, got {self.user_power}")
+        if problems:
+            raise ValueError("\n".join(f"user batches: {problem}" for problem in problems))
 
     def examples(self, prepared: Prepared, columns: Columns, model: TwoTower) -> TrainingExamples:
         """See `TrainingBatches`; the encoder of the history must not look at its order."""
         model.set_encoder()
-        sets = UserSets.of(prepared, columns, self.history_share)
+        sets = UserSets.of(
+            prepared, columns, history_share=self.history_share, user_power=self.user_power
+        )
         return TrainingExamples(rows=torch.arange(len(sets)), assemble=sets.batch)

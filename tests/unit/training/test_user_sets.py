@@ -32,8 +32,9 @@ def inputs(world, length=50):
     return replace(given, features=kept, history_length=length)
 
 
-def sets_of(world, share=0.5, length=50):
-    return UserSets.of(world.prepared, stage_columns(world.prepared, inputs(world, length)), share)
+def sets_of(world, share=0.5, length=50, power=0.0):
+    columns = stage_columns(world.prepared, inputs(world, length))
+    return UserSets.of(world.prepared, columns, history_share=share, user_power=power)
 
 
 def histories(batch):
@@ -160,10 +161,31 @@ def test_positives_that_stand_against_each_other_are_refused(world):
 def test_no_history_and_context_are_refused_together(world):
     given = replace(world.pipeline.inputs("retrieval"), history_length=0)
     with pytest.raises(DataError, match=r"need a history(.|\n)*leave out device"):
-        UserSets.of(world.prepared, stage_columns(world.prepared, given), 0.5)
+        UserSets.of(
+            world.prepared,
+            stage_columns(world.prepared, given),
+            history_share=0.5,
+            user_power=0.5,
+        )
+
+
+def test_what_a_target_weighs(world):
+    """With power 1 the targets of every user weigh 1 together, where events weigh 1 each."""
+    everyone = torch.arange(20)
+    for power, expected in ((0.0, lambda n: n), (0.5, lambda n: n**0.5), (1.0, lambda n: 1.0)):
+        batch = sets_of(world, power=power).batch(everyone)
+        for user in everyone:
+            own = batch[OWNER] == user
+            assert batch[WEIGHTS][own].sum().item() == pytest.approx(expected(own.sum().item()))
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.5])
 def test_share_out_of_range(share):
     with pytest.raises(ValueError, match=f"`history_share` must lie between 0 and 1, got {share}"):
         UserBatches(history_share=share)
+
+
+@pytest.mark.parametrize("power", [-0.1, 1.5])
+def test_power_out_of_range(power):
+    with pytest.raises(ValueError, match=rf"`user_power` must lie within 0\.\.1, got {power}"):
+        UserBatches(user_power=power)
