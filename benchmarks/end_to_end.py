@@ -2,9 +2,8 @@
 
     python benchmarks/end_to_end.py movielens_1m          both stages, export, evaluate, recommend
     python benchmarks/end_to_end.py movielens_1m_clicks   the ranker alone
-    python benchmarks/end_to_end.py --render              write RESULTS.md from what was kept
 
-Figures are kept in ``benchmarks/results/<experiment>.json``; RESULTS.md is made of them.
+Figures are kept in ``benchmarks/results/<experiment>.json``; RESULTS.md is made by `render.py`.
 """
 
 from __future__ import annotations
@@ -22,39 +21,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "benchmarks" / "results"
-RESULTS = ROOT / "benchmarks" / "RESULTS.md"
-BASELINES = ("popularity", "item_knn")
 # Who is asked for at the end; experiments of the ranker alone recommend nothing.
 USERS = {"demo": "u000042", "movielens_1m": "1"}
-HEADLINES = {
-    "demo": (
-        *(f"{stage}/test/recall@100" for stage in ("retrieval", *BASELINES)),
-        *(f"{stage}/test/ndcg@10" for stage in ("retrieval", *BASELINES)),
-        "ranking/test/auc",
-        "ranking/test/calibration_error",
-        "index/test/recall@200",
-    ),
-    "movielens_1m": (
-        *(f"{stage}/test/hit_rate@10" for stage in ("retrieval", *BASELINES)),
-        *(f"{stage}/test/hit_rate@100" for stage in ("retrieval", *BASELINES)),
-        *(f"{stage}/test/ndcg@10" for stage in ("retrieval", *BASELINES)),
-        "retrieval/test/hit_rate@10_over_item_knn",
-        "two_stage/test/ndcg@10",
-        "two_stage/test/hit_rate@10",
-        "two_stage/test/ndcg@10_over_retrieval",
-        "two_stage/test/hit_rate@10_over_retrieval",
-        *(f"two_stage/test/{name}@10" for name in ("found", "lost_by_retrieval", "lost_by_ranker")),
-        "two_stage/test/lost_by_index@10",
-        "index/test/recall@200",
-        "ranking/test/auc",
-    ),
-    "movielens_1m_clicks": (
-        "ranking/test/auc",
-        "ranking/test/log_loss",
-        "ranking/test/calibration_error",
-        "ranking/test/examples",
-    ),
-}
+EXPERIMENTS = (*USERS, "movielens_1m_clicks")
 
 
 def device() -> str:
@@ -96,39 +65,8 @@ def run_experiment(name: str) -> None:
     (KEPT / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def render() -> None:
-    """Write RESULTS.md."""
-    lines = ["# Results", "", "Made by `benchmarks/end_to_end.py`; do not edit.", ""]
-    for path in sorted(KEPT.glob("*.json")):
-        document, name = json.loads(path.read_text()), path.stem
-        steps = ", ".join(
-            f"{step} {seconds:.0f} s" for step, seconds in document["seconds"].items()
-        )
-        total = sum(document["seconds"].values()) / 60
-        lines += [
-            f"## `experiment={name}`",
-            "",
-            f"{document['how']}, {document['date']}, {document['device']}, "
-            f"torch {document['torch']}: {steps} ({total:.1f} minutes together).",
-            "",
-            "| figure | value | 95 % interval over users |",
-            "|---|--:|---|",
-        ]
-        figures = document["figures"]
-        for figure in HEADLINES[name]:
-            low, high = figures.get(f"{figure}/low"), figures.get(f"{figure}/high")
-            interval = "" if low is None else f"{low:.4f} .. {high:.4f}"
-            lines.append(f"| `{figure}` | {figures[figure]:.4f} | {interval} |")
-        lines.append("")
-    lines += [*(ROOT / "benchmarks" / "notes.md").read_text().splitlines(), ""]
-    RESULTS.write_text("\n".join(lines))
-
-
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        if argument == "--render":
-            render()
-        elif argument in HEADLINES:
-            run_experiment(argument)
-        else:
-            sys.exit(f"no experiment {argument!r}; known: {', '.join(HEADLINES)}, --render")
+        if argument not in EXPERIMENTS:
+            sys.exit(f"no experiment {argument!r}; known: {', '.join(EXPERIMENTS)}")
+        run_experiment(argument)

@@ -116,7 +116,7 @@ class TrainingRun:
             settings=build(self.cfg.training.retrieval),
         )
         report = report_retrieval(self.context, trained)
-        self._record(RETRIEVAL, dict(report.metrics), trained.fitted)
+        self._record(RETRIEVAL, dict(report.metrics), trained.fitted, model)
         _, _, items = self.context.prepared.require_events()
         board = Board(self.context.folder, RETRIEVAL)
         board.config(to_yaml(self.cfg))
@@ -150,7 +150,7 @@ class TrainingRun:
         )
         test = ranking_examples(self.context, source, TEST, model, ranker.columns, retriever)
         report = report_ranking(self.context, model, ranker.calibration, test)
-        self._record(RANKING, dict(report.metrics), ranker.fitted)
+        self._record(RANKING, dict(report.metrics), ranker.fitted, model)
         state = {
             "calibration": asdict(ranker.calibration),
             "retrieval_score": model.score_scale is not None,
@@ -180,9 +180,14 @@ class TrainingRun:
             )
         return self.metrics
 
-    def _record(self, stage: str, metrics: dict[str, float], fitted: Fitted) -> None:
-        monitored = f"{stage}/validation/{self.cfg.training[stage].monitor}"
-        of_training = {monitored: fitted.best, f"{stage}/train/seconds": fitted.seconds}
+    def _record(
+        self, stage: str, metrics: dict[str, float], fitted: Fitted, model: torch.nn.Module
+    ) -> None:
+        of_training = {
+            f"{stage}/validation/{self.cfg.training[stage].monitor}": fitted.best,
+            f"{stage}/train/seconds": fitted.seconds,
+            f"{stage}/train/parameters": sum(p.numel() for p in model.parameters()),
+        }
         self.metrics |= metrics | of_training
         write_metrics(self.context.folder, self.metrics)
 

@@ -1,0 +1,121 @@
+"""Runs the experiment of a published table over seeds and keeps its figures.
+
+    python benchmarks/quality/run.py movielens1m_m1                 seeds 0, 1 and 2
+    python benchmarks/quality/run.py movielens1m_m1 --seeds 3 4     two more
+    python benchmarks/render.py                                     write RESULTS.md
+
+The experiments are ``benchmarks/quality/experiment/<table>.yaml``, the published figures stand in
+``tables.yaml``. Each seed is one `twotower train` from the raw files. What was measured is kept in
+``benchmarks/results/quality/<table>.json``; a seed that is run again replaces its figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from twotower.config import build
+from twotower.config_files import read_yaml
+from twotower.data.item_lists import ItemLists
+from twotower.data.prepared import Prepared, history_before, open_prepared
+from twotower.data.queries import EvaluationSettings
+from twotower.data.schema import TEST, VALIDATION
+from twotower.metrics.top_k import Relevant, mean_over_queries, top_k_metrics
+from twotower.models.ease import EASE
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+KEPT = ROOT / "benchmarks" / "results" / "quality"
+TABLES = read_yaml(HERE / "tables.yaml")
+
+
+def device() -> str:
+    """The device that figures are measured on, by name."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU threads, no GPU"
+
+
+def train(table: str, seed: int, folder: Path) -> dict[str, Any]:
+    """One run; its figures, what it cost, and where it stands in `folder`."""
+    run = folder / f"run-{seed}"
+    command = [
+        *(str(Path(sys.executable).with_name("twotower")), "train"),
+        *("--config-dir", str(HERE), f"experiment={table}", f"seed={seed}"),
+        *(f"output_dir={run}", f"prepared_dir={folder / 'prepared'}"),
+    ]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"training failed with status {os.waitstatus_to_exitcode(status)}")
+    return {
+        "date": date.today().isoformat(),
+        "device": device(),
+        "torch": torch.__version__.split("+")[0],
+        "minutes": round((time.perf_counter() - started) / 60, 2),
+        "gigabytes": round(usage.ru_maxrss / 2**20, 2),
+        "figures": json.loads((run / "metrics.json").read_text()),
+    }
+
+
+def of_ease(run: Path, metric: str, penalties: list[float]) -> dict[str, float]:
+    """Test figures of EASE, its penalty chosen on the validation part.
+
+    Fitted, like popularity and item-kNN in a run, on everything before the evaluated part.
+    """
+    evaluation = build(read_yaml(run / "config.yaml").evaluation)
+    prepared = open_prepared(Path(json.loads((run / "prepared.json").read_text())["folder"]))
+    found = {l2: ease(prepared, evaluation, VALIDATION, l2)[metric] for l2 in penalties}
+    best = max(found, key=lambda l2: found[l2])
+    return {"l2": best} | dict(ease(prepared, evaluation, TEST, best))
+
+
+def ease(
+    prepared: Prepared, evaluation: EvaluationSettings, part: int, l2: float
+) -> Mapping[str, float]:
+    """Figures of EASE on a part."""
+    events, _, _ = prepared.require_events()
+    queries, num_items = evaluation.queries(prepared, part), prepared.num_catalogue
+    ends = history_before(prepared, part)
+    model = EASE(l2=l2)
+    model.fit(
+        ItemLists.cut(events.item_rows, events.offsets[:-1], ends).below(num_items), num_items
+    )
+    seen = queries.seen.below(num_items)
+    ranked = model.rank(seen, max(evaluation.ks), seen if evaluation.remove_seen else None)
+    return mean_over_queries(top_k_metrics(ranked, Relevant.of(queries.truth), evaluation.ks))
+
+
+def main(table: str, seeds: list[int]) -> None:
+    """Run the seeds and keep what they gave, one by one."""
+    facts, path = TABLES[table], KEPT / f"{table}.json"
+    kept = json.loads(path.read_text()) if path.is_file() else {"runs": {}}
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in seeds:
+            kept["runs"][str(seed)] = train(table, seed, Path(scratch))
+            if "ease" in facts and "ease" not in kept:
+                first = next(iter(facts.metrics))
+                kept["ease"] = of_ease(Path(scratch) / f"run-{seed}", first, list(facts.ease))
+            path.write_text(json.dumps(kept, indent=1, default=np.ndarray.tolist) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=sorted(TABLES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    given = parser.parse_args()
+    main(given.table, given.seeds)
