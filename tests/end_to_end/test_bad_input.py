@@ -316,6 +316,20 @@ def test_a_part_without_a_positive_is_seen_before_training(work: Path, stages: s
     assert not (work / "runs").exists()
 
 
+def test_a_part_where_all_bought_is_seen_before_training(work: Path, capsys) -> None:
+    data = [*clicks(), "stages=[ranking]", "split=given"]
+    lines = Path("clicks.csv").read_text().splitlines()
+    bought = [f"{line},{int('test' in line or line.startswith('s0'))}" for line in lines[1:]]
+    Path("clicks.csv").write_text("\n".join([f"{lines[0]},bought", *bought]) + "\n")
+    assert main(["train", *data, "data.label.tasks={bought: 1}", *FAST]) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if "of one outcome" in line]
+    assert error[-1].endswith(
+        "the test part has only rows of one outcome in `bought` (data.label.tasks); a ranker of "
+        "this task needs both"
+    )
+    assert not (work / "runs").exists()
+
+
 def test_ranking_alone_on_positives_alone(work: Path, capsys) -> None:
     assert main(["train", *Tables().write(), "stages=[ranking]", *FAST]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ def load_run(folder: Path) -> LoadedRun:
         pipeline=pipeline,
         prepared=_open_prepared(folder),
         two_tower=_model(folder, config, pipeline, "retrieval"),
-        ranker=_model(folder, config, pipeline, "ranking"),
+        ranker=_model(folder, config, pipeline, "ranking", state.get("tasks", ())),
         calibration=Calibration(**state["calibration"]) if state else None,
     )
 
@@ -94,10 +95,17 @@ def _open_prepared(folder: Path) -> Prepared:
     return prepared
 
 
-def _model(folder: Path, config: DictConfig, pipeline: FeaturePipeline, stage: Stage) -> Any:  # noqa: ANN401
+def _model(
+    folder: Path,
+    config: DictConfig,
+    pipeline: FeaturePipeline,
+    stage: Stage,
+    tasks: Sequence[str] = (),
+) -> Any:  # noqa: ANN401
     if stage not in config.stages:
         return None
-    model = build(config.models[stage], inputs=pipeline.inputs(stage))
+    inputs = replace(pipeline.inputs(stage), tasks=tuple(tasks))
+    model = build(config.models[stage], inputs=inputs)
     path = folder / stage / f"{BEST}.ckpt"
     weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     prefix = "model."

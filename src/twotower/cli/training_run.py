@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,7 +129,8 @@ class TrainingRun:
 
     def ranking(self, trained: Trained | None) -> None:
         """Train and test the ranker."""
-        inputs = self.pipeline.inputs(RANKING)
+        tasks = tuple(self.context.prepared.interactions.tasks)
+        inputs = replace(self.pipeline.inputs(RANKING), tasks=tasks)
         seed_everything(self.cfg.seed)
         wanted = self.cfg.models.ranking
         if trained is None and (wanted.retrieval_score or wanted.retrieval_rank):
@@ -155,6 +156,7 @@ class TrainingRun:
             "calibration": asdict(ranker.calibration),
             "retrieval_score": model.score_scale is not None,
             "retrieval_rank": model.rank_scale is not None,
+            "tasks": list(model.tasks),
         }
         write_json(self.context.folder / RANKER_STATE, state)
         board = Board(self.context.folder, RANKING)
@@ -223,6 +225,13 @@ def check_parts(prepared: Prepared, cfg: DictConfig, evaluation: EvaluationSetti
         f"{prepared.manifest['label']['positive_from']:g}"
         for part, count in zip(SPLIT_NAMES, counts, strict=True)
         if count == 0
+    ]
+    problems += [
+        f"the {part} part has only rows of one outcome in `{task}` (data.label.tasks); a ranker of "
+        "this task needs both"
+        for task, won in rows.tasks.items()
+        for number, part in enumerate(SPLIT_NAMES)
+        if RANKING in stages and len(np.unique(won[rows.split == number])) < 2
     ]
     if problems:
         raise DataError(problems)

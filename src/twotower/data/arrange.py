@@ -85,6 +85,14 @@ def label_and_split(
     return columns
 
 
+def outcomes(tables: Tables, table: pa.Table) -> dict[str, Array]:
+    """(R,) bool by task: which rows of the interactions, in whatever order, were a success."""
+    return {
+        name: _column(table, name, np.float32) >= np.float32(smallest)
+        for name, smallest in tables.tasks.items()
+    }
+
+
 def recommendable(
     which: Catalogue, tables: Tables, item_rows: Array, split: Array, num_items: int
 ) -> Array:

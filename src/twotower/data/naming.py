@@ -51,6 +51,11 @@ class Reading:
     context: tuple[str, ...]
     on_bad_rows: OnBadRows
 
+    @property
+    def tasks(self) -> Mapping[str, float]:
+        """Columns with further outcomes, and the smallest value that is a success of each."""
+        return {} if self.label is None else self.label.tasks
+
 
 def find_columns(kind: str, names: Sequence[str], reading: Reading) -> dict[str, str]:
     """Canonical name to the name in the file, for the canonical columns that are there.
@@ -147,11 +152,22 @@ def context_problems(location: str, names: Sequence[str], reading: Reading) -> I
     """
     label = reading.label.column if reading.label else LABEL
     for name in reading.context:
-        if name in (*UNKNOWN_AT_REQUEST, label):
+        if name in (*UNKNOWN_AT_REQUEST, label, *reading.tasks):
             yield f"data.context: `{name}` is not known at request time and cannot be a feature"
         elif name not in names:
             available = [c for c in names if c not in UNKNOWN_AT_REQUEST]
             yield (
                 f"{location}: the context column `{name}` is missing; allowed in data.context: "
                 f"{', '.join(available)}"
+            )
+
+
+def task_problems(raw: RawTable, reading: Reading) -> Iterator[str]:
+    """Columns with further outcomes that the interactions do not have."""
+    names = raw.data.column_names
+    for name in reading.tasks:
+        if name not in names:
+            yield (
+                f"{raw.location}: the column `{name}` of data.label.tasks is missing; available: "
+                f"{', '.join(names)}"
             )

@@ -32,6 +32,7 @@ from twotower.data.arrange import (
     catalogue_first,
     entity_rows,
     label_and_split,
+    outcomes,
     recommendable,
 )
 from twotower.data.leakage import FittedOn, check_leaks
@@ -186,13 +187,8 @@ def _alone(root: Path) -> Iterator[None]:
 def _fingerprint(
     source: Source, splitter: Splitter, encoders: EncoderFactory, catalogue: str
 ) -> str:
-    parts = [
-        PREPARED_VERSION,
-        source.fingerprint(),
-        repr(splitter),
-        encoders.fingerprint(),
-        catalogue,
-    ]
+    options = (repr(splitter), encoders.fingerprint(), catalogue)
+    parts = [PREPARED_VERSION, source.fingerprint(), *options]
     return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -221,6 +217,7 @@ def _build(
     check_leaks({"the feature pipeline": encoder.fitted_on}, part.fitted_on)
 
     _write_columns(folder / "interactions", ordered.columns)
+    _write_columns(folder / "tasks", outcomes(tables, ordered.table))
     _write_columns(folder / "context", encoder.encode("context", ordered.table))
     if ordered.events is not None:
         _write_columns(folder / "events", ordered.events)
@@ -249,7 +246,7 @@ def _training_part(
         )
 
     return TrainingPart(
-        interactions=tables.interactions.take(pa.array(np.sort(ordered.columns["rows"][train]))),
+        interactions=tables.foreseeable.take(pa.array(np.sort(ordered.columns["rows"][train]))),
         users=seen(users, "user_rows"),
         items=seen(items, "item_rows"),
         context=tables.context,

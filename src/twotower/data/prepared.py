@@ -50,6 +50,7 @@ class Interactions:
         item_rows: (R,) int32, or None.
         timestamps: (R,) int64 microseconds, or None.
         context: Encoded context features, (R, ...) each.
+        tasks: (R,) bool by further task, True for a success.
     """
 
     rows: Array
@@ -62,6 +63,7 @@ class Interactions:
     item_rows: Array | None
     timestamps: Array | None
     context: Mapping[str, Array]
+    tasks: Mapping[str, Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,20 +181,16 @@ def open_prepared(folder: Path, *, verify: bool = True) -> Prepared:
     manifest = read_manifest(folder)
     if verify:
         verify_files(folder, manifest["files"])
-    log = _arrays(folder / "interactions")
-    user_rows, item_rows, timestamps = (
-        log.pop(name, None) for name in ("user_rows", "item_rows", "timestamps")
-    )
+    log: dict[str, Any] = dict.fromkeys(("user_rows", "item_rows", "timestamps"))
+    log |= _arrays(folder / "interactions")
     has_events = manifest["counts"]["events"] is not None
     return Prepared(
         folder=folder,
         manifest=manifest,
         interactions=Interactions(
             **log,
-            user_rows=user_rows,
-            item_rows=item_rows,
-            timestamps=timestamps,
             context=_arrays(folder / "context"),
+            tasks=_arrays(folder / "tasks"),
         ),
         events=Events(**_arrays(folder / "events")) if has_events else None,
         users=_entities(folder / "users"),

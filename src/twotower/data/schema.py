@@ -19,8 +19,8 @@ trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import pyarrow as pa
@@ -44,10 +44,15 @@ USER_ROWS = "user_rows"
 ITEM_ROWS = "item_rows"
 LABELS = "labels"
 WEIGHTS = "weights"
+TASK_WEIGHTS = "task_weights"
+
+TASK_PREFIX = "task."  # before the name of a further outcome, in a batch and in an exported ranker
 
 RESERVED_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP, LABEL, WEIGHT, SPLIT)
 # What a batch holds beside the features.
-BATCH_COLUMNS = (RETRIEVAL_SCORE, RETRIEVAL_RANK, USER_ROWS, ITEM_ROWS, LABELS, WEIGHTS)
+BATCH_COLUMNS = (
+    *(RETRIEVAL_SCORE, RETRIEVAL_RANK, USER_ROWS, ITEM_ROWS, LABELS, WEIGHTS, TASK_WEIGHTS),
+)
 
 SPLIT_NAMES = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = range(3)
@@ -77,14 +82,26 @@ class Label:
         maximum: Largest allowed value.
         positive_from: Rows with a label of at least this value are positives; the others are
             impressions that did not succeed, on which the ranker learns.
+        tasks: Columns with further outcomes that a ranker of several tasks learns beside this one,
+            and the smallest value that is a success of each.
+
+    Raises:
+        ValueError: When the range cannot be, or the name of a further outcome has a meaning.
     """
 
     column: str = LABEL
     minimum: float = 0.0
     maximum: float = 1.0
     positive_from: float = 1.0
+    tasks: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        taken = [name for name in self.tasks if name in RESERVED_COLUMNS or "/" in name]
+        if taken:
+            raise ValueError(
+                f"label: `{'`, `'.join(taken)}` cannot be the name of a further outcome; allowed: "
+                f"names without `/` other than {', '.join(RESERVED_COLUMNS)}"
+            )
         if not self.minimum < self.positive_from <= self.maximum:
             raise ValueError(
                 "label: `positive_from` must lie above `minimum` and at most at `maximum`, got "
@@ -112,6 +129,16 @@ class Tables:
     label: Label | None = None
     context: tuple[str, ...] = ()
     rejected: pa.Table | None = None
+
+    @property
+    def tasks(self) -> Mapping[str, float]:
+        """Columns with further outcomes, and the smallest value that is a success of each."""
+        return {} if self.label is None else self.label.tasks
+
+    @property
+    def foreseeable(self) -> pa.Table:
+        """The interactions without further outcomes, which no feature may be fitted on."""
+        return self.interactions.drop_columns(list(self.tasks))
 
     def has(self, column: str) -> bool:
         """Whether the interactions carry a column."""

@@ -104,6 +104,7 @@ def declared_label(
     minimum: float = 0.0,
     maximum: float = 1.0,
     positive_from: float = 1.0,
+    tasks: dict[str, float] | None = None,
 ) -> Label | None:
     """The label as YAML declares it; without a column there is none and every row is a positive.
 
@@ -112,12 +113,24 @@ def declared_label(
         minimum: Smallest allowed value.
         maximum: Largest allowed value.
         positive_from: Smallest value of a positive.
+        tasks: Columns with further outcomes, and the smallest value that is a success of each.
 
     Raises:
-        ValueError: When a range is given without a column, or cannot be.
+        ValueError: When a range or a further outcome is given without a column, or cannot be.
     """
     if column is not None:
-        return Label(column=column, minimum=minimum, maximum=maximum, positive_from=positive_from)
+        return Label(
+            column=column,
+            minimum=minimum,
+            maximum=maximum,
+            positive_from=positive_from,
+            tasks=tasks or {},
+        )
+    if tasks:
+        raise ValueError(
+            f"label: further outcomes are given, {', '.join(tasks)}, and none that is ranked by; "
+            "name it with data.label.column=<name>"
+        )
     if (minimum, maximum, positive_from) != (Label.minimum, Label.maximum, Label.positive_from):
         raise ValueError(
             "label: a range is given and no column; name it with data.label.column=<name>"

@@ -34,6 +34,7 @@ from twotower.data.naming import (
     find_columns,
     missing_columns,
     required_columns,
+    task_problems,
 )
 from twotower.data.raw_table import ColumnFault, RawTable, describe, rejected_rows
 from twotower.data.schema import (
@@ -109,6 +110,8 @@ def _check(kind: str, raw: RawTable, required: set[str], reading: Reading) -> _C
         return _Checked(table=raw.data.select([]), sources={}, problems=(problem,))
     sources = find_columns(kind, names, reading)
     problems = [*missing_columns(kind, raw, required, reading)]
+    if kind == INTERACTIONS:
+        problems += task_problems(raw, reading)
     if raw.data.num_rows == 0:
         problems.append(f"{raw.location}: the table is empty; at least one row is needed")
     table, faults = _convert_all(kind, raw, sources, reading)
@@ -144,10 +147,15 @@ def _convert_all(
         if kind != INTERACTIONS and name != TITLE and all(f.rows is not None for f in found):
             found += _repeated(converted.values)
         faults += [ColumnFault(name=name, source=source, fault=fault) for fault in found]
+    tasks = reading.tasks if kind == INTERACTIONS else {}
     for name in raw.data.column_names:
-        if name in sources.values():
+        if name in sources.values() and name not in tasks:
             continue
-        if name in columns:
+        if name in tasks and name not in columns:
+            converted = _to_outcomes(raw.data.column(name), text=name in raw.text)
+            columns[name] = converted.values
+            faults += [ColumnFault(name=name, source=name, fault=f) for f in converted.faults]
+        elif name in columns:
             why = f"because `{sources[name]}` is read as `{name}`"
             log.warning("%s: column `%s` is left out, %s", raw.location, name, why)
         else:
@@ -172,6 +180,11 @@ def _convert(name: str, raw: RawTable, source: str, reading: Reading) -> Convert
         allowed = f"numbers from {low:g} to {high:g} (data.label.minimum, data.label.maximum)"
         return to_numbers(column, text=text, minimum=low, maximum=high, allowed=allowed)
     return Converted(values=column)
+
+
+def _to_outcomes(column: pa.ChunkedArray, *, text: bool) -> Converted:
+    low, high = -MAX_FLOAT32, MAX_FLOAT32
+    return to_numbers(column, text=text, minimum=low, maximum=high, allowed="finite numbers")
 
 
 def _repeated(ids: pa.ChunkedArray) -> list[Fault]:

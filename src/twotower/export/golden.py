@@ -21,7 +21,7 @@ from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared
 from twotower.data.queries import Queries
 from twotower.data.schema import RETRIEVAL_RANK, RETRIEVAL_SCORE, TEST, DataError
-from twotower.export.onnx import LOGIT, PROBABILITY, Ranker
+from twotower.export.onnx import Ranker
 from twotower.index.base import NO_ITEM
 from twotower.losses.calibration import Calibration
 from twotower.models.dcn import DCNv2
@@ -117,11 +117,11 @@ def query_vectors(model: TwoTower, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def ranker_answers(model: DCNv2, calibration: Calibration, batch: Batch) -> dict[str, Array]:
-    """Logits and probabilities (n,) of pairs, in blocks, by name of the output."""
+    """What the ranker says of pairs, (n,) each, in blocks, by name of the output."""
     ranker = Ranker(model, calibration)
     parts = [ranker(block) for block in blocks(batch)]
-    logits, probabilities = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
-    return {LOGIT: logits, PROBABILITY: probabilities}
+    outputs = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+    return dict(zip(ranker.outputs, outputs, strict=True))
 
 
 def pairs(

@@ -31,6 +31,7 @@ from twotower.features.spec import (
     RETRIEVAL_RANK,
     RETRIEVAL_SCORE,
     TABLE_KINDS,
+    TASK_PREFIX,
     FeatureInput,
     ModelInputs,
 )
@@ -86,10 +87,16 @@ class Ranker(nn.Module):
         self.model = model
         self.calibration = calibration
 
-    def forward(self, batch: Example) -> tuple[Tensor, Tensor]:
-        """Logits ``(B,)`` as trained and probabilities ``(B,)``."""
-        logits: Tensor = self.model(batch)
-        return logits, self.calibration.probability(logits)
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the outputs, in order."""
+        return [LOGIT, PROBABILITY, *(TASK_PREFIX + task for task in self.model.tasks)]
+
+    def forward(self, batch: Example) -> tuple[Tensor, ...]:
+        """Logits ``(B,)`` as trained, probabilities ``(B,)``, and those of further tasks."""
+        logits = self.model.logits(batch)  # (B, T)
+        further = logits[:, 1:].sigmoid().unbind(dim=-1)
+        return logits[:, 0], self.calibration.probability(logits[:, 0]), *further
 
 
 def export_query_tower(model: TwoTower, inputs: ModelInputs, path: Path) -> None:
@@ -124,7 +131,7 @@ def export_item_tower(model: TwoTower, inputs: ModelInputs, path: Path) -> None:
 def export_ranker(
     model: DCNv2, inputs: ModelInputs, path: Path, *, calibration: Calibration
 ) -> None:
-    """Write the ranker; its outputs are ``logit`` and ``probability``.
+    """Write the ranker; its outputs are ``logit``, ``probability`` and ``task.<further task>``.
 
     Args:
         model: The ranker, put into evaluation mode.
@@ -140,7 +147,8 @@ def export_ranker(
         example[RETRIEVAL_SCORE] = torch.zeros(EXAMPLE_ROWS)
     if model.rank_scale is not None:
         example[RETRIEVAL_RANK] = torch.ones(EXAMPLE_ROWS)
-    _export(Ranker(model, calibration), example, [LOGIT, PROBABILITY], path)
+    ranker = Ranker(model, calibration)
+    _export(ranker, example, ranker.outputs, path)
 
 
 def parity(path: Path, inputs: Mapping[str, Array], expected: Mapping[str, Array]) -> float:

@@ -28,6 +28,7 @@ from twotower.data.schema import HISTORY_PREFIX as HISTORY_PREFIX
 from twotower.data.schema import HISTORY_TIME as HISTORY_TIME
 from twotower.data.schema import RETRIEVAL_RANK as RETRIEVAL_RANK
 from twotower.data.schema import RETRIEVAL_SCORE as RETRIEVAL_SCORE
+from twotower.data.schema import TASK_PREFIX as TASK_PREFIX
 
 Side = Literal["user", "item", "context"]
 Kind = Literal["id", "categorical", "tags", "numeric", "vector", "time"]
@@ -99,7 +100,7 @@ class Feature:
             problems.append(f"`stages` must name at least one of {', '.join(get_args(Stage))}")
         if not is_feature_name(self.name):
             problems.append(
-                "a name must not be empty, hold `/`, begin with `history.` or be one of "
+                "a name must not be empty, hold `/`, begin with `history.` or `task.` or be one of "
                 f"{', '.join(BATCH_COLUMNS)}; give the feature another name and say "
                 "`column: <name>`"
             )
@@ -199,7 +200,7 @@ def spec_from_dict(document: Mapping[str, Any]) -> FeatureSpec:
 
 def is_feature_name(name: str) -> bool:
     """Whether a feature may have this name."""
-    taken = name in BATCH_COLUMNS or name.startswith(HISTORY_PREFIX)
+    taken = name in BATCH_COLUMNS or name.startswith((HISTORY_PREFIX, TASK_PREFIX))
     return bool(name) and "/" not in name and not taken
 
 
@@ -281,12 +282,14 @@ class ModelInputs:
     ``history.mask`` (B, L) bool, True where there is an event. Where the log has times,
     ``history.time`` (B, L) int64 says when the events happened, in seconds since 1970. The ranker
     may also be given ``retrieval_score`` and ``retrieval_rank`` (B,) float32, the rank from 1.
+    `tasks` names the outcomes that a ranker foretells beside the one that is ranked by.
     """
 
     features: tuple[FeatureInput, ...]
     history_length: int
     history_features: tuple[str, ...]
     history_times: bool = False
+    tasks: tuple[str, ...] = ()
 
     def of(self, *sides: Side) -> tuple[FeatureInput, ...]:
         """The features of some sides, in the order of the spec."""

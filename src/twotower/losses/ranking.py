@@ -14,7 +14,22 @@ from twotower.losses.reduction import weighted_mean
 
 
 class BinaryLogLoss(nn.Module):
-    """Binary cross-entropy of logits, in float32 also for half-precision logits."""
+    """Binary cross-entropy of logits, in float32 also for half-precision logits.
+
+    Args:
+        task_weights: What the losses of further tasks are multiplied by before they are added to
+            that of the task that is ranked by; 1 for a task that is not named.
+
+    Raises:
+        ValueError: When a weight is below 0.
+    """
+
+    def __init__(self, task_weights: dict[str, float] | None = None) -> None:
+        super().__init__()
+        self.task_weights = dict(task_weights or {})
+        wrong = [f"{name} {weight}" for name, weight in self.task_weights.items() if weight < 0]
+        if wrong:
+            raise ValueError(f"`task_weights` must be at least 0, got {', '.join(wrong)}")
 
     def forward(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Loss of a batch.

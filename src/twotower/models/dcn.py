@@ -3,12 +3,13 @@
 All features of user, request and candidate, the history, the score of the retrieval and the
 logarithm of the candidate's rank there stand in one vector x_0, which goes through a cross network
 and a multi-layer perceptron, one after the other (`Stacked`) or side by side (`Parallel`), and a
-last linear layer to one logit.
+head a task to the logits: that of the outcome that is ranked by and, where there are any, those of
+further outcomes.
 
 Wang et al. 2021, "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale
 Learning to Rank Systems".
 
-Shapes: B pairs of a query and a candidate, L events of a history, W width of x_0.
+Shapes: B pairs of a query and a candidate, L events of a history, W width of x_0, T tasks.
 """
 
 from __future__ import annotations
@@ -30,73 +31,89 @@ from twotower.models.cross import CrossNetwork
 from twotower.models.embedding import FeatureEmbedder
 from twotower.models.history import HistoryEncoder, TargetEncoder, build_history, read_of
 from twotower.models.mlp import MLP
+from twotower.models.multitask import Heads, SharedBottom
 from twotower.models.two_tower import history_names
 
 RANK_SCALE = -0.2  # at first; takes the log of ranks up to some hundreds to 0 .. -1
 
 
 class Body(Protocol):
-    """What stands between the features and the last layer; a `torch.nn.Module`."""
+    """What stands between the features and the logits; a `torch.nn.Module`.
 
-    def output_width(self, input_width: int) -> int:
-        """Width of the output for inputs of a width."""
+    It is built from `input_width`, `num_tasks`, `cross` and `deep`.
+    """
 
     def __call__(self, x0: Tensor) -> Tensor:
-        """Map ``(B, input_width)`` to ``(B, output_width)``."""
+        """Map ``(B, W)`` to logits ``(B, T)``."""
 
 
 class Stacked(nn.Module):
     """The perceptron on top of the cross network.
 
     Args:
+        input_width: Width W of the input.
+        num_tasks: How many logits T.
         cross: Cross network for inputs of width W.
         deep: Perceptron for inputs of width W.
+        heads: Builds what gives the logits, from an `input_width` and `num_tasks`.
     """
 
-    def __init__(self, *, cross: CrossNetwork, deep: MLP) -> None:
+    def __init__(
+        self,
+        *,
+        input_width: int,
+        num_tasks: int,
+        cross: CrossNetwork,
+        deep: MLP,
+        heads: Callable[..., Heads] = SharedBottom,
+    ) -> None:
         super().__init__()
         self.cross = cross
         self.deep = deep
-
-    def output_width(self, input_width: int) -> int:
-        """Width of the output for inputs of a width."""
-        return self.deep.width
+        self.heads = heads(input_width=deep.width, num_tasks=num_tasks)
 
     def forward(self, x0: Tensor) -> Tensor:
-        """Map ``(B, W)`` to ``(B, output_width)``."""
-        outputs: Tensor = self.deep(self.cross(x0))
-        return outputs
+        """Map ``(B, W)`` to logits ``(B, T)``."""
+        return self.heads(self.deep(self.cross(x0)))
 
 
 class Parallel(nn.Module):
     """The cross network beside the perceptron, their outputs concatenated.
 
     Args:
+        input_width: Width W of the input.
+        num_tasks: How many logits T.
         cross: Cross network for inputs of width W.
         deep: Perceptron for inputs of width W.
+        heads: Builds what gives the logits, from an `input_width` and `num_tasks`.
     """
 
-    def __init__(self, *, cross: CrossNetwork, deep: MLP) -> None:
+    def __init__(
+        self,
+        *,
+        input_width: int,
+        num_tasks: int,
+        cross: CrossNetwork,
+        deep: MLP,
+        heads: Callable[..., Heads] = SharedBottom,
+    ) -> None:
         super().__init__()
         self.cross = cross
         self.deep = deep
-
-    def output_width(self, input_width: int) -> int:
-        """Width of the output for inputs of a width."""
-        return input_width + self.deep.width
+        self.heads = heads(input_width=input_width + deep.width, num_tasks=num_tasks)
 
     def forward(self, x0: Tensor) -> Tensor:
-        """Map ``(B, W)`` to ``(B, output_width)``."""
-        return torch.cat([self.cross(x0), self.deep(x0)], dim=-1)
+        """Map ``(B, W)`` to logits ``(B, T)``."""
+        return self.heads(torch.cat([self.cross(x0), self.deep(x0)], dim=-1))
 
 
 class DCNv2(nn.Module):
     """The ranking model.
 
     Args:
-        inputs: The features and the history that the model is given.
+        inputs: The features and the history that the model is given, and the further tasks.
         embedding_dim: Width of a feature's embedding where the feature does not ask for one.
-        structure: Builds the body from `cross` and `deep`: `Stacked` or `Parallel`.
+        structure: Builds the body: `Stacked` or `Parallel`.
         cross: Builds the cross network from a width.
         deep: Builds the perceptron from an `input_width`.
         history: Builds the encoder of the history, which may see the candidate, from an
@@ -145,8 +162,13 @@ class DCNv2(nn.Module):
         self.score_scale = _times(1.0) if retrieval_score else None
         self.rank_scale = _times(RANK_SCALE) if retrieval_rank else None
         self.width = width + int(retrieval_score) + int(retrieval_rank)
-        self.body = structure(cross=cross(self.width), deep=deep(input_width=self.width))
-        self.logit = nn.Linear(self.body.output_width(self.width), 1)
+        self.tasks = inputs.tasks
+        self.body = structure(
+            input_width=self.width,
+            num_tasks=1 + len(self.tasks),
+            cross=cross(self.width),
+            deep=deep(input_width=self.width),
+        )
 
     @property
     def takes_retrieval(self) -> bool:
@@ -154,7 +176,11 @@ class DCNv2(nn.Module):
         return self.score_scale is not None or self.rank_scale is not None
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Logits of query-candidate pairs.
+        """Logits ``(B,)`` of the task that is ranked by; the sigmoid is the probability."""
+        return self.logits(batch)[:, 0]
+
+    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits of query-candidate pairs, all tasks.
 
         Args:
             batch: User, context and item columns ``(B, ...)``; where the model looks at them,
@@ -162,10 +188,9 @@ class DCNv2(nn.Module):
                 ``history.time`` ``(B, L)``, ``retrieval_score`` and ``retrieval_rank`` ``(B,)``.
 
         Returns:
-            ``(B,)``; the sigmoid is the probability.
+            ``(B, T)``: of the task that is ranked by, then of `tasks`.
         """
-        logits: Tensor = self.logit(self.body(self._features(batch)))  # (B, 1)
-        return logits.squeeze(-1)  # (B,)
+        return self.body(self._features(batch))
 
     def _features(self, batch: Mapping[str, Tensor]) -> Tensor:
         parts = [

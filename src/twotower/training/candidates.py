@@ -88,8 +88,14 @@ class CandidateExamples:
 
     def check(self, prepared: Prepared, *, has_retriever: bool) -> None:
         """See `ExampleSource`."""
-        if not has_retriever:
-            raise DataError([NO_RETRIEVER])
+        problems = [] if has_retriever else [NO_RETRIEVER]
+        if prepared.interactions.tasks:
+            problems.append(
+                "data.label.tasks: nothing is known of the further outcomes of candidates that "
+                "were not shown; learn on impressions (training/examples=impressions)"
+            )
+        if problems:
+            raise DataError(problems)
 
     def examples(self, prepared: Prepared, part: int, retriever: Retriever | None) -> Examples:
         """See `ExampleSource`; a positive that the retriever would have missed is left out."""

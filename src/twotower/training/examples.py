@@ -9,7 +9,8 @@ Shape letters: n examples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +20,14 @@ from torch import Tensor
 
 from twotower.data.batches import ITEM_ROWS, LABELS, WEIGHTS, Batch, Columns
 from twotower.data.prepared import Prepared
-from twotower.data.schema import RETRIEVAL_RANK, RETRIEVAL_SCORE, TRAIN, DataError
+from twotower.data.schema import (
+    RETRIEVAL_RANK,
+    RETRIEVAL_SCORE,
+    TASK_PREFIX,
+    TASK_WEIGHTS,
+    TRAIN,
+    DataError,
+)
 from twotower.training.retriever import Retriever
 
 Array = npt.NDArray[Any]
@@ -42,6 +50,7 @@ class Examples:
         scores: (n,) float32 score of the retrieval, or None.
         negative_rate: Share of the negatives that were kept.
         ranks: (n,) float32 rank of the retrieval from 1, where the model takes it.
+        tasks: (n,) float32 by further task, 1 for a success.
     """
 
     interactions: Array
@@ -51,6 +60,16 @@ class Examples:
     scores: Array | None
     negative_rate: float
     ranks: Array | None = None
+    tasks: Mapping[str, Array] = field(default_factory=dict)
+
+    def task_weights(self, rows: Array) -> Array:
+        """(B,) float32 weights of some examples for further tasks.
+
+        Negatives that were kept stand for all of them: the sampling is undone in the probability of
+        the task that is ranked by alone, and for the others in the loss.
+        """
+        stands_for = np.where(self.labels[rows] == 0, 1 / self.negative_rate, 1.0)
+        return (self.weights[rows] * stands_for).astype(np.float32)
 
 
 def with_ranks(examples: Examples, prepared: Prepared, retriever: Retriever | None) -> Examples:
@@ -133,6 +152,7 @@ class ImpressionExamples:
             weights=np.asarray(log.weights[rows]),
             scores=scores,
             negative_rate=negative_rate,
+            tasks={name: won[rows].astype(np.float32) for name, won in log.tasks.items()},
         )
 
     def _sampled(self, rows: Array, positive: Array, part: int) -> tuple[Array, float]:
@@ -179,6 +199,10 @@ class ExampleBatches:
                      "stages or set models.ranking.retrieval_score=false"]
                 )  # fmt: skip
             batch[RETRIEVAL_SCORE] = torch.from_numpy(self.examples.scores[rows]).to(device)
+        for name, labels in self.examples.tasks.items():
+            batch[TASK_PREFIX + name] = torch.from_numpy(labels[rows]).to(device)
+        if self.examples.tasks:
+            batch[TASK_WEIGHTS] = torch.from_numpy(self.examples.task_weights(rows)).to(device)
         if self.examples.ranks is not None:
             batch[RETRIEVAL_RANK] = torch.from_numpy(self.examples.ranks[rows]).to(device)
         return batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from twotower.data.batches import LABELS, WEIGHTS, Batch
 from twotower.data.prepared import Prepared
+from twotower.data.schema import TASK_PREFIX, TASK_WEIGHTS
 from twotower.losses.calibration import Calibration
 from twotower.metrics.calibration import expected_calibration_error, reliability
 from twotower.metrics.click import auc, grouped_auc, log_loss, normalised_entropy
@@ -28,6 +30,10 @@ CLICK_METRICS = ("auc", "log_loss", "normalised_entropy", "calibration_error", "
 class RankingLoss(Protocol):
     """A loss over logits; see `twotower.losses.ranking`."""
 
+    @property
+    def task_weights(self) -> Mapping[str, float]:
+        """Factors of the losses of further tasks; 1 for a task that is not named."""
+
     def __call__(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Scalar loss of a batch."""
 
@@ -37,28 +43,42 @@ class RankingTask(StageTask):
 
     Args:
         model: The ranker.
-        loss: What is minimised.
+        loss: What is minimised; with further tasks, the weighted sum of it over all.
         optimizer: Rates and schedule.
+
+    Raises:
+        ValueError: When the loss weighs a task that there is not.
     """
 
     def __init__(self, *, model: DCNv2, loss: RankingLoss, optimizer: OptimizerSettings) -> None:
         super().__init__(optimizer)
+        unknown = set(loss.task_weights) - set(model.tasks)
+        if unknown:
+            raise ValueError(
+                f"losses.ranking.task_weights: there is no task {', '.join(sorted(unknown))}; "
+                f"tasks of data.label.tasks: {', '.join(model.tasks) or 'none'}"
+            )
         self.model = model
         self.loss = loss
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch of examples."""
-        loss = self.loss(self.model(batch), batch[LABELS], batch[WEIGHTS])
+        logits = self.model.logits(batch)  # (B, T)
+        loss = self.loss(logits[:, 0], batch[LABELS], batch[WEIGHTS])
         self.log("ranking/train/loss", loss, batch_size=len(batch[LABELS]), prog_bar=True)
+        for column, task in enumerate(self.model.tasks, 1):
+            of_task = self.loss(logits[:, column], batch[TASK_PREFIX + task], batch[TASK_WEIGHTS])
+            self.log(f"ranking/train/{task}/loss", of_task, batch_size=len(logits))
+            loss = loss + self.loss.task_weights.get(task, 1.0) * of_task
         return loss
 
 
 @torch.no_grad()
 def predicted_logits(model: DCNv2, examples: ExampleBatches) -> Tensor:
-    """Logits (n,) of all examples as float64 on the CPU, in blocks."""
+    """Logits (n, T) of all examples as float64 on the CPU, in blocks."""
     with evaluating(model):
         parts = [
-            model(examples.batch(block)).double().cpu()
+            model.logits(examples.batch(block)).double().cpu()
             for block in torch.split(torch.arange(len(examples)), EVALUATION_BLOCK)
         ]
     return torch.cat(parts)
@@ -69,7 +89,29 @@ def probabilities(
 ) -> npt.NDArray[np.float64]:
     """Probability (n,) of every example among examples whose negatives were sampled as these."""
     kept = examples.examples.negative_rate
-    return calibration.probability(predicted_logits(model, examples), kept=kept).numpy()
+    return calibration.probability(predicted_logits(model, examples)[:, 0], kept=kept).numpy()
+
+
+def task_metrics(model: DCNv2, examples: ExampleBatches) -> dict[str, float]:
+    """AUC, log loss and calibration error of every further task, by ``<task>/<metric>``.
+
+    They are held against the examples as they are: those of validation and test are not sampled.
+    """
+    values: dict[str, float] = {}
+    if not model.tasks:
+        return values
+    predicted = predicted_logits(model, examples)[:, 1:].sigmoid().numpy()  # (n, T - 1)
+    for column, task in enumerate(model.tasks):
+        labels = examples.examples.tasks[task]
+        of_task = {
+            "auc": auc(labels, predicted[:, column]),
+            "log_loss": log_loss(labels, predicted[:, column]),
+            "calibration_error": expected_calibration_error(
+                reliability(labels, predicted[:, column])
+            ),
+        }
+        values |= {f"{task}/{name}": value for name, value in of_task.items()}
+    return values
 
 
 def click_metrics(

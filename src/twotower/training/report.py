@@ -25,7 +25,7 @@ from twotower.models.dcn import DCNv2
 from twotower.training.baselines import ITEM_KNN, rank_baselines
 from twotower.training.evaluation import rank_catalogue, relevant
 from twotower.training.examples import ExampleBatches
-from twotower.training.ranking import click_metrics, probabilities
+from twotower.training.ranking import click_metrics, probabilities, task_metrics
 from twotower.training.stages import RANKING, RETRIEVAL, Context, Trained
 
 Array = npt.NDArray[Any]
@@ -126,7 +126,7 @@ def report_ranking(
     labels = examples.examples.labels
     predicted = probabilities(model, examples, calibration)
     table = reliability(labels, predicted)
-    values = click_metrics(context.prepared, examples, predicted)
+    values = click_metrics(context.prepared, examples, predicted) | task_metrics(model, examples)
     metrics = {f"{RANKING}/test/{name}": value for name, value in values.items()}
     as_trained = Calibration(negative_rate=calibration.negative_rate)
     before = reliability(labels, probabilities(model, examples, as_trained))

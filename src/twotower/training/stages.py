@@ -35,6 +35,7 @@ from twotower.training.ranking import (
     click_metrics,
     predicted_logits,
     probabilities,
+    task_metrics,
 )
 from twotower.training.retrieval import RetrievalTask
 from twotower.training.retriever import Retriever
@@ -198,6 +199,7 @@ def train_ranking(
     def evaluate() -> Mapping[str, float]:
         predicted = probabilities(model, validation, Calibration(negative_rate=rate))
         values = click_metrics(context.prepared, validation, predicted)
+        values |= task_metrics(model, validation)
         return {f"{RANKING}/validation/{name}": value for name, value in values.items()}
 
     task = RankingTask(model=model, loss=loss, optimizer=settings.optimizer)
@@ -205,7 +207,7 @@ def train_ranking(
     fitted = _fit(context, RANKING, task, examples, evaluate, settings)
     model.eval()
     calibration = calibrator.fit(
-        predicted_logits(model, validation).numpy(),
+        predicted_logits(model, validation)[:, 0].numpy(),
         validation.examples.labels,
         kept=validation.examples.negative_rate,
         trained=rate,

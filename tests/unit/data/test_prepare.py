@@ -116,6 +116,34 @@ def test_a_flat_table(prepare_tables):
         prepared.require_events()
 
 
+def test_further_outcomes_go_with_their_rows_and_into_no_feature(prepare_tables, caplog):
+    """Users 2, 1, 2, 1 in the table: sorted by user, as they appear, its rows are 0, 2, 1, 3."""
+    table = pa.table(
+        {
+            "user_id": [2, 1, 2, 1],
+            "item_id": [5, 6, 6, 5],
+            "timestamp": [0, 1, 2, 3],
+            "label": pa.array([1, 0, 1, 1], pa.float32()),
+            "split": pa.array([0, 0, 1, 2], pa.int8()),
+            "watched": pa.array([30.0, 29.5, 0.0, 31.0], pa.float32()),
+        }
+    )
+    label = Label(tasks={"watched": 30})
+    prepared = prepare_tables(Tables(interactions=table, label=label))
+    assert prepared.interactions.rows.tolist() == [0, 2, 1, 3]
+    outcomes = prepared.interactions.tasks
+    assert {name: won.tolist() for name, won in outcomes.items()} == {
+        "watched": [True, False, False, True]
+    }
+    assert prepared.manifest["label"]["tasks"] == {"watched": 30}
+    assert "watched" not in caplog.text  # nobody is told to declare it as a context column
+    spec = FeatureSpec(features=(Feature(name="watched", side="context", kind="numeric"),))
+    with pytest.raises(DataError, match="feature `watched`: no column `watched` on the context"):
+        prepare_tables(
+            Tables(interactions=table, label=label), features=GivenSpec(given=spec), version="2"
+        )
+
+
 def test_counts(files):
     prepared = files()
     assert prepared.manifest["counts"] == {

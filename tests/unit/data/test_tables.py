@@ -185,6 +185,42 @@ def test_a_label_is_declared_by_its_column():
     assert stars == Label(column="stars", minimum=1, maximum=5, positive_from=4)
 
 
+class TestFurtherOutcomes:
+    def source(self, tmp_path, *, context=None, **tasks):
+        path = tmp_path / "shown.csv"
+        path.write_text("site,click,stars,note\na,0,1,x\nb,1,,y\nb,1,4.5,4\n")
+        label = declared_label(column="click", tasks=tasks)
+        return TableSource(interactions=str(path), label=label, context=context)
+
+    def test_are_read_as_numbers(self, tmp_path):
+        tables = self.source(tmp_path, click=1).read()
+        assert tables.tasks == {"click": 1}
+        columns = tables.interactions.to_pydict()
+        assert columns["click"] == columns["label"] == [0, 1, 1]  # a label may be one of them
+        assert "click" not in tables.foreseeable.column_names
+
+    def test_all_problems_come_together(self, tmp_path):
+        source = self.source(tmp_path, context=["stars"], stars=4, note=1, bought=1)
+        with pytest.raises(DataError) as caught:
+            source.read()
+        problems = caught.value.problems
+        assert len(problems) == 4
+        missing = "the column `bought` of data.label.tasks is missing; available: site, click"
+        assert any(missing in text for text in problems)
+        assert any("column `stars`: 1 row" in text for text in problems)
+        assert any("column `note`: 2 rows" in text for text in problems)
+        assert any("`stars` is not known at request time" in text for text in problems)
+
+    @pytest.mark.parametrize("name", ["weight", "a/b"])
+    def test_names_that_mean_something_are_refused(self, name):
+        with pytest.raises(ValueError, match=f"`{name}` cannot be the name of a further outcome"):
+            declared_label(column="click", tasks={name: 1})
+
+    def test_without_a_label_there_is_nothing_to_rank_by(self):
+        with pytest.raises(ValueError, match=r"bought, and none that is ranked by; name it with"):
+            declared_label(tasks={"bought": 1})
+
+
 def test_a_label_range_without_a_column_is_refused():
     with pytest.raises(ValueError, match=r"a range is given and no column; .*data\.label\.column"):
         declared_label(maximum=5.0)

@@ -87,17 +87,16 @@ def bodies() -> tuple[CrossNetwork, MLP, Tensor]:
 
 def test_stacked_is_the_perceptron_of_the_crosses() -> None:
     cross, deep, x0 = bodies()
-    body = Stacked(cross=cross, deep=deep)
-    assert body.output_width(5) == 3
-    assert torch.equal(body(x0), deep(cross(x0)))
+    body = Stacked(input_width=5, num_tasks=2, cross=cross, deep=deep)
+    assert torch.equal(body(x0), body.heads(deep(cross(x0))))
+    assert body(x0).shape == (4, 2)
 
 
 def test_parallel_is_both_side_by_side() -> None:
     cross, deep, x0 = bodies()
-    body = Parallel(cross=cross, deep=deep)
-    assert body.output_width(5) == 8
-    assert torch.equal(body(x0)[:, :5], cross(x0))
-    assert torch.equal(body(x0)[:, 5:], deep(x0))
+    body = Parallel(input_width=5, num_tasks=2, cross=cross, deep=deep)
+    assert torch.equal(body(x0), body.heads(torch.cat([cross(x0), deep(x0)], dim=1)))
+    assert body(x0).shape == (4, 2)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

@@ -451,6 +451,12 @@ class TestErrors:
         with pytest.raises(DataError, match=r"the log holds positives alone; (.|\n)*candidates"):
             ImpressionExamples().examples(clicks.prepared, TRAIN, None)
 
+    def test_candidates_have_no_further_outcomes(self, clicks):
+        log = replace(clicks.prepared.interactions, tasks={"bought": clicks.prepared.events.split})
+        prepared = replace(clicks.prepared, interactions=log)
+        with pytest.raises(DataError, match=r"data\.label\.tasks: nothing is known of the further"):
+            source().check(prepared, has_retriever=True)
+
     def test_candidates_without_retriever(self, clicks):
         with pytest.raises(DataError, match=r"train both stages, stages=\[retrieval,ranking\]"):
             source().examples(clicks.prepared, TRAIN, None)
