@@ -134,7 +134,7 @@ class TrainingRun:
         seed_everything(self.cfg.seed)
         wanted = self.cfg.models.ranking
         if trained is None and (wanted.retrieval_score or wanted.retrieval_rank):
-            log.warning("No retrieval stage in this run: the ranker does without its score, rank")
+            log.warning("No retrieval stage in this run: the ranker does without score and rank")
             wanted.retrieval_score = wanted.retrieval_rank = False
         model = build(wanted, inputs=inputs)
         source = build(self.cfg.training.examples)

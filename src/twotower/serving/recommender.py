@@ -111,7 +111,7 @@ class Recommender:
         probabilities = None
         order_by = found.scores
         if self._ranker is not None:
-            ranks = np.broadcast_to(np.arange(1, wanted + 1, dtype=np.float32), found.rows.shape)
+            ranks = np.ones(found.rows.shape, np.float32).cumsum(axis=1)
             extra = {RETRIEVAL_SCORE: found.scores, RETRIEVAL_RANK: ranks}
             probabilities = score_candidates(
                 self._ranker, queries, self.items.columns, found.rows, extra
