@@ -127,7 +127,7 @@ def test_figures(shared):
         assert values[name] == pytest.approx(best, abs=1e-6)
     shown = [name for name in headline_figures([5, 10]) if name in values]
     assert shown[:3] == [f"{n}/test/hit_rate@5" for n in ("retrieval", "item_knn", "popularity")]
-    assert len(shown) == len(headline_figures([5, 10])) == 17
+    assert len(shown) == len(headline_figures([5, 10])) == 19
 
 
 def test_figures_of_a_run_that_is_not_finished(tmp_path):
