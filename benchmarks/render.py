@@ -102,6 +102,31 @@ def quality_table(table: str, facts: Any, kept: dict[str, Any]) -> list[str]:
     ]
 
 
+def ablation() -> list[str]:
+    """What each part of the retrieval loss is worth."""
+    path = KEPT / "quality" / "ablation.json"
+    if not path.is_file():
+        return []
+    kept = json.loads(path.read_text())
+    metrics = {"hit_rate@10": "HR@10", "ndcg@10": "NDCG@10", "hit_rate@200": "HR@200"}
+    rows = []
+    for name, runs in kept.items():
+        found = [[run["figures"][f"retrieval/test/{m}"] for run in runs.values()] for m in metrics]
+        cells = [f"{np.mean(values):.4f} {interval(values)}" for values in found]
+        minutes = np.mean([run["minutes"] for run in runs.values()])
+        rows.append([name, *cells, f"{minutes:.1f}", ", ".join(runs)])
+    devices = ", ".join(sorted({run["device"] for runs in kept.values() for run in runs.values()}))
+    return [
+        "### Parts of the retrieval loss, switched off alone",
+        "",
+        "MovieLens-1M, next item, the pooled tower after four epochs; "
+        f"`python benchmarks/quality/ablation.py`, {devices}.",
+        "",
+        *table_lines(["loss", *metrics.values(), "minutes", "seeds"], rows),
+        "",
+    ]
+
+
 def figure(value: float | None) -> str:
     """Four digits, or nothing."""
     return "" if value is None else f"{value:.4f}"
@@ -151,7 +176,7 @@ def end_to_end() -> list[str]:
 def main() -> None:
     """Write RESULTS.md."""
     lines = ["# Results", "", "Made by `benchmarks/render.py`; do not edit.", ""]
-    lines += [*quality(), "## Whole experiments", "", *end_to_end()]
+    lines += [*quality(), *ablation(), "## Whole experiments", "", *end_to_end()]
     lines += [*(HERE / "notes.md").read_text().splitlines(), ""]
     (HERE / "RESULTS.md").write_text("\n".join(lines))
 

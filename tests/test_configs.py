@@ -5,6 +5,7 @@ command whose defaults list names its group; a group that no command names would
 """
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -13,6 +14,7 @@ from twotower.cli.main import COMMANDS
 from twotower.cli.run import TRAINING_NEEDS
 from twotower.config import check, compose, config_dir
 from twotower.config_compose import first_values, with_params
+from twotower.config_files import read_yaml
 
 CONFIGS = config_dir()
 FILES = {str(p.relative_to(CONFIGS).with_suffix("")): p for p in sorted(CONFIGS.rglob("*.yaml"))}
@@ -169,3 +171,29 @@ def test_lists_of_options_are_not_empty():
     assert len(PRIMARY) >= 5
     assert len(OPTIONS) >= 30
     assert len(EXPERIMENTS) >= 2
+
+
+QUALITY = Path(__file__).parents[1] / "benchmarks" / "quality"
+TABLES = read_yaml(QUALITY / "tables.yaml")
+PARTS = read_yaml(QUALITY / "ablation.yaml")
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (QUALITY / "experiment").glob("*.yaml")))
+def test_experiment_of_a_published_table(name):
+    """Every table has an experiment of its name, and what it is judged by is computed."""
+    config = compose("train", [f"experiment={name}"], extra_dir=str(QUALITY))
+    check(config, TRAINING_NEEDS)
+    assert config.name == name
+    assert name in {*TABLES, "ablation"}
+    if name in TABLES:
+        assert TABLES[name].stage in config.stages
+        ks = {int(metric.split("@")[1]) for metric in TABLES[name].metrics if "@" in metric}
+        assert ks <= set(config.evaluation.ks)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_of_the_loss_can_be_switched_off(part):
+    base = compose("train", ["experiment=ablation"], extra_dir=str(QUALITY))
+    config = compose("train", ["experiment=ablation", *PARTS[part]], extra_dir=str(QUALITY))
+    check(config, TRAINING_NEEDS)
+    assert (config == base) == (part == "everything on")

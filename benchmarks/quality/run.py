@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,13 @@ def device() -> str:
     return f"{torch.get_num_threads()} CPU threads, no GPU"
 
 
-def train(table: str, seed: int, folder: Path) -> dict[str, Any]:
-    """One run; its figures, what it cost, and where it stands in `folder`."""
-    run = folder / f"run-{seed}"
+def train(table: str, seed: int, run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """One run in the folder `run`, data prepared beside it; its figures and what it cost."""
     command = [
         *(str(Path(sys.executable).with_name("twotower")), "train"),
         *("--config-dir", str(HERE), f"experiment={table}", f"seed={seed}"),
-        *(f"output_dir={run}", f"prepared_dir={folder / 'prepared'}"),
+        *(f"output_dir={run}", f"prepared_dir={run.parent / 'prepared'}"),
+        *overrides,
     ]
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT)
@@ -106,10 +106,11 @@ def main(table: str, seeds: list[int]) -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for seed in seeds:
-            kept["runs"][str(seed)] = train(table, seed, Path(scratch))
+            run = Path(scratch) / f"run-{seed}"
+            kept["runs"][str(seed)] = train(table, seed, run)
             if "ease" in facts and "ease" not in kept:
                 first = next(iter(facts.metrics))
-                kept["ease"] = of_ease(Path(scratch) / f"run-{seed}", first, list(facts.ease))
+                kept["ease"] = of_ease(run, first, list(facts.ease))
             path.write_text(json.dumps(kept, indent=1, default=np.ndarray.tolist) + "\n")
 
 

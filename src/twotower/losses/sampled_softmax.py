@@ -53,18 +53,23 @@ class SampledSoftmax(PoolLoss):
 
     Args:
         temperature: Divides the scores; about 0.05 for cosines, 1 for dot products.
+        corrected: Whether expected counts are looked at. Without them what is drawn often, a
+            popular item of the batch, is pushed down as often.
 
     Raises:
         ValueError: When the temperature is not above 0.
     """
 
-    def __init__(self, *, temperature: float) -> None:
+    def __init__(self, *, temperature: float, corrected: bool = True) -> None:
         super().__init__()
         self.temperature = check_temperature(temperature)
+        self.corrected = corrected
 
     def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
         """Loss of every target (N,); see `sampled_softmax`."""
-        return sampled_softmax(scores, pool.log_expected_count, masked, self.temperature)
+        counts = pool.log_expected_count
+        counts = counts if self.corrected else torch.zeros_like(counts)
+        return sampled_softmax(scores, counts, masked, self.temperature)
 
 
 class FullSoftmax(SampledSoftmax):

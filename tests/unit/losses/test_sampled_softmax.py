@@ -346,3 +346,22 @@ def test_the_full_softmax_refuses_a_sample() -> None:
     )
     with pytest.raises(ValueError, match=r"WholeCatalogue\), got a sample of 6 candidates"):
         FullSoftmax(temperature=1)(queries, items[[0]], pool, none_masked(1, 6))
+
+
+def test_without_the_correction_counts_are_not_looked_at() -> None:
+    queries, items = world(num_queries=4)
+    masked = none_masked(4, 3)
+    losses = [
+        SampledSoftmax(temperature=0.5, corrected=corrected)(
+            queries,
+            items[:4],
+            Pool(vectors=items[3:], rows=torch.arange(3, 6), log_expected_count=counts),
+            masked,
+        )
+        for corrected, counts in (
+            (True, torch.zeros(3)),
+            (False, torch.tensor([-3.0, 0.5, 2.0])),
+            (True, torch.tensor([-3.0, 0.5, 2.0])),
+        )
+    ]
+    assert losses[0].item() == losses[1].item() != losses[2].item()
