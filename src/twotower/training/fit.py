@@ -52,7 +52,7 @@ class Fitted:
         epochs: Epochs run.
         steps: Steps run.
         seconds: Wall time, evaluation included; of a resumed run, since it was resumed.
-        best: Best value of the monitored metric.
+        best: Value of the monitored metric with the weights that were kept.
     """
 
     epochs: int
@@ -85,7 +85,7 @@ def fit_stage(
 
     Args:
         stage: ``retrieval`` or ``ranking``.
-        task: The Lightning task; its ``model`` holds the best weights afterwards.
+        task: The Lightning task; its ``model`` holds the weights that are kept afterwards.
         loader: Training batches.
         evaluate: Metrics of the validation part by full name.
         settings: Of the stage.
@@ -141,17 +141,20 @@ def fit_stage(
             trainer.fit(task, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
         except SIGTERMException as stopped:  # It has no status, and would pass for success.
             raise SystemExit(128 + signal.SIGTERM) from stopped
+    _load_best(task, stage_folder, device)
+    # A run that is resumed after its last epoch has not seen the metrics of that epoch.
+    of_kept = best.best_model_score if settings.keep == "best" else evaluate()[stopping.monitor]
     fitted = Fitted(
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
         seconds=round(time.perf_counter() - started, 1),
-        best=float("nan") if best.best_model_score is None else float(best.best_model_score),
+        best=float("nan") if of_kept is None else float(of_kept),
     )
-    _load_best(task, stage_folder, device)
     write_json(finished, asdict(fitted))
     log.info(
-        "%s: %d epochs, %d steps in %.1f s, best %s on validation %.4f",
-        *(stage, fitted.epochs, fitted.steps, fitted.seconds, settings.monitor, fitted.best),
+        "%s: %d epochs, %d steps in %.1f s, %s %s on validation %.4f",
+        *(stage, fitted.epochs, fitted.steps, fitted.seconds),
+        *(settings.keep, settings.monitor, fitted.best),
     )
     return fitted
 
@@ -160,14 +163,17 @@ def _selection(
     stage: str, folder: Path, settings: StageSettings, max_steps: int
 ) -> tuple[Stopping, ModelCheckpoint]:
     """When training stops, and which weights are kept."""
-    monitor = f"{stage}/validation/{settings.monitor}"
+    monitor, keeps_best = f"{stage}/validation/{settings.monitor}", settings.keep == "best"
     stopping = Stopping(
-        monitor=monitor, mode=settings.mode, patience=settings.patience, max_steps=max_steps
+        monitor=monitor,
+        mode=settings.mode,
+        patience=settings.patience if keeps_best else settings.max_epochs,
+        max_steps=max_steps,
     )
     best = ModelCheckpoint(
         dirpath=folder,
         filename=BEST,
-        monitor=monitor,
+        monitor=monitor if keeps_best else None,
         mode=settings.mode,
         save_weights_only=True,
         save_on_train_epoch_end=True,

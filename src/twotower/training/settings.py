@@ -74,6 +74,9 @@ class StageSettings:
         patience: Epochs without a better `monitor` before training stops.
         monitor: Metric of the validation part that decides, such as ``recall@20`` or ``auc``.
         optimizer: Rates and schedule.
+        keep: ``best``: the weights of the best epoch. ``last``: those of the last one, and no early
+            stopping; for a number of epochs that was chosen before, so that the validation part
+            may be small.
 
     Raises:
         ValueError: When a number is out of range.
@@ -84,6 +87,7 @@ class StageSettings:
     patience: int
     monitor: str
     optimizer: OptimizerSettings
+    keep: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
         problems = _below_one(self, "batch_size", "max_epochs", "patience")

@@ -331,7 +331,7 @@ class TestKilledAndResumed:
             assert_same(one.state_dict(), other.state_dict())
 
 
-def fit_with_metrics(world, folder, metrics, patience=EPOCHS, num_epochs=6):
+def fit_with_metrics(world, folder, metrics, patience=EPOCHS, num_epochs=6, keep="best"):
     """Trains the ranker; what is said of the validation part is given, one value an epoch."""
     seed_everything(5)
     prepared = world.prepared
@@ -360,6 +360,7 @@ def fit_with_metrics(world, folder, metrics, patience=EPOCHS, num_epochs=6):
             patience=patience,
             monitor="auc",
             optimizer=OPTIMIZER,
+            keep=keep,
         ),
         trainer_settings=settings(),
         folder=folder,
@@ -384,6 +385,16 @@ class TestSelection:
         )
         assert (fitted.epochs, len(weights)) == (3, 3)
         assert_same(dict(task.state_dict()), weights[2])
+
+    def test_last_weights_on_request(self, world, tmp_path):
+        """Nothing stops early, and the value is that of the weights."""
+        task, fitted, weights = fit_with_metrics(
+            world, tmp_path, [0.5, 0.9, 0.6, 0.7, 0.7], patience=1, num_epochs=4, keep="last"
+        )
+        assert (fitted.epochs, fitted.best) == (4, pytest.approx(0.7))
+        assert_same(dict(task.state_dict()), weights[3])
+        kept = read_checkpoint(tmp_path / "ranking" / "best.ckpt")
+        assert_same(dict(kept["state_dict"]), weights[3])
 
     def test_metric_that_is_not_a_number_does_not_end_it(self, world, tmp_path):
         nan = float("nan")
