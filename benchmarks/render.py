@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 KEPT = HERE / "results"
 TABLES = read_yaml(HERE / "quality" / "tables.yaml")
 BASELINES = ("popularity", "item_knn")
+NAMES = {"popularity": "popularity", "item_knn": "item-kNN"}
 HEADLINES = {
     "demo": (
         *(f"{stage}/test/recall@100" for stage in ("retrieval", *BASELINES)),
@@ -68,7 +69,7 @@ def quality_table(table: str, facts: Any, kept: dict[str, Any]) -> list[str]:
     rows = []
     for name in BASELINES if facts.stage == "retrieval" else ():
         values = [runs[0]["figures"].get(f"{name}/test/{column}") for column in columns]
-        rows.append([name.replace("_", "-"), *map(figure, values), "", "", "computed"])
+        rows.append([NAMES[name], *map(figure, values), "", "", "computed"])
     if "ease" in kept:
         values = [kept["ease"].get(column) for column in columns]
         rows.append([f"EASE, l2 {kept['ease']['l2']:g}", *map(figure, values), "", "", "computed"])
@@ -173,13 +174,13 @@ def end_to_end() -> list[str]:
     return lines
 
 
-def main() -> None:
-    """Write RESULTS.md."""
+def document() -> str:
+    """The text of RESULTS.md."""
     lines = ["# Results", "", "Made by `benchmarks/render.py`; do not edit.", ""]
     lines += [*quality(), *ablation(), "## Whole experiments", "", *end_to_end()]
     lines += [*(HERE / "notes.md").read_text().splitlines(), ""]
-    (HERE / "RESULTS.md").write_text("\n".join(lines))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    (HERE / "RESULTS.md").write_text(document())

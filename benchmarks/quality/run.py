@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,8 @@ import torch
 from twotower.config import build
 from twotower.config_files import read_yaml
 from twotower.data.item_lists import ItemLists
-from twotower.data.prepared import Prepared, history_before, open_prepared
-from twotower.data.queries import EvaluationSettings
-from twotower.data.schema import TEST, VALIDATION
+from twotower.data.prepared import history_before, open_prepared
+from twotower.data.schema import TEST
 from twotower.metrics.top_k import Relevant, mean_over_queries, top_k_metrics
 from twotower.models.ease import EASE
 
@@ -71,32 +70,26 @@ def train(table: str, seed: int, run: Path, overrides: Sequence[str] = ()) -> di
     }
 
 
-def of_ease(run: Path, metric: str, penalties: list[float]) -> dict[str, float]:
-    """Test figures of EASE, its penalty chosen on the validation part.
+def of_ease(run: Path, l2: float) -> dict[str, float]:
+    """Test figures of EASE, fitted like the baselines of a run on everything before the test part.
 
-    Fitted, like popularity and item-kNN in a run, on everything before the evaluated part.
+    Args:
+        run: A run folder; what it was trained on is evaluated.
+        l2: The penalty.
     """
     evaluation = build(read_yaml(run / "config.yaml").evaluation)
     prepared = open_prepared(Path(json.loads((run / "prepared.json").read_text())["folder"]))
-    found = {l2: ease(prepared, evaluation, VALIDATION, l2)[metric] for l2 in penalties}
-    best = max(found, key=lambda l2: found[l2])
-    return {"l2": best} | dict(ease(prepared, evaluation, TEST, best))
-
-
-def ease(
-    prepared: Prepared, evaluation: EvaluationSettings, part: int, l2: float
-) -> Mapping[str, float]:
-    """Figures of EASE on a part."""
     events, _, _ = prepared.require_events()
-    queries, num_items = evaluation.queries(prepared, part), prepared.num_catalogue
-    ends = history_before(prepared, part)
+    queries, num_items = evaluation.queries(prepared, TEST), prepared.num_catalogue
+    ends = history_before(prepared, TEST)
     model = EASE(l2=l2)
     model.fit(
         ItemLists.cut(events.item_rows, events.offsets[:-1], ends).below(num_items), num_items
     )
     seen = queries.seen.below(num_items)
     ranked = model.rank(seen, max(evaluation.ks), seen if evaluation.remove_seen else None)
-    return mean_over_queries(top_k_metrics(ranked, Relevant.of(queries.truth), evaluation.ks))
+    values = top_k_metrics(ranked, Relevant.of(queries.truth), evaluation.ks)
+    return {"l2": l2} | dict(mean_over_queries(values))
 
 
 def main(table: str, seeds: list[int]) -> None:
@@ -108,9 +101,8 @@ def main(table: str, seeds: list[int]) -> None:
         for seed in seeds:
             run = Path(scratch) / f"run-{seed}"
             kept["runs"][str(seed)] = train(table, seed, run)
-            if "ease" in facts and "ease" not in kept:
-                first = next(iter(facts.metrics))
-                kept["ease"] = of_ease(run, first, list(facts.ease))
+            if "ease" in facts:
+                kept["ease"] = of_ease(run, facts.ease)
             path.write_text(json.dumps(kept, indent=1, default=np.ndarray.tolist) + "\n")
 
 
