@@ -292,3 +292,18 @@ def test_export_for_any_batch_size(name: str, tmp_path: Path) -> None:
         (exported,) = session.run(None, given)
         expected = encoder(events[rows], mask[rows]).detach().numpy()
         np.testing.assert_allclose(exported, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "dropped"),
+    [
+        ({"dropout": 0.0, "attention_dropout": 0.5}, True),
+        ({"dropout": 0.0, "attention_dropout": None}, False),
+        ({"dropout": 0.0}, False),
+    ],
+)
+def test_attention_weights_are_dropped_on_their_own(given: dict[str, float], dropped: bool) -> None:
+    torch.manual_seed(0)
+    encoder = CausalTransformer(input_width=WIDTH, hidden=8, **given)
+    events, mask = torch.randn(20, 6, WIDTH), torch.ones(20, 6, dtype=torch.bool)
+    assert torch.equal(encoder(events, mask), encoder(events, mask)) != dropped
