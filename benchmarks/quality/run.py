@@ -44,7 +44,8 @@ def device() -> str:
     """The device that figures are measured on, by name."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} CPU threads, no GPU"
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'s' if threads > 1 else ''}, no GPU"
 
 
 def train(table: str, seed: int, run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
