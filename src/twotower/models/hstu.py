@@ -27,7 +27,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from twotower.models.sequence import latest, left_aligned
+from twotower.models.sequence import (
+    check_length,
+    check_sizes,
+    latest,
+    left_aligned,
+    split_heads,
+)
 
 BUCKET_WIDTH = 0.301  # of the natural logarithm of seconds
 BIAS_STD = 0.02
@@ -71,11 +77,7 @@ class HSTU(nn.Module):
             "num_heads": num_heads,
             "num_buckets": num_buckets,
         }
-        problems = [f"`{n}` must be at least 1, got {v}" for n, v in numbers.items() if v < 1]
-        if not problems and hidden % num_heads:
-            problems = [f"`num_heads`={num_heads} does not divide `hidden`={hidden}"]
-        if problems:
-            raise ValueError("\n".join(f"HSTU: {problem}" for problem in problems))
+        check_sizes("HSTU", numbers)
         self.width = hidden
         self.max_length = max_length
         self.reads_times = time_bias
@@ -109,11 +111,7 @@ class HSTU(nn.Module):
             ValueError: When histories are longer than `max_length`, or times are missing or given
                 without being read.
         """
-        if events.shape[1] > self.max_length:
-            raise ValueError(
-                f"HSTU: histories are {events.shape[1]} events long but `max_length` is "
-                f"{self.max_length}; raise it or shorten the history"
-            )
+        check_length("HSTU", events.shape[1], self.max_length)
         if len(times) != int(self.reads_times):
             raise ValueError(
                 f"HSTU: times of the events are given {len(times)} times, `time_bias` is "
@@ -162,7 +160,9 @@ class Block(nn.Module):
         """Map states ``(B, L, H)`` to ``(B, L, H)``; buckets of time are ``(B, L, L)``."""
         length = states.shape[1]
         gate, *others = functional.silu(self.parts(self.norm(states))).chunk(4, dim=-1)
-        value, query, key = (self._heads(part) for part in others)  # (B, A, L, H / A)
+        value, query, key = (
+            split_heads(part, self.num_heads) for part in others
+        )  # (B, A, L, H / A)
         columns = torch.arange(length, device=states.device)
         distance = columns.unsqueeze(1) - columns  # (L, L)
         scores = query @ key.transpose(-1, -2)  # (B, A, L, L)
@@ -176,10 +176,6 @@ class Block(nn.Module):
         mixed = self.mixed_norm(mixed.transpose(1, 2).flatten(start_dim=2))  # (B, L, H)
         added: Tensor = self.output(self.dropout(mixed * gate))
         return states + added
-
-    def _heads(self, part: Tensor) -> Tensor:
-        num_rows, length, width = part.shape
-        return part.view(num_rows, length, self.num_heads, width // self.num_heads).transpose(1, 2)
 
 
 def time_buckets(times: Tensor, num_buckets: int) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: B queries, L events, H width of a state.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -85,3 +86,40 @@ def latest(states: Tensor) -> Tensor:
 def _taken(values: Tensor, columns: Tensor) -> Tensor:
     """``(B, L, W)`` values out of other columns ``(B, L)`` of the same row."""
     return values.gather(1, columns.unsqueeze(-1).expand_as(values))
+
+
+def check_sizes(name: str, sizes: Mapping[str, int]) -> None:
+    """Refuse sizes of an encoder that it cannot have.
+
+    Args:
+        name: Of the encoder, for the message.
+        sizes: By argument, `hidden` and `num_heads` among them.
+
+    Raises:
+        ValueError: When one is below 1 or the heads do not divide the width.
+    """
+    problems = [f"`{n}` must be at least 1, got {v}" for n, v in sizes.items() if v < 1]
+    hidden, num_heads = sizes["hidden"], sizes["num_heads"]
+    if not problems and hidden % num_heads:
+        problems = [f"`num_heads`={num_heads} does not divide `hidden`={hidden}"]
+    if problems:
+        raise ValueError("\n".join(f"{name}: {problem}" for problem in problems))
+
+
+def check_length(name: str, length: int, max_length: int) -> None:
+    """Refuse histories that there are no positions for.
+
+    Raises:
+        ValueError: When they are longer than `max_length`.
+    """
+    if length > max_length:
+        raise ValueError(
+            f"{name}: histories are {length} events long but `max_length` is {max_length}; "
+            "raise it or shorten the history"
+        )
+
+
+def split_heads(part: Tensor, num_heads: int) -> Tensor:
+    """Split states ``(B, L, H)`` among the heads of an attention, ``(B, A, L, H / A)``."""
+    num_rows, length, width = part.shape
+    return part.view(num_rows, length, num_heads, width // num_heads).transpose(1, 2)

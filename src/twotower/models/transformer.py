@@ -20,7 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from twotower.models.sequence import latest, left_aligned
+from twotower.models.sequence import (
+    check_length,
+    check_sizes,
+    latest,
+    left_aligned,
+    split_heads,
+)
 
 
 class CausalTransformer(nn.Module):
@@ -61,11 +67,7 @@ class CausalTransformer(nn.Module):
             "num_heads": num_heads,
             "expansion": expansion,
         }
-        problems = [f"`{n}` must be at least 1, got {v}" for n, v in numbers.items() if v < 1]
-        if not problems and hidden % num_heads:
-            problems = [f"`num_heads`={num_heads} does not divide `hidden`={hidden}"]
-        if problems:
-            raise ValueError("\n".join(f"transformer: {problem}" for problem in problems))
+        check_sizes("transformer", numbers)
         self.width = hidden
         self.max_length = max_length
         self.project = (
@@ -91,11 +93,7 @@ class CausalTransformer(nn.Module):
         Raises:
             ValueError: When histories are longer than `max_length`.
         """
-        if events.shape[1] > self.max_length:
-            raise ValueError(
-                f"transformer: histories are {events.shape[1]} events long but `max_length` is "
-                f"{self.max_length}; raise it or shorten the history"
-            )
+        check_length("transformer", events.shape[1], self.max_length)
         places = left_aligned(mask)  # padding comes last, so what is causal does not look at it
         states = self.project(places.aligned(events)) * math.sqrt(self.width)  # (B, L, H)
         states = self.dropout(states + self.positions[: events.shape[1]])
@@ -148,7 +146,9 @@ class Block(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Map states ``(B, L, H)`` to ``(B, L, H)``; each looks at itself and at earlier ones."""
         split = self.query_key_value(self.attention_norm(states)).chunk(3, dim=-1)
-        query, key, value = (self._heads(part) for part in split)  # (B, A, L, H / A)
+        query, key, value = (
+            split_heads(part, self.num_heads) for part in split
+        )  # (B, A, L, H / A)
         share = self.share if self.training else 0.0
         seen = functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, dropout_p=share
@@ -156,7 +156,3 @@ class Block(nn.Module):
         states = states + self.dropout(self.output(seen.transpose(1, 2).flatten(start_dim=2)))
         mapped: Tensor = self.perceptron(states)
         return states + mapped
-
-    def _heads(self, part: Tensor) -> Tensor:
-        num_rows, length, width = part.shape
-        return part.view(num_rows, length, self.num_heads, width // self.num_heads).transpose(1, 2)
