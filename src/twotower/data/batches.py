@@ -26,6 +26,24 @@ from twotower.data.schema import WEIGHTS as WEIGHTS
 
 Batch = dict[str, Tensor]
 
+# How many events of its user lie before a query.
+NUM_SEEN = "num_seen"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownPositives:
+    """Training positives of some users as flat pairs.
+
+    Args:
+        owners: (P,) a position among these users.
+        item_rows: (P,).
+        places: (P,) int32, which event of its user it is; the oldest is 0.
+    """
+
+    owners: Tensor
+    item_rows: Tensor
+    places: Tensor
+
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnNames:
@@ -134,6 +152,8 @@ class Columns:
             user_rows = self._tensor(self._log.user_rows[rows]).long()
             ends = self._tensor(self._log.history_end[rows])
             batch |= self.users(user_rows) | self.history(user_rows, ends) | {USER_ROWS: user_rows}
+            if self._offsets is not None:
+                batch[NUM_SEEN] = ends - self._offsets[user_rows]
         return batch
 
     def examples(self, interactions: Tensor) -> Batch:
@@ -146,18 +166,11 @@ class Columns:
         positive = self._tensor(self._log.positive[rows]).float()
         return batch | {LABELS: positive, WEIGHTS: self._tensor(self._log.weights[rows])}
 
-    def known_positives(self, user_rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Training positives of some users as flat pairs.
-
-        Args:
-            user_rows: (B,) users.
-
-        Returns:
-            Owner (P,), a position in the batch, and item row (P,).
-        """
+    def known_positives(self, user_rows: Tensor) -> KnownPositives:
+        """Training positives of some users (B,)."""
         if self._offsets is None or self._train_end is None or self._event_items is None:
             empty = torch.zeros(0, dtype=torch.long, device=self.device)
-            return empty, empty
+            return KnownPositives(owners=empty, item_rows=empty, places=empty.int())
         starts, counts = (
             self._offsets[user_rows],
             self._train_end[user_rows] - self._offsets[user_rows],
@@ -165,7 +178,11 @@ class Columns:
         owners = torch.repeat_interleave(torch.arange(len(user_rows), device=self.device), counts)
         firsts = torch.cumsum(counts, 0) - counts  # (B,)
         places = torch.arange(len(owners), device=self.device) - firsts[owners]
-        return owners, self._event_items[starts[owners] + places].long()
+        return KnownPositives(
+            owners=owners,
+            item_rows=self._event_items[starts[owners] + places].long(),
+            places=places.int(),
+        )
 
     def _tensors(
         self, columns: Mapping[str, npt.NDArray[Any]], names: Sequence[str] | set[str]

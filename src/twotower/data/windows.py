@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS, Batch, Columns
+from twotower.data.batches import ITEM_ROWS, NUM_SEEN, USER_ROWS, WEIGHTS, Batch, Columns
 from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared
 
@@ -90,8 +90,9 @@ class Windows:
         Returns:
             ``history.<item feature>`` (B, L', ...) and ``history.mask`` (B, L'), no wider than the
             longest of these windows needs; for every target its item, weight, user and context
-            features (N, ...), its ``window`` (N,) in the batch and the ``place`` (N,) in that
-            window after which it follows; ``user_rows`` (B,).
+            features (N, ...), how many of its user's events lie before it as ``num_seen`` (N,),
+            its ``window`` (N,) in the batch and the ``place`` (N,) in that window after which it
+            follows; ``user_rows`` (B,).
         """
         events, _, _ = self.prepared.require_events()
         log, rows = self.prepared.interactions, chosen.numpy()
@@ -101,7 +102,8 @@ class Windows:
         interactions = np.asarray(events.interactions[targets], np.int64)
         # The latest event before a target stands in this column; where none is, padding does.
         before = self.ends[rows][windows] - log.history_end[interactions]
-        held = self.ends[rows] - events.offsets[self.user_rows[rows]]  # (B,) events up to the end
+        first = events.offsets[self.user_rows[rows]]  # (B,)
+        held = self.ends[rows] - first  # (B,) events up to the end
         longest = min(int(held.max()), self.columns.names.history_length)
         length = max(longest, int(before.max()) + 1)
 
@@ -119,4 +121,5 @@ class Windows:
             USER_ROWS: users,
             ITEM_ROWS: tensor(events.item_rows[targets]),
             WEIGHTS: weights.to(self.columns.device),
+            NUM_SEEN: tensor(log.history_end[interactions] - first[windows]),
         }

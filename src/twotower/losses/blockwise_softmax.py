@@ -33,6 +33,7 @@ class BlockwiseSoftmax(nn.Module):
         temperature: Divides the scores; about 0.05 for cosines, 1 for dot products.
         block: Items that are embedded and scored at a time.
         mask_known: Whether a user's other training positives are left out of the sum.
+        mask_later: Whether those after the query are too, or only those before it.
         mask_cold: Whether items without a training event are.
 
     Raises:
@@ -45,6 +46,7 @@ class BlockwiseSoftmax(nn.Module):
         temperature: float,
         block: int = 8192,
         mask_known: bool = True,
+        mask_later: bool = True,
         mask_cold: bool = False,
     ) -> None:
         super().__init__()
@@ -53,6 +55,7 @@ class BlockwiseSoftmax(nn.Module):
         self.temperature = check_temperature(temperature)
         self.block = block
         self.mask_known = mask_known
+        self.mask_later = mask_later
         self.mask_cold = mask_cold
 
     def forward(self, step: Step) -> Tensor:

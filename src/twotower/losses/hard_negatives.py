@@ -20,7 +20,7 @@ Shapes: B queries, S queries that are mined for, H items of each, N items, D wid
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
@@ -104,12 +104,7 @@ class HardNegatives(nn.Module):
             self._catalogue = step.embed_catalogue()
         self._catalogue = self._catalogue.to(queries.device)
         chosen = torch.randperm(len(queries), device=queries.device)[: self.num_queries]
-        targets = step.mask.target_rows
-        mask = replace(
-            step.mask,
-            target_rows=None if targets is None else targets[chosen],
-            users=step.mask.users[chosen],
-        )
+        mask = step.mask.of_queries(chosen)
         best = top_rows(queries[chosen], self._catalogue, mask, self.skip + self.num)
         return Mined(queries=chosen, rows=best[:, self.skip :])
 

@@ -6,7 +6,8 @@ width of the vectors.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ class RetrievalObjective(Protocol):
     """
 
     mask_known: bool
+    mask_later: bool
     mask_cold: bool
 
     def __call__(self, step: Step) -> Tensor:
@@ -45,6 +47,22 @@ class RetrievalLoss(Protocol):
         """Scalar loss of a batch; see `twotower.losses.sampled_softmax.SampledSoftmax`."""
 
 
+@runtime_checkable
+class BlockLoss(RetrievalLoss, Protocol):
+    """A loss that needs neither the scores nor the mask of all queries at a time."""
+
+    def in_blocks(
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        pool: Pool,
+        masked: Callable[[int, int], Tensor],
+        weights: Tensor | None = None,
+        owners: Tensor | None = None,
+    ) -> Tensor:
+        """Scalar loss of a batch; see `twotower.losses.sampled_softmax.SampledSoftmax`."""
+
+
 class Objective(nn.Module):
     """A loss with its negatives.
 
@@ -55,6 +73,8 @@ class Objective(nn.Module):
         mask_known: Whether a user's other training positives are kept out of the candidates that
             stand against it; its target always is. With them, a query learns what its user takes at
             some time; against them, what it takes next.
+        mask_later: Whether that goes for positives after the query too, or only for those before
+            it, which are left out of its list where seen items are.
         mask_cold: Whether items without a training event are kept out of the candidates. Against
             them, a model learns that what is new is never taken, though nobody could take it yet;
             that keeps a model without content from showing items of which it knows nothing.
@@ -67,6 +87,7 @@ class Objective(nn.Module):
         negatives: Negatives,
         hard: HardNegatives | None = None,
         mask_known: bool = True,
+        mask_later: bool = True,
         mask_cold: bool = False,
     ) -> None:
         super().__init__()
@@ -74,6 +95,7 @@ class Objective(nn.Module):
         self.negatives = negatives
         self.hard = hard
         self.mask_known = mask_known
+        self.mask_later = mask_later
         self.mask_cold = mask_cold
 
     def forward(self, step: Step) -> Tensor:
@@ -88,6 +110,10 @@ class Objective(nn.Module):
         if drawn.queued is not None:
             vectors = torch.cat([vectors, drawn.queued])  # (C, D)
         pool = Pool(vectors=vectors, rows=drawn.rows, log_expected_count=drawn.log_expected_count)
+        if self.hard is None and isinstance(self.loss, BlockLoss):
+            self.negatives.remember(step.target_rows, targets)
+            masked_in = step.mask.blocks(pool.rows)
+            return self.loss.in_blocks(queries, targets, pool, masked_in, step.weights, step.owners)
         masked = step.mask.of(pool.rows)  # (B, C)
         mined = None if self.hard is None else self.hard.mine(step, queries.detach())
         if mined is not None:

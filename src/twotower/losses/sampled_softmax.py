@@ -18,9 +18,12 @@ Shapes: B queries, N targets, C candidates, D width of the vectors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from twotower.losses.fused_softmax import Logits, fused_softmax
 from twotower.losses.negatives import Pool
 from twotower.losses.pool_loss import PoolLoss, check_temperature
 from twotower.losses.scores import Scores
@@ -67,9 +70,56 @@ class SampledSoftmax(PoolLoss):
 
     def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
         """Loss of every target (N,); see `sampled_softmax`."""
+        return sampled_softmax(scores, self._counts(pool), masked, self.temperature)
+
+    def forward(
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        pool: Pool,
+        masked: Tensor,
+        weights: Tensor | None = None,
+        owners: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of a batch; see `PoolLoss`."""
+        if pool.own is not None:
+            return super().forward(queries, targets, pool, masked, weights, owners)
+
+        def block(start: int, stop: int) -> Tensor:
+            return masked[start:stop]
+
+        return self.in_blocks(queries, targets, pool, block, weights, owners)
+
+    def in_blocks(
+        self,
+        queries: Tensor,
+        targets: Tensor,
+        pool: Pool,
+        masked: Callable[[int, int], Tensor],
+        weights: Tensor | None = None,
+        owners: Tensor | None = None,
+    ) -> Tensor:
+        """The same where the mask (B, C) is never there as a whole, nor are the scores.
+
+        Args:
+            queries: ``(B, D)``.
+            targets: ``(N, D)``.
+            pool: The candidates, the same for all queries.
+            masked: Gives ``(b, C)`` bool for the queries from a first one up to another.
+            weights: Weights of the targets ``(N,)``, or None.
+            owners: Query of every target ``(N,)``; None where every query has the one of its place.
+
+        Returns:
+            A scalar, the weighted mean.
+        """
+        logits = Logits(
+            temperature=self.temperature, log_expected_count=self._counts(pool), masked=masked
+        )
+        return fused_softmax(queries, targets, pool.vectors, logits, weights=weights, owners=owners)
+
+    def _counts(self, pool: Pool) -> Tensor:
         counts = pool.log_expected_count
-        counts = counts if self.corrected else torch.zeros_like(counts)
-        return sampled_softmax(scores, counts, masked, self.temperature)
+        return counts if self.corrected else torch.zeros_like(counts)
 
 
 class FullSoftmax(SampledSoftmax):
@@ -79,8 +129,8 @@ class FullSoftmax(SampledSoftmax):
     `twotower.losses.negatives.WholeCatalogue`.
     """
 
-    def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
-        """Loss of every target (N,).
+    def _counts(self, pool: Pool) -> Tensor:
+        """Zeros.
 
         Raises:
             ValueError: When the candidates are a sample.
@@ -90,4 +140,4 @@ class FullSoftmax(SampledSoftmax):
                 "FullSoftmax needs every item once as a candidate (negatives: WholeCatalogue), got "
                 f"a sample of {pool.rows.numel()} candidates; use SampledSoftmax for samples"
             )
-        return super().losses(scores, pool, masked)
+        return pool.log_expected_count

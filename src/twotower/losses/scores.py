@@ -51,7 +51,7 @@ def dot_products(queries: Tensor, candidates: Tensor) -> Tensor:
         ``(B, C)`` in float32, or in float64 for float64 vectors.
     """
     with torch.autocast(device_type=queries.device.type, enabled=False):
-        return _widened(queries) @ _widened(candidates).T  # (B, C)
+        return widened(queries) @ widened(candidates).T  # (B, C)
 
 
 def paired_products(queries: Tensor, vectors: Tensor) -> Tensor:
@@ -64,11 +64,12 @@ def paired_products(queries: Tensor, vectors: Tensor) -> Tensor:
     Returns:
         ``(S,)``, or ``(S, H)``.
     """
-    queries = _widened(queries)
+    queries = widened(queries)
     if vectors.dim() > queries.dim():
         queries = queries.unsqueeze(1)  # (S, 1, D)
-    return (queries * _widened(vectors)).sum(dim=-1)
+    return (queries * widened(vectors)).sum(dim=-1)
 
 
-def _widened(vectors: Tensor) -> Tensor:
+def widened(vectors: Tensor) -> Tensor:
+    """Half-precision vectors in float32, others as they are."""
     return vectors.to(torch.promote_types(vectors.dtype, torch.float32))

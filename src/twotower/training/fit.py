@@ -27,6 +27,7 @@ from twotower.training.callbacks import (
     Throughput,
     ValidationMetrics,
 )
+from twotower.training.memory import keep_freed_memory
 from twotower.training.run_folder import write_json
 from twotower.training.settings import StageSettings, TrainerSettings
 
@@ -119,6 +120,8 @@ def fit_stage(
     ]
     logger = TensorBoardLogger(save_dir=folder, name=TENSORBOARD, version=stage)
     task.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     started = time.perf_counter()
     with _quiet_lightning():
         trainer = pl.Trainer(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS, Batch, Columns
+from twotower.data.batches import ITEM_ROWS, NUM_SEEN, USER_ROWS, WEIGHTS, Batch, Columns
 from twotower.data.user_sets import OWNER
 from twotower.data.windows import WINDOW
 from twotower.losses.masks import PositiveMask
@@ -75,19 +75,23 @@ class RetrievalTask(StageTask):
         """What must not stand against the queries."""
         users, targets = batch[USER_ROWS], batch[ITEM_ROWS]
         asked = users if self.objective.mask_known else users[:0]
-        known_users, known_rows = self.columns.known_positives(asked)
-        if OWNER in batch and not self.objective.mask_known:
+        known = self.columns.known_positives(asked)
+        masks_all = self.objective.mask_known and self.objective.mask_later
+        if OWNER in batch and not masks_all:
             raise ValueError(
                 "user batches: all targets of a user share one query and none of them may stand "
-                "against it; set losses.retrieval.mask_known=true"
+                "against it; set losses.retrieval.mask_known=true and mask_later=true"
             )
+        num_seen = None if self.objective.mask_later else batch[NUM_SEEN]
         of_events = torch.arange(len(users), device=users.device)
         return PositiveMask(
             target_rows=None if OWNER in batch else targets,
             users=batch.get(WINDOW, of_events),  # a window serves all its queries
             num_users=len(users),
-            known_users=known_users,
-            known_rows=known_rows,
+            known_users=known.owners,
+            known_rows=known.item_rows,
+            known_places=known.places,
+            num_seen=num_seen,
             never=self.item_probability == 0 if self.objective.mask_cold else None,
         )
 

@@ -125,6 +125,7 @@ def test_shapes_and_types(columns):
         "history.price": ((3, LENGTH, 2), torch.float32),
         "history.mask": ((3, LENGTH), torch.bool),
         "user_rows": ((3,), torch.int64),
+        "num_seen": ((3,), torch.int64),
         "item_rows": ((3,), torch.int64),
         "labels": ((3,), torch.float32),
         "weights": ((3,), torch.float32),
@@ -178,6 +179,11 @@ def test_no_history_is_asked_for(prepared, changes):
     assert not [name for name in batch if name.startswith("history.")]
 
 
+def num_known(columns, users):
+    known = columns.known_positives(torch.tensor(users))
+    return [len(known.owners), len(known.item_rows), len(known.places)]
+
+
 def test_a_log_without_positives_has_empty_histories(prepare_tables):
     tables = tables_of(label=True)
     place = tables.interactions.column_names.index("label")
@@ -188,7 +194,7 @@ def test_a_log_without_positives_has_empty_histories(prepare_tables):
     prepared = prepare_tables(silent, features=GivenSpec(given=SPEC))
     columns = Columns(prepared, NAMES, CPU)
     assert not columns.queries(torch.tensor([0, 1]))["history.mask"].any()
-    assert [len(part) for part in columns.known_positives(torch.tensor([0, 1]))] == [0, 0]
+    assert num_known(columns, [0, 1]) == [0, 0, 0]
 
 
 def test_a_flat_table(prepare_tables):
@@ -208,13 +214,14 @@ def test_a_flat_table(prepare_tables):
         "labels": [0.0, 0.0],
         "weights": [1.0, 1.0],
     }
-    assert [len(part) for part in columns.known_positives(torch.tensor([0]))] == [0, 0]
+    assert num_known(columns, [0]) == [0, 0, 0]
 
 
 def test_known_positives_are_those_of_training(prepared, columns):
     log = prepared.interactions
     users = torch.tensor([4, 11, 0, 4])
-    owners, items = columns.known_positives(users)
+    known = columns.known_positives(users)
+    owners, items = known.owners, known.item_rows
     for place, user in enumerate(users.tolist()):
         trained = (log.user_rows == user) & (log.split == TRAIN) & log.positive
         found = sorted(items[owners == place].tolist())
@@ -222,6 +229,19 @@ def test_known_positives_are_those_of_training(prepared, columns):
     assert (owners == 1).sum() == 0  # never came
     held_out = (log.user_rows == 4) & (log.split != TRAIN) & log.positive
     assert set(log.item_rows[held_out].tolist()) - set(items[owners == 0].tolist())
+    events = prepared.events
+    for owner, item, event in zip(owners, items, known.places, strict=True):
+        first = events.offsets[users[owner]]
+        assert events.item_rows[first + event] == item
+
+
+def test_a_query_says_how_many_events_of_its_user_lie_before_it(prepared, columns):
+    log, events = prepared.interactions, prepared.events
+    batch = columns.queries(torch.arange(len(log.rows)))
+    for row, num_seen in enumerate(batch["num_seen"].tolist()):
+        earlier = range(int(events.offsets[log.user_rows[row]]), int(log.history_end[row]))
+        assert num_seen == len(earlier)
+        assert min(num_seen, LENGTH) == batch["history.mask"][row].sum()
 
 
 def loader_of(count=10, batch_size=4, seed=3):

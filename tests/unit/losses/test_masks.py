@@ -83,3 +83,42 @@ def test_large_rows_and_order_of_pairs_do_not_matter() -> None:
     known = [(0, big), (1, 3), (0, 3), (0, big)]
     assert mask(pool, targets, known) == mask(pool, targets, known[::-1])
     assert mask(pool, targets, known) == mask_by_loop(pool, targets, known, [0, 1])
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_what_came_before_a_query_is_masked_and_what_comes_later_is_not(
+    data: st.DataObject,
+) -> None:
+    rows, owners = st.integers(0, 6), st.integers(0, 2)
+    pool = data.draw(st.lists(rows, min_size=1, max_size=9))
+    events = data.draw(st.lists(st.tuples(owners, rows, st.integers(0, 5)), max_size=12))
+    queries = data.draw(
+        st.lists(st.tuples(owners, rows, st.integers(0, 6)), min_size=1, max_size=5)
+    )
+    expected = [
+        [
+            c == target or any(u == user and r == c and place < seen for u, r, place in events)
+            for c in pool
+        ]
+        for user, target, seen in queries
+    ]
+    users, targets, num_seen = (torch.tensor(part) for part in zip(*queries, strict=True))
+    known = torch.tensor(events, dtype=torch.int64).reshape(-1, 3)
+    positives = PositiveMask(
+        target_rows=targets,
+        users=users,
+        num_users=3,
+        known_users=known[:, 0].contiguous(),
+        known_rows=known[:, 1].contiguous(),
+        known_places=known[:, 2].int(),
+        num_seen=num_seen,
+    )
+    rows_of_pool = torch.tensor(pool)
+    assert positives.of(rows_of_pool).tolist() == expected
+    block = positives.blocks(rows_of_pool)
+    for start in range(len(queries)):
+        assert block(start, start + 2).tolist() == expected[start : start + 2]
+    chosen = torch.arange(len(queries)).flip(0)[:3]
+    few = positives.of_queries(chosen).of(rows_of_pool).tolist()
+    assert few == [expected[query] for query in chosen]

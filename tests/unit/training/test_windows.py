@@ -39,7 +39,7 @@ def windows(world, columns):
 
 @pytest.fixture
 def make_task(world, columns):
-    def make(negatives, loss, history=None, mask_known=True):
+    def make(negatives, loss, history=None, **masks):
         torch.manual_seed(0)
         encoder = partial(CausalTransformer, hidden=8, num_blocks=1, dropout=0.0)
         model = TwoTower(
@@ -52,7 +52,7 @@ def make_task(world, columns):
         )
         task = RetrievalTask(
             model=model,
-            objective=Objective(loss=loss, negatives=negatives, mask_known=mask_known),
+            objective=Objective(loss=loss, negatives=negatives, **masks),
             columns=columns,
             item_probability=torch.full((world.prepared.num_catalogue,), 0.02),
             optimizer=OptimizerSettings(learning_rate=0.01, table_learning_rate=0.1),
@@ -123,15 +123,14 @@ def test_a_window_is_the_same_in_every_batch(world, windows):
 
 
 @pytest.mark.parametrize(
-    ("sampled", "mask_known", "history"),
+    ("sampled", "masks", "history"),
     [
-        *((False, True, None), (True, True, None), (True, False, None)),
-        (False, True, partial(HSTU, hidden=8, dropout=0.0)),
+        *((False, {}, None), (True, {}, None), (True, {"mask_known": False}, None)),
+        *((False, {"mask_later": False}, None), (True, {"mask_later": False}, None)),
+        (False, {}, partial(HSTU, hidden=8, dropout=0.0)),
     ],
 )
-def test_the_same_loss_as_of_events(
-    world, windows, columns, make_task, sampled, mask_known, history
-):
+def test_the_same_loss_as_of_events(world, windows, columns, make_task, sampled, masks, history):
     """Where a window holds the whole history of a user, to the last digit and gradient."""
     begins = world.prepared.events.offsets[windows.user_rows]
     chosen = torch.from_numpy(np.flatnonzero(windows.ends - LENGTH <= begins)[:20])
@@ -140,7 +139,7 @@ def test_the_same_loss_as_of_events(
     assert len(event[ITEM_ROWS]) > 40
     mixed = MixedNegatives(in_batch=True, num_uniform=9)
     negatives, loss = (mixed, SampledSoftmax) if sampled else (WholeCatalogue(), FullSoftmax)
-    task = make_task(negatives, loss(temperature=1.0), history, mask_known)
+    task = make_task(negatives, loss(temperature=1.0), history, **masks)
     found = []
     for one in (batch, event):
         task.zero_grad()

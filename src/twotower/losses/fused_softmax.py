@@ -1,0 +1,149 @@
+"""The sampled softmax and its gradient in one pass, a block of queries at a time.
+
+The loss is that of `twotower.losses.sampled_softmax`. With o_b the logarithm of the sum over the
+candidates of query b, and w_n the weight of a target n,
+
+    loss = sum_n w_n (log(exp(t_n) + exp(o_b)) - t_n),    t_n = s_n / T,
+    dloss/do_b = g_b = sum over the targets n of b of w_n sigmoid(o_b - t_n),
+    dloss/d(logit of b and c) = g_b exp(logit - o_b).
+
+All of it is known as soon as the logits of a query are, so the block of logits that gave the sum is
+turned into its own gradient in place and multiplied out, and then forgotten. The matrix (B, C) is
+never there, nothing is recomputed, and on a CPU a block stays in the cache: most of the time of the
+plain form goes into carrying matrices to memory and back. Three matrix products are left. The
+idea of taking the gradient in the forward pass is that of the fused linear cross-entropy in Hsu et
+al. 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training".
+
+Shapes: B queries, N targets, C candidates, D width of the vectors, b queries of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twotower.losses.scores import Scores, widened
+
+# Logits of a block: what a cache holds, and what fills a GPU.
+CPU_BLOCK, GPU_BLOCK = 2**19, 2**27
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logits:
+    """How scores of candidates become logits.
+
+    Args:
+        temperature: T, above 0.
+        log_expected_count: ``(C,)``, taken off after the division.
+        masked: Gives ``(b, C)`` bool, True where a candidate must not stand against a query, for
+            the queries from a first one up to another, which is excluded.
+        block: Queries of a block; None for as many as suit the device.
+    """
+
+    temperature: float
+    log_expected_count: Tensor
+    masked: Callable[[int, int], Tensor]
+    block: int | None = None
+
+    def of(self, queries: Tensor, candidates: Tensor, start: int) -> Tensor:
+        """Logits ``(b, C)`` of the queries ``(b, D)`` that begin at `start`."""
+        offset, scale = -self.log_expected_count.to(queries.dtype), 1 / self.temperature
+        logits = torch.addmm(offset, queries, candidates.T, alpha=scale)  # (b, C)
+        # Not minus infinity: a query without candidates shall have a gradient, zero.
+        lowest = torch.finfo(logits.dtype).min
+        return logits.masked_fill_(self.masked(start, start + len(queries)), lowest)
+
+    def starts(self, queries: Tensor, candidates: Tensor) -> range:
+        """Where the blocks begin."""
+        budget = CPU_BLOCK if queries.device.type == "cpu" else GPU_BLOCK
+        size = self.block or max(1, budget // max(1, len(candidates)))
+        return range(0, len(queries), size)
+
+
+def fused_softmax(
+    queries: Tensor,
+    targets: Tensor,
+    candidates: Tensor,
+    logits: Logits,
+    *,
+    weights: Tensor | None = None,
+    owners: Tensor | None = None,
+) -> Tensor:
+    """Weighted mean of the sampled softmax over all targets.
+
+    Args:
+        queries: ``(B, D)``.
+        targets: Vectors of the targets ``(N, D)``.
+        candidates: ``(C, D)``, at least one.
+        logits: Temperature, correction and mask.
+        weights: ``(N,)`` non-negative, or None for equal weights.
+        owners: Query of every target ``(N,)``; None where every query has the one of its place.
+
+    Returns:
+        A scalar, differentiable once in queries, targets and candidates.
+    """
+    queries, candidates = widened(queries), widened(candidates)
+    scores = Scores.of(queries, targets, queries.new_zeros(len(queries), 0), owners)
+    own = scores.targets / logits.temperature  # (N,)
+    if weights is None:
+        weights = torch.ones_like(own)
+    shares = weights.to(own.dtype)
+    shares = shares / shares.sum().clamp_min(torch.finfo(own.dtype).tiny)
+    loss: Tensor = _FusedSoftmax.apply(  # type: ignore[no-untyped-call]
+        queries, own, candidates, shares, owners, logits
+    )
+    return loss
+
+
+class _FusedSoftmax(torch.autograd.Function):
+    """Loss with its gradients, which the backward pass only scales."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's own context
+        queries: Tensor,
+        own: Tensor,
+        candidates: Tensor,
+        shares: Tensor,
+        owners: Tensor | None,
+        logits: Logits,
+    ) -> Tensor:
+        """Scalar loss of logits `own` (N,) with weights `shares` (N,) that sum to one."""
+        device = queries.device.type
+        of_queries, of_candidates = torch.empty_like(queries), torch.zeros_like(candidates)
+        log_sums = torch.empty_like(queries[:, 0])  # (B,)
+        owned = torch.arange(len(own), device=queries.device) if owners is None else owners
+        ordered, places = owned.sort()  # targets by query
+        starts = logits.starts(queries, candidates)
+        with torch.autocast(device_type=device, enabled=False):
+            for start in starts:
+                block = queries[start : start + starts.step]  # (b, D)
+                values = logits.of(block, candidates, start)  # (b, C)
+                highest = values.amax(dim=1, keepdim=True)
+                values.sub_(highest).exp_()
+                sums = values.sum(dim=1)  # (b,)
+                others = sums.log() + highest.squeeze(1)
+                log_sums[start : start + len(block)] = others
+                edges = torch.searchsorted(ordered, ordered.new_tensor([start, start + len(block)]))
+                mine = places[edges[0] : edges[1]]
+                at = owned[mine] - start
+                share = shares[mine] * torch.sigmoid(others[at] - own[mine])
+                pull = torch.zeros_like(others).index_add_(0, at, share)  # (b,) g
+                values.mul_((pull / sums).unsqueeze(1))
+                torch.mm(values, candidates, out=of_queries[start : start + len(block)])
+                of_candidates.addmm_(values.T, block)
+        apart = log_sums[owned] - own  # (N,)
+        scale = 1 / logits.temperature
+        ctx.save_for_backward(
+            of_queries.mul_(scale), -shares * torch.sigmoid(apart), of_candidates.mul_(scale)
+        )
+        return (shares * torch.logaddexp(apart, torch.zeros_like(apart))).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: ANN401
+        """Scale what was found."""
+        return *(found * gradient for found in ctx.saved_tensors), None, None, None

@@ -1,0 +1,121 @@
+"""The fused softmax against the plain formula, differentiated by autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from twotower.losses.fused_softmax import Logits, fused_softmax
+from twotower.losses.reduction import weighted_mean
+from twotower.losses.sampled_softmax import sampled_softmax
+from twotower.losses.scores import Scores, dot_products
+
+QUERIES, CANDIDATES, DIM, TEMPERATURE = 11, 7, 3, 0.3
+# Targets of the queries in any order; query 4 has none, query 2 has three.
+OWNERS = torch.tensor([2, 0, 1, 2, 3, 5, 6, 10, 9, 8, 7, 2, 0])
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    state = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=state)
+
+
+def inputs(num_targets: int) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (QUERIES, num_targets, CANDIDATES)
+    queries, targets, candidates = (draw(n, DIM, seed=k) for k, n in enumerate(shapes))
+    return queries.requires_grad_(), targets.requires_grad_(), candidates.requires_grad_()
+
+
+MASKED = draw(QUERIES, CANDIDATES, seed=7) > 0.8
+MASKED[3] = True  # nothing stands against this query
+COUNTS = draw(CANDIDATES, seed=8)
+
+
+def logits(block: int | None) -> Logits:
+    return Logits(
+        temperature=TEMPERATURE,
+        log_expected_count=COUNTS.float(),
+        masked=lambda start, stop: MASKED[start:stop],
+        block=block,
+    )
+
+
+@pytest.mark.parametrize("owners", [None, OWNERS])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("block", [None, 1, 4, 11, 100])
+def test_value_and_gradients_are_those_of_the_plain_formula(
+    block: int | None, weighted: bool, owners: Tensor | None
+) -> None:
+    num_targets = QUERIES if owners is None else len(owners)
+    leaves = inputs(num_targets)
+    weights = draw(num_targets, seed=9).abs() if weighted else None
+    queries, targets, candidates = leaves
+    scores = Scores.of(queries, targets, dot_products(queries, candidates), owners)
+    plain = weighted_mean(
+        sampled_softmax(scores, COUNTS.float().double(), MASKED, TEMPERATURE), weights
+    )
+    fused = fused_softmax(*leaves, logits(block), weights=weights, owners=owners)
+    torch.testing.assert_close(fused, plain, rtol=1e-13, atol=0)
+    pairs = zip(
+        torch.autograd.grad(3 * fused, leaves), torch.autograd.grad(3 * plain, leaves), strict=True
+    )
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-14)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    assert torch.autograd.gradcheck(
+        lambda *leaves: fused_softmax(*leaves, logits(4), owners=OWNERS), inputs(len(OWNERS))
+    )
+
+
+def test_hand_arithmetic() -> None:
+    """One query (1, 0), target score 2, candidates 1 and 3, of which 3 is expected twice.
+
+    exp(2) / (exp(2) + exp(1) + exp(3) / 2) with temperature 1.
+    """
+    query = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    target = torch.tensor([[2.0, 5.0]], dtype=torch.float64)
+    candidates = torch.tensor([[1.0, -3.0], [3.0, 9.0]], dtype=torch.float64)
+    loss = fused_softmax(
+        *(query, target, candidates),
+        Logits(
+            temperature=1.0,
+            log_expected_count=torch.tensor([0.0, 2.0], dtype=torch.float64).clamp(min=1).log(),
+            masked=lambda start, stop: torch.zeros(stop - start, 2, dtype=torch.bool),
+        ),
+    )
+    e = 2.718281828459045
+    expected = -torch.tensor(e**2 / (e**2 + e + e**3 / 2), dtype=torch.float64).log()
+    torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
+
+
+def test_only_a_block_of_scores_is_ever_there() -> None:
+    """8,192 x 8,192 scores would be 256 MiB; what is asked for at a time is counted."""
+    largest = 0
+
+    def masked(start: int, stop: int) -> Tensor:
+        nonlocal largest
+        largest = max(largest, stop - start)
+        return torch.zeros(stop - start, 8192, dtype=torch.bool)
+
+    vectors = [draw(8192, 2, seed=k).float().requires_grad_() for k in range(3)]
+    asked = Logits(temperature=1.0, log_expected_count=torch.zeros(8192), masked=masked)
+    fused_softmax(*vectors, asked).backward()
+    assert largest * 8192 * 4 == 2 * 2**20
+
+
+def test_half_precision_vectors_are_widened_first() -> None:
+    exact = [leaf.detach().bfloat16() for leaf in inputs(QUERIES)]
+    narrow = [leaf.clone().requires_grad_() for leaf in exact]
+    wide = [leaf.float().requires_grad_() for leaf in exact]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = fused_softmax(*narrow, logits(4))
+    other = fused_softmax(*wide, logits(4))
+    assert loss.dtype == torch.float32
+    assert loss == other
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, narrow), torch.autograd.grad(other, wide), strict=True
+    ):
+        assert torch.equal(ours, theirs.bfloat16())
