@@ -21,12 +21,16 @@ class TrainingExamples:
     """What batches are drawn from.
 
     Args:
-        rows: (E,) int64 the examples.
+        rows: (E,) int64 the examples of every epoch.
         assemble: Turns examples (B,) into a batch.
+        pool: (F,) int64 further examples, of which every epoch draws some anew; None for none.
+        num_drawn: How many.
     """
 
     rows: Tensor
     assemble: Callable[[Tensor], Batch]
+    pool: Tensor | None = None
+    num_drawn: int = 0
 
 
 class TrainingBatches(Protocol):

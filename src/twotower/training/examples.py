@@ -1,8 +1,8 @@
 """What the ranker learns from: logged impressions, or positives among the retriever's candidates.
 
-`ImpressionExamples` takes the log, or all its successes and a share of the rest.
-`twotower.training.candidates` is for logs of positives alone. What share of the negatives was kept
-stands in `negative_rate`, and is undone in the probability that is exported.
+`ImpressionExamples` takes the log, or all its successes and in every epoch another share of the
+rest. `twotower.training.candidates` is for logs of positives alone. What share of the negatives is
+trained on stands in `negative_rate`, and is undone in the probability that is exported.
 
 Shape letters: n examples.
 """
@@ -28,6 +28,7 @@ from twotower.data.schema import (
     TRAIN,
     DataError,
 )
+from twotower.training.batches import TrainingExamples
 from twotower.training.retriever import Retriever
 
 Array = npt.NDArray[Any]
@@ -48,9 +49,10 @@ class Examples:
         labels: (n,) float32, 1 for a positive.
         weights: (n,) float32.
         scores: (n,) float32 score of the retrieval, or None.
-        negative_rate: Share of the negatives that were kept.
+        negative_rate: Share of the negatives that are trained on.
         ranks: (n,) float32 rank of the retrieval from 1, where the model takes it.
         tasks: (n,) float32 by further task, 1 for a success.
+        drawn_anew: Whether all negatives are here, and every epoch draws its share of them.
     """
 
     interactions: Array
@@ -61,12 +63,13 @@ class Examples:
     negative_rate: float
     ranks: Array | None = None
     tasks: Mapping[str, Array] = field(default_factory=dict)
+    drawn_anew: bool = False
 
     def task_weights(self, rows: Array) -> Array:
         """(B,) float32 weights of some examples for further tasks.
 
-        Negatives that were kept stand for all of them: the sampling is undone in the probability of
-        the task that is ranked by alone, and for the others in the loss.
+        Negatives that are trained on stand for all of them: the sampling is undone in the
+        probability of the task that is ranked by alone, and for the others in the loss.
         """
         stands_for = np.where(self.labels[rows] == 0, 1 / self.negative_rate, 1.0)
         return (self.weights[rows] * stands_for).astype(np.float32)
@@ -107,25 +110,19 @@ class ImpressionExamples:
     """The impressions of the log are the examples.
 
     Args:
-        negative_rate: Share of the training part's impressions without success that is kept, drawn
-            at random, in (0, 1]. The other parts are kept whole: figures are those of the log.
-        seed: Seed of the draw.
+        negative_rate: Share of the training part's impressions without success that an epoch draws
+            at random, in (0, 1]; each epoch others. The other parts are whole: figures are those of
+            the log.
 
     Raises:
-        ValueError: When a number is out of range.
+        ValueError: When the rate is out of range.
     """
 
     negative_rate: float = 1.0
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        problems = []
         if not 0 < self.negative_rate <= 1:
-            problems.append(f"`negative_rate` must lie in (0, 1], got {self.negative_rate}")
-        if self.seed < 0:
-            problems.append(f"`seed` must be at least 0, got {self.seed}")
-        if problems:
-            raise ValueError("\n".join(problems))
+            raise ValueError(f"`negative_rate` must lie in (0, 1], got {self.negative_rate}")
 
     def check(self, prepared: Prepared, *, has_retriever: bool) -> None:
         """See `ExampleSource`."""
@@ -140,7 +137,10 @@ class ImpressionExamples:
         """See `ExampleSource`."""
         self.check(prepared, has_retriever=retriever is not None)
         log = prepared.interactions
-        rows, negative_rate = self._sampled(np.flatnonzero(log.split == part), log.positive, part)
+        rows = np.flatnonzero(log.split == part)
+        num_negatives = int(np.count_nonzero(~log.positive[rows]))
+        drawn_anew = part == TRAIN and self.negative_rate < 1 and num_negatives > 0
+        num_drawn = max(1, round(self.negative_rate * num_negatives))
         item_rows = None if log.item_rows is None else log.item_rows[rows]
         scores = None
         if retriever is not None and item_rows is not None:
@@ -151,19 +151,10 @@ class ImpressionExamples:
             labels=log.positive[rows].astype(np.float32),
             weights=np.asarray(log.weights[rows]),
             scores=scores,
-            negative_rate=negative_rate,
+            negative_rate=num_drawn / num_negatives if drawn_anew else 1.0,
+            drawn_anew=drawn_anew,
             tasks={name: won[rows].astype(np.float32) for name, won in log.tasks.items()},
         )
-
-    def _sampled(self, rows: Array, positive: Array, part: int) -> tuple[Array, float]:
-        """The rows that are kept, in order, and the share of negatives among them."""
-        negatives = rows[~positive[rows]]
-        if part != TRAIN or self.negative_rate == 1 or not len(negatives):
-            return rows, 1.0
-        num_kept = max(1, round(self.negative_rate * len(negatives)))
-        kept = np.random.default_rng(self.seed).choice(negatives, num_kept, replace=False)
-        every = np.sort(np.concatenate([rows[positive[rows]], kept]))
-        return every, num_kept / len(negatives)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +173,18 @@ class ExampleBatches:
 
     def __len__(self) -> int:
         return len(self.examples.labels)
+
+    def of_epochs(self) -> TrainingExamples:
+        """What every epoch trains on: all of it, or the positives and a share of the negatives."""
+        if not self.examples.drawn_anew:
+            return TrainingExamples(rows=torch.arange(len(self)), assemble=self.batch)
+        negative = self.examples.labels == 0
+        return TrainingExamples(
+            rows=torch.from_numpy(np.flatnonzero(~negative)),
+            assemble=self.batch,
+            pool=torch.from_numpy(np.flatnonzero(negative)),
+            num_drawn=round(self.examples.negative_rate * np.count_nonzero(negative)),
+        )
 
     def batch(self, chosen: Tensor) -> Batch:
         """Features, labels and weights of some examples (B,)."""

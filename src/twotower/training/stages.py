@@ -203,7 +203,7 @@ def train_ranking(
         return {f"{RANKING}/validation/{name}": value for name, value in values.items()}
 
     task = RankingTask(model=model, loss=loss, optimizer=settings.optimizer)
-    examples = TrainingExamples(rows=torch.arange(len(training)), assemble=training.batch)
+    examples = training.of_epochs()
     fitted = _fit(context, RANKING, task, examples, evaluate, settings)
     model.eval()
     calibration = calibrator.fit(
@@ -277,6 +277,8 @@ def _fit(
 ) -> Fitted:
     loader = ShuffledBatches(
         examples.rows,
+        pool=examples.pool,
+        num_drawn=examples.num_drawn,
         batch_size=settings.batch_size,
         seed=context.seed,
         assemble=examples.assemble,

@@ -280,6 +280,63 @@ def test_seed_and_epoch_decide_the_order():
     assert rows(loader_of(count=50, seed=4)) != epochs[0]
 
 
+def test_every_epoch_draws_some_of_the_pool_anew():
+    """Six always, and three of twenty: in 40 epochs each of these six times on average."""
+    loader = ShuffledBatches(
+        torch.arange(6),
+        pool=torch.arange(100, 120),
+        num_drawn=3,
+        batch_size=4,
+        seed=3,
+        assemble=lambda chosen: {"rows": chosen},
+    )
+    assert len(loader) == 3
+    epochs = [[row for batch in rows(loader) for row in batch] for _ in range(40)]
+    for epoch in epochs:
+        assert len(set(epoch)) == len(epoch) == 9
+        assert {*range(6)} < {*epoch}
+    drawn = [row for epoch in epochs for row in epoch if row >= 100]
+    assert {*drawn} == {*range(100, 120)}
+    assert max(drawn.count(row) for row in set(drawn)) < 16  # 6 and four standard deviations
+
+
+@pytest.mark.parametrize("taken", [1, 2, 4])
+def test_a_saved_loader_continues_with_what_its_epoch_drew(taken):
+    def make():
+        return ShuffledBatches(
+            torch.arange(6),
+            pool=torch.arange(100, 120),
+            num_drawn=3,
+            batch_size=4,
+            seed=3,
+            assemble=lambda chosen: {"rows": chosen},
+        )
+
+    def endless(loader):
+        while True:
+            yield from loader
+
+    first, second = make(), make()
+    batches = endless(first)
+    for _ in range(taken):
+        next(batches)
+    second.load_state_dict(first.state_dict())
+    for ours, theirs in zip(range(7), endless(second), strict=False):
+        assert next(batches)["rows"].tolist() == theirs["rows"].tolist(), ours
+
+
+def test_no_more_is_drawn_than_there_is():
+    with pytest.raises(ValueError, match=r"`num_drawn` must lie in 0..2, the pool's size, got 3"):
+        ShuffledBatches(
+            torch.arange(6),
+            pool=torch.arange(2),
+            num_drawn=3,
+            batch_size=4,
+            seed=3,
+            assemble=dict,
+        )
+
+
 def test_the_next_epoch_begins_though_nobody_asked_for_a_batch_too_many():
     whole, counted = loader_of(), loader_of()
     expected = [rows(whole), rows(whole)]
