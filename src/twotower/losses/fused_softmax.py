@@ -19,7 +19,7 @@ Shapes: B queries, N targets, C candidates, D width of the vectors, b queries of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ def fused_softmax(
     candidates: Tensor,
     logits: Logits,
     *,
+    further: Tensor | None = None,
     weights: Tensor | None = None,
     owners: Tensor | None = None,
 ) -> Tensor:
@@ -80,21 +81,25 @@ def fused_softmax(
         targets: Vectors of the targets ``(N, D)``.
         candidates: ``(C, D)``, at least one.
         logits: Temperature, correction and mask.
+        further: Logarithm of a further sum in that of each query, ``(B,)``, the lowest number where
+            there is none; None for none at all.
         weights: ``(N,)`` non-negative, or None for equal weights.
         owners: Query of every target ``(N,)``; None where every query has the one of its place.
 
     Returns:
-        A scalar, differentiable once in queries, targets and candidates.
+        A scalar, differentiable once in queries, targets, candidates and further sums.
     """
     queries, candidates = widened(queries), widened(candidates)
     scores = Scores.of(queries, targets, queries.new_zeros(len(queries), 0), owners)
     own = scores.targets / logits.temperature  # (N,)
+    if further is None:
+        further = torch.full_like(queries[:, 0], torch.finfo(queries.dtype).min)
     if weights is None:
         weights = torch.ones_like(own)
     shares = weights.to(own.dtype)
     shares = shares / shares.sum().clamp_min(torch.finfo(own.dtype).tiny)
     loss: Tensor = _FusedSoftmax.apply(  # type: ignore[no-untyped-call]
-        queries, own, candidates, shares, owners, logits
+        queries, own, candidates, further, shares, owners, logits
     )
     return loss
 
@@ -108,38 +113,41 @@ class _FusedSoftmax(torch.autograd.Function):
         queries: Tensor,
         own: Tensor,
         candidates: Tensor,
+        further: Tensor,
         shares: Tensor,
         owners: Tensor | None,
         logits: Logits,
     ) -> Tensor:
         """Scalar loss of logits `own` (N,) with weights `shares` (N,) that sum to one."""
-        device = queries.device.type
         of_queries, of_candidates = torch.empty_like(queries), torch.zeros_like(candidates)
-        log_sums = torch.empty_like(queries[:, 0])  # (B,)
+        log_sums, of_further = torch.empty_like(further), torch.empty_like(further)  # (B,)
         owned = torch.arange(len(own), device=queries.device) if owners is None else owners
-        ordered, places = owned.sort()  # targets by query
         starts = logits.starts(queries, candidates)
-        with torch.autocast(device_type=device, enabled=False):
-            for start in starts:
+        blocks = zip(starts, _targets_by_block(owned, starts), strict=True)
+        with torch.autocast(device_type=queries.device.type, enabled=False):
+            for start, mine in blocks:
                 block = queries[start : start + starts.step]  # (b, D)
                 values = logits.of(block, candidates, start)  # (b, C)
                 highest = values.amax(dim=1, keepdim=True)
                 values.sub_(highest).exp_()
-                sums = values.sum(dim=1)  # (b,)
-                others = sums.log() + highest.squeeze(1)
-                log_sums[start : start + len(block)] = others
-                edges = torch.searchsorted(ordered, ordered.new_tensor([start, start + len(block)]))
-                mine = places[edges[0] : edges[1]]
+                stop = start + len(block)
+                others = values.sum(dim=1).log() + highest.squeeze(1)  # (b,)
+                others = torch.logaddexp(others, further[start:stop])
+                log_sums[start:stop] = others
                 at = owned[mine] - start
                 share = shares[mine] * torch.sigmoid(others[at] - own[mine])
                 pull = torch.zeros_like(others).index_add_(0, at, share)  # (b,) g
-                values.mul_((pull / sums).unsqueeze(1))
-                torch.mm(values, candidates, out=of_queries[start : start + len(block)])
+                of_further[start:stop] = pull * (further[start:stop] - others).exp()
+                values.mul_(pull.unsqueeze(1) * (highest - others.unsqueeze(1)).exp())
+                torch.mm(values, candidates, out=of_queries[start:stop])
                 of_candidates.addmm_(values.T, block)
         apart = log_sums[owned] - own  # (N,)
         scale = 1 / logits.temperature
         ctx.save_for_backward(
-            of_queries.mul_(scale), -shares * torch.sigmoid(apart), of_candidates.mul_(scale)
+            of_queries.mul_(scale),
+            -shares * torch.sigmoid(apart),
+            of_candidates.mul_(scale),
+            of_further,
         )
         return (shares * torch.logaddexp(apart, torch.zeros_like(apart))).sum()
 
@@ -147,3 +155,10 @@ class _FusedSoftmax(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: ANN401
         """Scale what was found."""
         return *(found * gradient for found in ctx.saved_tensors), None, None, None
+
+
+def _targets_by_block(owned: Tensor, starts: range) -> Sequence[Tensor]:
+    """The targets of each block of queries; `owned` ``(N,)`` is the query of every target."""
+    ordered, places = owned.sort()
+    edges = torch.searchsorted(ordered, torch.tensor(starts[1:], device=owned.device))
+    return places.tensor_split(edges.tolist())

@@ -57,11 +57,13 @@ class OwnCandidates:
 
     Args:
         queries: Indices in 0..B-1 of the queries that have some, ``(S,)``.
-        vectors: Vectors of their candidates, ``(S, H, D)``.
+        vectors: Vectors of their candidates, each there with certainty, ``(S, H, D)``.
+        absent: ``(S, H)`` bool, True where a query has fewer.
     """
 
     queries: Tensor
     vectors: Tensor
+    absent: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,7 @@ class Pool:
     Args:
         vectors: ``(C, D)``.
         rows: Item rows, ``(C,)``.
-        log_expected_count: As in `PoolRows`, ``(C,)``; ``(C + H,)`` with candidates of single
-            queries, which follow those of all, in scores and masks too.
+        log_expected_count: As in `PoolRows`, ``(C,)``.
         own: Candidates of single queries; None where there are none.
     """
 

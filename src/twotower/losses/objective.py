@@ -7,6 +7,7 @@ width of the vectors.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -110,34 +111,36 @@ class Objective(nn.Module):
         if drawn.queued is not None:
             vectors = torch.cat([vectors, drawn.queued])  # (C, D)
         pool = Pool(vectors=vectors, rows=drawn.rows, log_expected_count=drawn.log_expected_count)
-        if self.hard is None and isinstance(self.loss, BlockLoss):
-            self.negatives.remember(step.target_rows, targets)
-            masked_in = step.mask.blocks(pool.rows)
-            return self.loss.in_blocks(queries, targets, pool, masked_in, step.weights, step.owners)
-        masked = step.mask.of(pool.rows)  # (B, C)
+        masked = step.mask.blocks(pool.rows)
         mined = None if self.hard is None else self.hard.mine(step, queries.detach())
         if mined is not None:
-            pool, masked = _with_mined(pool, masked, mined, step)
+            pool, masked = _with_mined(pool, masked, mined, step, len(queries))
         self.negatives.remember(step.target_rows, targets)
-        return self.loss(queries, targets, pool, masked, step.weights, step.owners)
+        if isinstance(self.loss, BlockLoss):
+            return self.loss.in_blocks(queries, targets, pool, masked, step.weights, step.owners)
+        everywhere = masked(0, len(queries))  # (B, C)
+        return self.loss(queries, targets, pool, everywhere, step.weights, step.owners)
 
 
-def _with_mined(pool: Pool, masked: Tensor, mined: Mined, step: Step) -> tuple[Pool, Tensor]:
-    """The pool and its mask ``(B, C + H)`` with what was mined for single queries."""
-    (num_queries, _), (num_mined, num_own) = masked.shape, mined.rows.shape
+def _with_mined(
+    pool: Pool, masked: Callable[[int, int], Tensor], mined: Mined, step: Step, num_queries: int
+) -> tuple[Pool, Callable[[int, int], Tensor]]:
+    """The pool and its mask with what was mined for single queries."""
+    num_mined, num_own = mined.rows.shape
     flat = mined.rows.flatten()  # (S * H,)
     vectors = step.embed_items(flat.clamp(min=0))  # (S * H, D)
-    own = OwnCandidates(queries=mined.queries, vectors=vectors.view(num_mined, num_own, -1))
-    # A candidate of all that was mined for a query counts once, among what was mined.
-    owners = mined.queries.repeat_interleave(num_own)  # (S * H,)
-    masked = masked | positive_mask(pool.rows, owners, flat, num_queries)
-    masked_own = masked.new_ones(num_queries, num_own)  # (B, H)
-    masked_own[mined.queries] = mined.rows < 0
-    certain = pool.log_expected_count.new_zeros(num_own)  # (H,)
-    pool = Pool(
-        vectors=pool.vectors,
-        rows=pool.rows,
-        log_expected_count=torch.cat([pool.log_expected_count, certain]),
-        own=own,
+    own = OwnCandidates(
+        queries=mined.queries,
+        vectors=vectors.view(num_mined, num_own, -1),
+        absent=mined.rows < 0,
     )
-    return pool, torch.cat([masked, masked_own], dim=1)
+    # A candidate of all that was mined for a query counts once, among what was mined.
+    owners = torch.arange(num_mined, device=flat.device).repeat_interleave(num_own)  # (S * H,)
+    counted = positive_mask(pool.rows, owners, flat, num_mined + 1)  # (S + 1, C), the last is empty
+    place = torch.full((num_queries,), num_mined, device=flat.device)  # (B,)
+    place[mined.queries] = torch.arange(num_mined, device=flat.device)
+
+    def block(start: int, stop: int) -> Tensor:
+        return masked(start, stop) | counted.index_select(0, place[start:stop])
+
+    return replace(pool, own=own), block

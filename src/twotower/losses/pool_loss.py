@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +60,7 @@ class PoolLoss(nn.Module, ABC):
             queries: ``(B, D)``.
             targets: Vectors of the targets, ``(N, D)``.
             pool: The candidates.
-            masked: ``(B, C)`` bool, True where a candidate must not stand against the query; with
-                candidates of single queries ``(B, C + H)``.
+            masked: ``(B, C)`` bool, True where a candidate must not stand against the query.
             weights: Weights of the targets ``(N,)``, or None.
             owners: Query of every target ``(N,)``; None where every query has the one of its place.
 
@@ -72,8 +72,13 @@ class PoolLoss(nn.Module, ABC):
             own = paired_products(queries[pool.own.queries], pool.own.vectors)  # (S, H)
             # A query without candidates of its own has them masked.
             all_own = own.new_zeros(len(queries), own.shape[1])  # (B, H)
-            candidates = torch.cat(
-                [candidates, all_own.index_copy(0, pool.own.queries, own)], dim=1
-            )  # (B, C + H)
+            all_own = all_own.index_copy(0, pool.own.queries, own)
+            absent = torch.ones_like(all_own, dtype=torch.bool)
+            absent[pool.own.queries] = pool.own.absent
+            candidates = torch.cat([candidates, all_own], dim=1)  # (B, C + H)
+            masked = torch.cat([masked, absent], dim=1)
+            certain = pool.log_expected_count.new_zeros(own.shape[1])  # (H,)
+            counts = torch.cat([pool.log_expected_count, certain])
+            pool = replace(pool, log_expected_count=counts, own=None)
         scores = Scores.of(queries, targets, candidates, owners)
         return weighted_mean(self.losses(scores, pool, masked), weights)

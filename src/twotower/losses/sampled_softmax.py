@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from twotower.losses.fused_softmax import Logits, fused_softmax
-from twotower.losses.negatives import Pool
+from twotower.losses.negatives import OwnCandidates, Pool
 from twotower.losses.pool_loss import PoolLoss, check_temperature
-from twotower.losses.scores import Scores
+from twotower.losses.scores import Scores, paired_products
 
 
 def sampled_softmax(
@@ -82,8 +82,6 @@ class SampledSoftmax(PoolLoss):
         owners: Tensor | None = None,
     ) -> Tensor:
         """Loss of a batch; see `PoolLoss`."""
-        if pool.own is not None:
-            return super().forward(queries, targets, pool, masked, weights, owners)
 
         def block(start: int, stop: int) -> Tensor:
             return masked[start:stop]
@@ -104,7 +102,7 @@ class SampledSoftmax(PoolLoss):
         Args:
             queries: ``(B, D)``.
             targets: ``(N, D)``.
-            pool: The candidates, the same for all queries.
+            pool: The candidates.
             masked: Gives ``(b, C)`` bool for the queries from a first one up to another.
             weights: Weights of the targets ``(N,)``, or None.
             owners: Query of every target ``(N,)``; None where every query has the one of its place.
@@ -115,7 +113,24 @@ class SampledSoftmax(PoolLoss):
         logits = Logits(
             temperature=self.temperature, log_expected_count=self._counts(pool), masked=masked
         )
-        return fused_softmax(queries, targets, pool.vectors, logits, weights=weights, owners=owners)
+        return fused_softmax(
+            queries,
+            targets,
+            pool.vectors,
+            logits,
+            further=self._log_sums(queries, pool.own),
+            weights=weights,
+            owners=owners,
+        )
+
+    def _log_sums(self, queries: Tensor, own: OwnCandidates | None) -> Tensor | None:
+        """Logarithm of the sum over the candidates of each query alone, ``(B,)``."""
+        if own is None:
+            return None
+        logits = paired_products(queries[own.queries], own.vectors) / self.temperature  # (S, H)
+        lowest = torch.finfo(logits.dtype).min
+        log_sums = logits.masked_fill(own.absent, lowest).logsumexp(dim=1)  # (S,)
+        return logits.new_full((len(queries),), lowest).index_copy(0, own.queries, log_sums)
 
     def _counts(self, pool: Pool) -> Tensor:
         counts = pool.log_expected_count

@@ -41,21 +41,31 @@ def logits(block: int | None) -> Logits:
     )
 
 
+@pytest.mark.parametrize("with_further", [False, True])
 @pytest.mark.parametrize("owners", [None, OWNERS])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("block", [None, 1, 4, 11, 100])
 def test_value_and_gradients_are_those_of_the_plain_formula(
-    block: int | None, weighted: bool, owners: Tensor | None
+    block: int | None, weighted: bool, owners: Tensor | None, with_further: bool
 ) -> None:
+    """A further sum is that of one more candidate, of every query its own; here but for one."""
     num_targets = QUERIES if owners is None else len(owners)
     leaves = inputs(num_targets)
     weights = draw(num_targets, seed=9).abs() if weighted else None
     queries, targets, candidates = leaves
-    scores = Scores.of(queries, targets, dot_products(queries, candidates), owners)
-    plain = weighted_mean(
-        sampled_softmax(scores, COUNTS.float().double(), MASKED, TEMPERATURE), weights
-    )
-    fused = fused_softmax(*leaves, logits(block), weights=weights, owners=owners)
+    found = dot_products(queries, candidates)
+    counts, masked, further = COUNTS.float().double(), MASKED, None
+    if with_further:
+        further = draw(QUERIES, seed=10)
+        further[5] = torch.finfo(further.dtype).min
+        leaves = (*leaves, further.requires_grad_())
+        found = torch.cat([found, TEMPERATURE * further[:, None].clamp(min=-9)], dim=1)
+        counts = torch.cat([counts, counts.new_zeros(1)])
+        masked = torch.cat([MASKED, torch.arange(QUERIES)[:, None] == 5], dim=1)
+    scores = Scores.of(queries, targets, found, owners)
+    plain = weighted_mean(sampled_softmax(scores, counts, masked, TEMPERATURE), weights)
+    vectors = queries, targets, candidates
+    fused = fused_softmax(*vectors, logits(block), further=further, weights=weights, owners=owners)
     torch.testing.assert_close(fused, plain, rtol=1e-13, atol=0)
     pairs = zip(
         torch.autograd.grad(3 * fused, leaves), torch.autograd.grad(3 * plain, leaves), strict=True
