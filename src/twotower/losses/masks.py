@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+LONGEST_TABLE = 2**22
+
 
 @dataclass(frozen=True, kw_only=True)
 class PositiveMask:
@@ -105,7 +107,7 @@ class PositiveMask:
 def positive_mask(pool_rows: Tensor, owners: Tensor, rows: Tensor, num_owners: int) -> Tensor:
     """Mark the candidates that stand in pairs of an owner and an item.
 
-    Sorts the candidates and looks the P pairs up, O((P + C) log C + U C); no step waits for the
+    Looks the P pairs up among the candidates, at most O((P + C) log C + U C); no step waits for a
     device.
 
     Args:
@@ -152,10 +154,16 @@ def first_places(
 def _columns_of(pool_rows: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Columns in which the candidates ``(C,)`` and the pairs ``(P,)`` stand.
 
-    An item is represented by the first place at which it stands among the sorted candidates; pairs
-    of items that are no candidates stand in column C.
+    Of an item that is there repeatedly one column represents all; pairs of items that are no
+    candidates stand in column C. A CPU looks them up in a table by item where that is short; a
+    device, which must not be waited for, sorts the candidates.
     """
+    num_candidates = pool_rows.numel()
+    if pool_rows.device.type == "cpu" and (size := int(pool_rows.max()) + 1) <= LONGEST_TABLE:
+        column = torch.full((size + 1,), num_candidates)  # the last one is for what comes behind
+        column[pool_rows] = torch.arange(num_candidates)
+        return column[pool_rows], column[rows.clamp(max=size)]
     ordered = pool_rows.sort().values  # (C,)
-    place = torch.searchsorted(ordered, rows).clamp(max=pool_rows.numel() - 1)  # (P,)
-    place = torch.where(ordered[place] == rows, place, pool_rows.numel())
+    place = torch.searchsorted(ordered, rows).clamp(max=num_candidates - 1)  # (P,)
+    place = torch.where(ordered[place] == rows, place, num_candidates)
     return torch.searchsorted(ordered, pool_rows), place

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twotower.losses import masks
 from twotower.losses.masks import PositiveMask
 
 
@@ -122,3 +125,17 @@ def test_what_came_before_a_query_is_masked_and_what_comes_later_is_not(
     chosen = torch.arange(len(queries)).flip(0)[:3]
     few = positives.of_queries(chosen).of(rows_of_pool).tolist()
     assert few == [expected[query] for query in chosen]
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_the_table_and_the_sorted_candidates_say_the_same(data: st.DataObject) -> None:
+    """A pair of row -1 is none; it is how a list of mined items is filled up."""
+    pool = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=9))
+    pairs = data.draw(st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 30)), max_size=12))
+    rows = torch.tensor(pool)
+    owners, taken = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.contiguous()
+    expected = [[(owner, row) in pairs for row in pool] for owner in range(3)]
+    for longest in (masks.LONGEST_TABLE, 0):
+        with mock.patch.object(masks, "LONGEST_TABLE", longest):
+            assert masks.positive_mask(rows, owners, taken, 3).tolist() == expected
