@@ -128,6 +128,36 @@ def ablation() -> list[str]:
     ]
 
 
+def negative_sampling() -> list[str]:
+    """What a ranker loses that is trained on a share of the negatives."""
+    path = KEPT / "quality" / "negative_sampling.json"
+    if not path.is_file():
+        return []
+    kept = json.loads(path.read_text())
+    metrics = {"log_loss": "log loss", "calibration_error": "calibration error", "auc": "AUC"}
+    rows = [
+        [
+            f"{name}, world {seed}",
+            *(figure(run["figures"][f"ranking/test/{metric}"]) for metric in metrics),
+            f"{run['minutes']:.1f}",
+            run["device"],
+        ]
+        for seed in next(iter(kept.values()))
+        for name, runs in kept.items()
+        for run in [runs[seed]]
+    ]
+    return [
+        "### One in twenty negatives",
+        "",
+        "The ranker of the built-in world alone, trained on all impressions, and on the clicks "
+        "and a twentieth of the rest, drawn anew in every epoch; the test part is whole. "
+        "`python benchmarks/quality/negative_sampling.py`.",
+        "",
+        *table_lines(["trained on", *metrics.values(), "minutes", "device"], rows),
+        "",
+    ]
+
+
 def figure(value: float | None) -> str:
     """Four digits, or nothing."""
     return "" if value is None else f"{value:.4f}"
@@ -177,7 +207,14 @@ def end_to_end() -> list[str]:
 def document() -> str:
     """The text of RESULTS.md."""
     lines = ["# Results", "", "Made by `benchmarks/render.py`; do not edit.", ""]
-    lines += [*quality(), *ablation(), "## Whole experiments", "", *end_to_end()]
+    lines += [
+        *quality(),
+        *ablation(),
+        *negative_sampling(),
+        "## Whole experiments",
+        "",
+        *end_to_end(),
+    ]
     lines += [*(HERE / "notes.md").read_text().splitlines(), ""]
     return "\n".join(lines)
 

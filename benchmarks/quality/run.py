@@ -95,13 +95,16 @@ def of_ease(run: Path, l2: float) -> dict[str, float]:
 
 def main(table: str, seeds: list[int]) -> None:
     """Run the seeds and keep what they gave, one by one."""
-    facts, path = TABLES[table], KEPT / f"{table}.json"
-    kept = json.loads(path.read_text()) if path.is_file() else {"runs": {}}
+    facts, path, kept = TABLES[table], KEPT / f"{table}.json", {"runs": {}}
     KEPT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for seed in seeds:
             run = Path(scratch) / f"run-{seed}"
-            kept["runs"][str(seed)] = train(table, seed, run)
+            found = train(table, seed, run)
+            if path.is_file():  # another process may have kept a seed meanwhile
+                kept = json.loads(path.read_text())
+            kept["runs"][str(seed)] = found
+            kept["runs"] = dict(sorted(kept["runs"].items()))
             if "ease" in facts:
                 kept["ease"] = of_ease(run, facts.ease)
             path.write_text(json.dumps(kept, indent=1, default=np.ndarray.tolist) + "\n")

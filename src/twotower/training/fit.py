@@ -106,6 +106,7 @@ def fit_stage(
         log.info("%s: finished before, the best weights are loaded", stage)
         _load_best(task, stage_folder, device)
         return Fitted(**json.loads(finished.read_text()))
+    settings = settings.stretched(len(loader))
     log_every = min(trainer_settings.log_every, len(loader))
     stopping, best = _selection(stage, stage_folder, settings, trainer_settings.max_steps)
     callbacks = [

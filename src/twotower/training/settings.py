@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -77,6 +78,8 @@ class StageSettings:
         keep: ``best``: the weights of the best epoch. ``last``: those of the last one, and no early
             stopping; for a number of epochs that was chosen before, so that the validation part
             may be small.
+        min_steps: Steps at least: where epochs are short, so many more of them are run, and
+            `patience` is longer by the same factor. 0 for none.
 
     Raises:
         ValueError: When a number is out of range.
@@ -88,11 +91,24 @@ class StageSettings:
     monitor: str
     optimizer: OptimizerSettings
     keep: Literal["best", "last"] = "best"
+    min_steps: int = 0
 
     def __post_init__(self) -> None:
         problems = _below_one(self, "batch_size", "max_epochs", "patience")
+        if self.min_steps < 0:
+            problems.append(f"`min_steps` must be at least 0, got {self.min_steps}")
         if problems:
             raise ValueError("\n".join(f"training: {problem}" for problem in problems))
+
+    def stretched(self, steps_of_epoch: int) -> StageSettings:
+        """The settings with as many epochs as `min_steps` asks for.
+
+        Args:
+            steps_of_epoch: Steps of one epoch.
+        """
+        max_epochs = max(self.max_epochs, math.ceil(self.min_steps / steps_of_epoch))
+        patience = math.ceil(self.patience * max_epochs / self.max_epochs)
+        return replace(self, max_epochs=max_epochs, patience=patience)
 
     @property
     def mode(self) -> Literal["min", "max"]:

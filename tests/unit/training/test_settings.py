@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -36,6 +38,21 @@ class TestSettings:
         given = {"batch_size": 1, "max_epochs": 1, "patience": 1} | {name: 0}
         with pytest.raises(ValueError, match=f"training: `{name}` must be at least 1, got 0"):
             StageSettings(**given, monitor="auc", optimizer=OPTIMIZER)
+
+    def test_steps_below_none(self):
+        given = {"batch_size": 1, "max_epochs": 1, "patience": 1, "min_steps": -1}
+        with pytest.raises(ValueError, match="training: `min_steps` must be at least 0, got -1"):
+            StageSettings(**given, monitor="auc", optimizer=OPTIMIZER)
+
+    @pytest.mark.parametrize(
+        ("steps_of_epoch", "min_steps", "epochs", "patience"),
+        [(10, 0, 4, 3), (10, 40, 4, 3), (10, 41, 5, 4), (10, 80, 8, 6), (7, 50, 8, 6)],
+    )
+    def test_short_epochs_are_more(self, steps_of_epoch, min_steps, epochs, patience):
+        settings = replace(
+            stage_settings("auc"), max_epochs=4, patience=3, min_steps=min_steps
+        ).stretched(steps_of_epoch)
+        assert (settings.max_epochs, settings.patience) == (epochs, patience)
 
     def test_monitor(self):
         stage_settings("auc").check_monitor(["log_loss", "auc"])
