@@ -120,7 +120,7 @@ def ablation() -> list[str]:
     return [
         "### Parts of the retrieval loss, switched off alone",
         "",
-        "MovieLens-1M, next item, the pooled tower after four epochs; "
+        "MovieLens-1M, next item, the pooled tower after two epochs; "
         f"`python benchmarks/quality/ablation.py`, {devices}.",
         "",
         *table_lines(["loss", *metrics.values(), "minutes", "seeds"], rows),

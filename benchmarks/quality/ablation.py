@@ -11,11 +11,10 @@ The data and the model are those of ``experiment/ablation.yaml``, the parts stan
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
-from run import HERE, KEPT, train
+from run import HERE, keep, train
 
 from twotower.config_files import read_yaml
 
@@ -24,15 +23,11 @@ PARTS = read_yaml(HERE / "ablation.yaml")
 
 def main(seeds: list[int]) -> None:
     """Run all variants over the seeds and keep what they gave, one by one."""
-    path = KEPT / "ablation.json"
-    kept = json.loads(path.read_text()) if path.is_file() else {}
-    KEPT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for seed in seeds:
             for number, (name, overrides) in enumerate(PARTS.items()):
                 run = Path(scratch) / f"run-{seed}-{number}"
-                kept.setdefault(name, {})[str(seed)] = train("ablation", seed, run, overrides)
-                path.write_text(json.dumps(kept, indent=1) + "\n")
+                keep("ablation", [name, str(seed)], train("ablation", seed, run, overrides))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ those of the exported ranker: the sampling undone, calibrated on validation.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
-from run import KEPT, train
+from run import keep, train
 
 RATE = "training.examples.impressions.negative_rate"
 FORMS = {
@@ -27,16 +26,13 @@ FORMS = {
 
 def main(seeds: list[int]) -> None:
     """Train both on some worlds and keep what they gave, one by one."""
-    path = KEPT / "negative_sampling.json"
-    kept = json.loads(path.read_text()) if path.is_file() else {}
-    KEPT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for seed in seeds:
             for number, (name, overrides) in enumerate(FORMS.items()):
                 run = Path(scratch) / f"run-{seed}-{number}"
                 further = ["stages=[ranking]", f"data.seed={seed}", *overrides]
-                kept.setdefault(name, {})[str(seed)] = train("demo", seed, run, further)
-                path.write_text(json.dumps(kept, indent=1) + "\n")
+                found = train("demo", seed, run, further)
+                keep("negative_sampling", [name, str(seed)], found)
 
 
 if __name__ == "__main__":

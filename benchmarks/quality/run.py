@@ -93,21 +93,35 @@ def of_ease(run: Path, l2: float) -> dict[str, float]:
     return {"l2": l2} | dict(mean_over_queries(values))
 
 
+def keep(name: str, place: Sequence[str], found: object) -> None:
+    """Put what was measured into ``<name>.json``, beside what other processes kept there.
+
+    Args:
+        name: Of the benchmark.
+        place: Keys that lead to it.
+        found: What is kept.
+    """
+    path = KEPT / f"{name}.json"
+    KEPT.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    node = kept
+    for key in place[:-1]:
+        node = node.setdefault(key, {})
+    ordered = sorted((node | {place[-1]: found}).items())
+    node.clear()
+    node.update(ordered)
+    path.write_text(json.dumps(kept, indent=1, default=np.ndarray.tolist) + "\n")
+
+
 def main(table: str, seeds: list[int]) -> None:
     """Run the seeds and keep what they gave, one by one."""
-    facts, path, kept = TABLES[table], KEPT / f"{table}.json", {"runs": {}}
-    KEPT.mkdir(parents=True, exist_ok=True)
+    facts = TABLES[table]
     with tempfile.TemporaryDirectory() as scratch:
         for seed in seeds:
             run = Path(scratch) / f"run-{seed}"
-            found = train(table, seed, run)
-            if path.is_file():  # another process may have kept a seed meanwhile
-                kept = json.loads(path.read_text())
-            kept["runs"][str(seed)] = found
-            kept["runs"] = dict(sorted(kept["runs"].items()))
+            keep(table, ["runs", str(seed)], train(table, seed, run))
             if "ease" in facts:
-                kept["ease"] = of_ease(run, facts.ease)
-            path.write_text(json.dumps(kept, indent=1, default=np.ndarray.tolist) + "\n")
+                keep(table, ["ease"], of_ease(run, facts.ease))
 
 
 if __name__ == "__main__":
