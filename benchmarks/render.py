@@ -142,7 +142,7 @@ def negative_sampling() -> list[str]:
             f"{run['minutes']:.1f}",
             run["device"],
         ]
-        for seed in next(iter(kept.values()))
+        for seed in sorted(set.intersection(*(set(runs) for runs in kept.values())))
         for name, runs in kept.items()
         for run in [runs[seed]]
     ]

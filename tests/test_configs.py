@@ -34,10 +34,12 @@ MUST_BE_GIVEN = {
     "data/tables": ["data.interactions=x.parquet"],
     "data/impressions": ["data.interactions=x.parquet"],
     "features/file": ["features.path=x.yaml"],
+    "experiment/clicks": ["data.interactions=x.parquet"],
 }
 MAX_LINES = 15
-# The list of all groups of a training; a second file could only be found by reading the first.
-LONGER = {"train": 25}
+# The list of all groups of a training, and all settings of a stage; a second file could only be
+# found by reading the first.
+LONGER = {"train": 25, "training/retrieval/default": 16, "training/ranking/default": 16}
 
 
 @cache

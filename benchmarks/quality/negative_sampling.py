@@ -20,7 +20,9 @@ from run import keep, train
 RATE = "training.examples.impressions.negative_rate"
 FORMS = {
     "all negatives": [f"{RATE}=1.0"],
-    "one in twenty": [f"{RATE}=0.05", "training.ranking.max_epochs=18"],
+    "one in twenty": [
+        *(f"{RATE}=0.05", "training.ranking.max_epochs=18", "training.ranking.patience=12"),
+    ],
 }
 
 

@@ -12,6 +12,7 @@ The experiments are ``benchmarks/quality/experiment/<table>.yaml``, the publishe
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import subprocess
@@ -101,16 +102,20 @@ def keep(name: str, place: Sequence[str], found: object) -> None:
         place: Keys that lead to it.
         found: What is kept.
     """
-    path = KEPT / f"{name}.json"
     KEPT.mkdir(parents=True, exist_ok=True)
-    kept = json.loads(path.read_text()) if path.is_file() else {}
-    node = kept
-    for key in place[:-1]:
-        node = node.setdefault(key, {})
-    ordered = sorted((node | {place[-1]: found}).items())
-    node.clear()
-    node.update(ordered)
-    path.write_text(json.dumps(kept, indent=1, default=np.ndarray.tolist) + "\n")
+    with (KEPT / f"{name}.json").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        kept = json.loads(file.read() or "{}")
+        node = kept
+        for key in place[:-1]:
+            node = node.setdefault(key, {})
+        ordered = sorted((node | {place[-1]: found}).items())
+        node.clear()
+        node.update(ordered)
+        text = json.dumps(kept, indent=1, default=np.ndarray.tolist) + "\n"
+        file.truncate(0)
+        file.write(text)
 
 
 def main(table: str, seeds: list[int]) -> None:

@@ -3,7 +3,8 @@
 A training example is one number, the position of its event; features and histories are cut out of
 the columns by vectorised gathers when a batch is assembled, on the device where the columns live.
 
-Shape letters: B batch, L history length, P known positives of a batch.
+Shape letters: B batch, L history length, P known positives of a batch, E examples of every epoch, F
+further ones of which an epoch draws some.
 """
 
 from __future__ import annotations
@@ -21,13 +22,11 @@ from twotower.data.prepared import Prepared
 from twotower.data.schema import HISTORY_MASK, HISTORY_PREFIX, HISTORY_TIME, TRAIN
 from twotower.data.schema import ITEM_ROWS as ITEM_ROWS
 from twotower.data.schema import LABELS as LABELS
+from twotower.data.schema import NUM_SEEN as NUM_SEEN
 from twotower.data.schema import USER_ROWS as USER_ROWS
 from twotower.data.schema import WEIGHTS as WEIGHTS
 
 Batch = dict[str, Tensor]
-
-# How many events of its user lie before a query.
-NUM_SEEN = "num_seen"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,10 +22,10 @@ from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS, Batch, Columns
 from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared
 from twotower.data.schema import HISTORY_PREFIX, TRAIN, DataError
+from twotower.data.schema import OWNER as OWNER
 
 Array = npt.NDArray[Any]
 
-OWNER = "owner"  # whose query a target belongs to
 HISTORY_OWNER = f"{HISTORY_PREFIX}owner"  # whose history an event belongs to
 
 

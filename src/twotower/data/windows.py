@@ -20,11 +20,10 @@ from torch import Tensor
 from twotower.data.batches import ITEM_ROWS, NUM_SEEN, USER_ROWS, WEIGHTS, Batch, Columns
 from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared
+from twotower.data.schema import PLACE as PLACE
+from twotower.data.schema import WINDOW as WINDOW
 
 Array = npt.NDArray[Any]
-
-# Window of every target, and the column of its history's latest event.
-WINDOW, PLACE = "window", "place"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from twotower.losses.masks import check_masks
 from twotower.losses.pool_loss import check_temperature
 from twotower.losses.reduction import weighted_mean
 from twotower.losses.scores import Scores, dot_products
@@ -37,7 +38,8 @@ class BlockwiseSoftmax(nn.Module):
         mask_cold: Whether items without a training event are.
 
     Raises:
-        ValueError: When temperature or block is out of range.
+        ValueError: When temperature or block is out of range, or `mask_later` is False without
+            `mask_known`.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class BlockwiseSoftmax(nn.Module):
             raise ValueError(f"`block` must be at least 1 item, got {block}")
         self.temperature = check_temperature(temperature)
         self.block = block
+        check_masks(known=mask_known, later=mask_later)
         self.mask_known = mask_known
         self.mask_later = mask_later
         self.mask_cold = mask_cold

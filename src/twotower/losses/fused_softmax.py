@@ -30,6 +30,8 @@ from twotower.losses.scores import Scores, widened
 
 # Logits of a block: what a cache holds, and what fills a GPU.
 CPU_BLOCK, GPU_BLOCK = 2**19, 2**27
+# Queries at least: the gradient of all candidates is rewritten for every block.
+SMALLEST_BLOCK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ class Logits:
     def starts(self, queries: Tensor, candidates: Tensor) -> range:
         """Where the blocks begin."""
         budget = CPU_BLOCK if queries.device.type == "cpu" else GPU_BLOCK
-        size = self.block or max(1, budget // max(1, len(candidates)))
+        size = self.block or max(SMALLEST_BLOCK, budget // len(candidates))
         return range(0, len(queries), size)
 
 
@@ -123,7 +125,9 @@ class _FusedSoftmax(torch.autograd.Function):
         log_sums, of_further = torch.empty_like(further), torch.empty_like(further)  # (B,)
         owned = torch.arange(len(own), device=queries.device) if owners is None else owners
         starts = logits.starts(queries, candidates)
-        blocks = zip(starts, _targets_by_block(owned, starts), strict=True)
+        ordered = owners is None
+        mine_of = torch.split(owned, starts.step) if ordered else _targets_by_block(owned, starts)
+        blocks = zip(starts, mine_of, strict=True)
         with torch.autocast(device_type=queries.device.type, enabled=False):
             for start, mine in blocks:
                 block = queries[start : start + starts.step]  # (b, D)
@@ -153,12 +157,19 @@ class _FusedSoftmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: ANN401
-        """Scale what was found."""
+        """Scale what was found.
+
+        Raises:
+            RuntimeError: When a graph is asked for, to differentiate what was found.
+        """
+        if torch.is_grad_enabled():
+            raise RuntimeError("the fused softmax can be differentiated only once (create_graph)")
         return *(found * gradient for found in ctx.saved_tensors), None, None, None
 
 
 def _targets_by_block(owned: Tensor, starts: range) -> Sequence[Tensor]:
     """The targets of each block of queries; `owned` ``(N,)`` is the query of every target."""
     ordered, places = owned.sort()
-    edges = torch.searchsorted(ordered, torch.tensor(starts[1:], device=owned.device))
+    later = torch.tensor(starts[1:], dtype=owned.dtype, device=owned.device)
+    edges = torch.searchsorted(ordered, later)
     return places.tensor_split(edges.tolist())

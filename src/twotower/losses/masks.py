@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-LONGEST_TABLE = 2**22
+# A table by item may be this many times as long as the candidates and pairs that are looked up.
+TABLE_SHARE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,8 @@ class PositiveMask:
             a query are known positives.
         users: Index in 0..U-1 of the user of every query, ``(B,)``.
         num_users: U.
-        known_users: User of every known positive, an index in 0..U-1, ``(P,)``.
-        known_rows: Item rows of the known positives, ``(P,)``; in any order, repeats allowed.
+        known_users: User of every known positive, an index in 0..U-1, ``(P,)``, ascending.
+        known_rows: Item rows of the known positives, ``(P,)``; repeats allowed.
         known_places: Which event of its user each known positive is, ``(P,)`` int32; with
             `num_seen`, without which all known positives are masked.
         num_seen: How many events of its user lie before each query, ``(B,)``: known positives at
@@ -68,7 +69,7 @@ class PositiveMask:
         return self.blocks(pool_rows)(0, len(self.users))
 
     def blocks(self, pool_rows: Tensor) -> Callable[[int, int], Tensor]:
-        """The same for some queries at a time.
+        """The same for some queries at a time; with known positives a device is waited for.
 
         Args:
             pool_rows: Item rows of some candidates, ``(C,)`` int64; repeats allowed.
@@ -76,39 +77,40 @@ class PositiveMask:
         Returns:
             Gives ``(b, C)`` bool for the queries from a first one up to another.
         """
-        known = self._known(pool_rows) if self.known_rows.numel() else None
 
         def block(start: int, stop: int) -> Tensor:
             parts = []
-            users = self.users[start:stop]
             if self.target_rows is not None:
                 parts.append(pool_rows == self.target_rows[start:stop].unsqueeze(1))  # (b, C)
-            if known is not None:
-                parts.append(known(start, stop))  # (b, C)
+            if self.known_rows.numel():
+                parts.append(self._known(pool_rows, start, stop))  # (b, C)
             if self.never is not None:
-                parts.append(self.never[pool_rows].expand(len(users), -1))  # (b, C)
+                parts.append(self.never[pool_rows].expand(len(self.users[start:stop]), -1))
             return functools.reduce(torch.logical_or, parts)
 
         return block
 
-    def _known(self, pool_rows: Tensor) -> Callable[[int, int], Tensor]:
-        """The part of the mask that comes from known positives."""
-        places, num_seen = self.known_places, self.num_seen
-        if places is None or num_seen is None:
-            marked = positive_mask(pool_rows, self.known_users, self.known_rows, self.num_users)
-            return lambda start, stop: marked.index_select(0, self.users[start:stop])
-        first = first_places(
-            pool_rows, self.known_users, self.known_rows, places, num_owners=self.num_users
-        )  # (U, C)
-        seen = num_seen.to(first.dtype).unsqueeze(1)  # (B, 1)
-        return lambda start, stop: first.index_select(0, self.users[start:stop]) < seen[start:stop]
+    def _known(self, pool_rows: Tensor, start: int, stop: int) -> Tensor:
+        """The part ``(b, C)`` that comes from known positives, of whose pairs a slice is read."""
+        users = self.users[start:stop]
+        low, high = (int(end) for end in users.aminmax())
+        ends = torch.tensor([low, high + 1], device=users.device)
+        first, last = torch.searchsorted(self.known_users, ends).tolist()
+        owners, rows = self.known_users[first:last] - low, self.known_rows[first:last]
+        num_owners, users = high - low + 1, users - low
+        if self.known_places is None or self.num_seen is None:
+            return positive_mask(pool_rows, owners, rows, num_owners).index_select(0, users)
+        places = self.known_places[first:last]
+        earliest = first_places(pool_rows, owners, rows, places, num_owners=num_owners)
+        seen = self.num_seen[start:stop].to(earliest.dtype).unsqueeze(1)  # (b, 1)
+        return earliest.index_select(0, users) < seen
 
 
 def positive_mask(pool_rows: Tensor, owners: Tensor, rows: Tensor, num_owners: int) -> Tensor:
     """Mark the candidates that stand in pairs of an owner and an item.
 
-    Looks the P pairs up among the candidates, at most O((P + C) log C + U C); no step waits for a
-    device.
+    Looks the P pairs up among the candidates, at most O((P + C) log C + U C); no device is waited
+    for.
 
     Args:
         pool_rows: Item rows of the candidates, ``(C,)`` int64; an item may be there repeatedly.
@@ -119,11 +121,9 @@ def positive_mask(pool_rows: Tensor, owners: Tensor, rows: Tensor, num_owners: i
     Returns:
         ``(U, C)`` bool.
     """
-    num_candidates, device = pool_rows.numel(), pool_rows.device
-    if num_candidates == 0:
-        return torch.zeros(num_owners, 0, dtype=torch.bool, device=device)
     columns, place = _columns_of(pool_rows, rows)
-    marked = torch.zeros(num_owners, num_candidates + 1, dtype=torch.bool, device=device)
+    shape = num_owners, pool_rows.numel() + 1
+    marked = torch.zeros(shape, dtype=torch.bool, device=pool_rows.device)
     marked[owners, place] = True
     return marked.index_select(1, columns)  # (U, C)
 
@@ -155,15 +155,33 @@ def _columns_of(pool_rows: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Columns in which the candidates ``(C,)`` and the pairs ``(P,)`` stand.
 
     Of an item that is there repeatedly one column represents all; pairs of items that are no
-    candidates stand in column C. A CPU looks them up in a table by item where that is short; a
-    device, which must not be waited for, sorts the candidates.
+    candidates, -1 among them, stand in column C. A CPU looks them up in a table by item where that
+    is short; a device, which must not be waited for, sorts the candidates.
     """
     num_candidates = pool_rows.numel()
-    if pool_rows.device.type == "cpu" and (size := int(pool_rows.max()) + 1) <= LONGEST_TABLE:
-        column = torch.full((size + 1,), num_candidates)  # the last one is for what comes behind
-        column[pool_rows] = torch.arange(num_candidates)
-        return column[pool_rows], column[rows.clamp(max=size)]
+    if num_candidates == 0:
+        return pool_rows, torch.zeros_like(rows)
+    if pool_rows.device.type == "cpu":
+        low, high = (int(end) for end in pool_rows.aminmax())
+        size = high - low + 1
+        if size <= TABLE_SHARE * (num_candidates + len(rows)):
+            column = torch.full((size + 2,), num_candidates)  # ends with what lies above and below
+            column[pool_rows - low] = torch.arange(num_candidates)
+            return column[pool_rows - low], column[(rows - low).clamp(-1, size)]
     ordered = pool_rows.sort().values  # (C,)
     place = torch.searchsorted(ordered, rows).clamp(max=num_candidates - 1)  # (P,)
     place = torch.where(ordered[place] == rows, place, num_candidates)
     return torch.searchsorted(ordered, pool_rows), place
+
+
+def check_masks(*, known: bool, later: bool) -> None:
+    """Refuse to tell later positives from earlier ones where neither are masked.
+
+    Raises:
+        ValueError: When `later` is False without `known`.
+    """
+    if not known and not later:
+        raise ValueError(
+            "`mask_later`=False leaves later positives unmasked, but with `mask_known`=False none "
+            "are masked; set mask_later=true beside mask_known=false"
+        )

@@ -10,8 +10,8 @@ queue of Q earlier targets Q p_j times, and M uniform draws from N items M / N t
 
 The count may be above one, and nothing is clipped: a rare item keeps its full correction.
 
-Shapes: B queries, C candidates, M uniform draws, Q items of the queue, N items, D width of the
-vectors.
+Shapes: B queries, C candidates of all, S queries with H candidates of their own, M uniform draws, Q
+items of the queue, N items, D width of the vectors.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from twotower.losses.hard_negatives import HardNegatives, Mined
-from twotower.losses.masks import positive_mask
+from twotower.losses.masks import check_masks, positive_mask
 from twotower.losses.negatives import Negatives, OwnCandidates, Pool
 from twotower.losses.step import Step
 
@@ -79,6 +79,9 @@ class Objective(nn.Module):
         mask_cold: Whether items without a training event are kept out of the candidates. Against
             them, a model learns that what is new is never taken, though nobody could take it yet;
             that keeps a model without content from showing items of which it knows nothing.
+
+    Raises:
+        ValueError: When `mask_later` is False without `mask_known`.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Objective(nn.Module):
         self.loss = loss
         self.negatives = negatives
         self.hard = hard
+        check_masks(known=mask_known, later=mask_later)
         self.mask_known = mask_known
         self.mask_later = mask_later
         self.mask_cold = mask_cold

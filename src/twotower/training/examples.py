@@ -2,7 +2,7 @@
 
 `ImpressionExamples` takes the log, or all its successes and in every epoch another share of the
 rest. `twotower.training.candidates` is for logs of positives alone. What share of the negatives is
-trained on stands in `negative_rate`, and is undone in the probability that is exported.
+trained on stands in `trained_rate`, and is undone in the probability that is exported.
 
 Shape letters: n examples.
 """
@@ -49,10 +49,10 @@ class Examples:
         labels: (n,) float32, 1 for a positive.
         weights: (n,) float32.
         scores: (n,) float32 score of the retrieval, or None.
-        negative_rate: Share of the negatives that are trained on.
+        negative_rate: Share of the negatives that are here.
         ranks: (n,) float32 rank of the retrieval from 1, where the model takes it.
         tasks: (n,) float32 by further task, 1 for a success.
-        drawn_anew: Whether all negatives are here, and every epoch draws its share of them.
+        num_drawn: How many of these negatives every epoch draws anew; None for all.
     """
 
     interactions: Array
@@ -63,7 +63,14 @@ class Examples:
     negative_rate: float
     ranks: Array | None = None
     tasks: Mapping[str, Array] = field(default_factory=dict)
-    drawn_anew: bool = False
+    num_drawn: int | None = None
+
+    @property
+    def trained_rate(self) -> float:
+        """Share of the negatives that an epoch trains on."""
+        if self.num_drawn is None:
+            return self.negative_rate
+        return self.negative_rate * self.num_drawn / np.count_nonzero(self.labels == 0)
 
     def task_weights(self, rows: Array) -> Array:
         """(B,) float32 weights of some examples for further tasks.
@@ -71,7 +78,7 @@ class Examples:
         Negatives that are trained on stand for all of them: the sampling is undone in the
         probability of the task that is ranked by alone, and for the others in the loss.
         """
-        stands_for = np.where(self.labels[rows] == 0, 1 / self.negative_rate, 1.0)
+        stands_for = np.where(self.labels[rows] == 0, 1 / self.trained_rate, 1.0)
         return (self.weights[rows] * stands_for).astype(np.float32)
 
 
@@ -109,6 +116,9 @@ class ExampleSource(Protocol):
 class ImpressionExamples:
     """The impressions of the log are the examples.
 
+    Scores and ranks of the retrieval, where the model takes them, are computed for all impressions,
+    also those that no epoch draws.
+
     Args:
         negative_rate: Share of the training part's impressions without success that an epoch draws
             at random, in (0, 1]; each epoch others. The other parts are whole: figures are those of
@@ -139,8 +149,7 @@ class ImpressionExamples:
         log = prepared.interactions
         rows = np.flatnonzero(log.split == part)
         num_negatives = int(np.count_nonzero(~log.positive[rows]))
-        drawn_anew = part == TRAIN and self.negative_rate < 1 and num_negatives > 0
-        num_drawn = max(1, round(self.negative_rate * num_negatives))
+        draws = part == TRAIN and self.negative_rate < 1 and num_negatives > 0
         item_rows = None if log.item_rows is None else log.item_rows[rows]
         scores = None
         if retriever is not None and item_rows is not None:
@@ -151,8 +160,8 @@ class ImpressionExamples:
             labels=log.positive[rows].astype(np.float32),
             weights=np.asarray(log.weights[rows]),
             scores=scores,
-            negative_rate=num_drawn / num_negatives if drawn_anew else 1.0,
-            drawn_anew=drawn_anew,
+            negative_rate=1.0,
+            num_drawn=max(1, round(self.negative_rate * num_negatives)) if draws else None,
             tasks={name: won[rows].astype(np.float32) for name, won in log.tasks.items()},
         )
 
@@ -176,14 +185,15 @@ class ExampleBatches:
 
     def of_epochs(self) -> TrainingExamples:
         """What every epoch trains on: all of it, or the positives and a share of the negatives."""
-        if not self.examples.drawn_anew:
+        num_drawn = self.examples.num_drawn
+        if num_drawn is None:
             return TrainingExamples(rows=torch.arange(len(self)), assemble=self.batch)
         negative = self.examples.labels == 0
         return TrainingExamples(
             rows=torch.from_numpy(np.flatnonzero(~negative)),
             assemble=self.batch,
             pool=torch.from_numpy(np.flatnonzero(negative)),
-            num_drawn=round(self.examples.negative_rate * np.count_nonzero(negative)),
+            num_drawn=num_drawn,
         )
 
     def batch(self, chosen: Tensor) -> Batch:

@@ -27,7 +27,6 @@ from twotower.training.callbacks import (
     Throughput,
     ValidationMetrics,
 )
-from twotower.training.memory import keep_freed_memory
 from twotower.training.run_folder import write_json
 from twotower.training.settings import StageSettings, TrainerSettings
 
@@ -106,7 +105,6 @@ def fit_stage(
         log.info("%s: finished before, the best weights are loaded", stage)
         _load_best(task, stage_folder, device)
         return Fitted(**json.loads(finished.read_text()))
-    settings = settings.stretched(len(loader))
     log_every = min(trainer_settings.log_every, len(loader))
     stopping, best = _selection(stage, stage_folder, settings, trainer_settings.max_steps)
     callbacks = [
@@ -121,8 +119,6 @@ def fit_stage(
     ]
     logger = TensorBoardLogger(save_dir=folder, name=TENSORBOARD, version=stage)
     task.to(device)
-    if device.type == "cpu":
-        keep_freed_memory()
     started = time.perf_counter()
     with _quiet_lightning():
         trainer = pl.Trainer(

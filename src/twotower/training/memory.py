@@ -2,8 +2,8 @@
 
 A matrix of some megabytes is by default mapped from the system when it is made and given back when
 it is freed, so every step pays for fresh pages, zeroed one by one. On a CPU that is up to two
-fifths of a training step (``benchmarks/softmax.py``). The process grows to the same peak, and stays
-there.
+fifths of a training step (``benchmarks/softmax.py``). The process grows to its peak, and some more
+for gaps, and stays there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 # Parameters of mallopt(3), from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-LARGEST = 2**31 - 1
+NEVER = -1
 
 
 def keep_freed_memory() -> bool:
@@ -28,4 +28,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # another C library
         return False
-    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, LARGEST))
+    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER))

@@ -76,13 +76,15 @@ class RetrievalTask(StageTask):
         users, targets = batch[USER_ROWS], batch[ITEM_ROWS]
         asked = users if self.objective.mask_known else users[:0]
         known = self.columns.known_positives(asked)
-        masks_all = self.objective.mask_known and self.objective.mask_later
-        if OWNER in batch and not masks_all:
+        masks_known, masks_later = self.objective.mask_known, self.objective.mask_later
+        if OWNER in batch and not (masks_known and masks_later):
             raise ValueError(
                 "user batches: all targets of a user share one query and none of them may stand "
-                "against it; set losses.retrieval.mask_known=true and mask_later=true"
+                "against it; set losses.retrieval.mask_known=true and "
+                "losses.retrieval.mask_later=true, got mask_known="
+                f"{masks_known}, mask_later={masks_later}"
             )
-        num_seen = None if self.objective.mask_later else batch[NUM_SEEN]
+        num_seen = None if masks_later else batch[NUM_SEEN]
         of_events = torch.arange(len(users), device=users.device)
         return PositiveMask(
             target_rows=None if OWNER in batch else targets,

@@ -78,8 +78,8 @@ class StageSettings:
         keep: ``best``: the weights of the best epoch. ``last``: those of the last one, and no early
             stopping; for a number of epochs that was chosen before, so that the validation part
             may be small.
-        min_steps: Steps at least: where epochs are short, so many more of them are run, and
-            `patience` is longer by the same factor. 0 for none.
+        min_steps: Where epochs are so short that `max_epochs` of them have fewer steps, there are
+            as many as these steps take, and `patience` is longer by the same factor. 0 for none.
 
     Raises:
         ValueError: When a number is out of range.

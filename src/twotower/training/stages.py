@@ -28,6 +28,7 @@ from twotower.training.batches import TrainingBatches, TrainingExamples
 from twotower.training.evaluation import mean_metrics, rank_catalogue
 from twotower.training.examples import ExampleBatches, Examples, ExampleSource, with_ranks
 from twotower.training.fit import Fitted, fit_stage
+from twotower.training.memory import keep_freed_memory
 from twotower.training.ranking import (
     CLICK_METRICS,
     RankingLoss,
@@ -194,7 +195,7 @@ def train_ranking(
         log.info("Ranker: tables that start from the retrieval's: %s", ", ".join(reused) or "none")
     training = ranking_examples(context, source, TRAIN, model, columns, retriever)
     validation = ranking_examples(context, source, VALIDATION, model, columns, retriever)
-    rate = training.examples.negative_rate
+    rate = training.examples.trained_rate
 
     def evaluate() -> Mapping[str, float]:
         predicted = probabilities(model, validation, Calibration(negative_rate=rate))
@@ -283,12 +284,14 @@ def _fit(
         seed=context.seed,
         assemble=examples.assemble,
     )
+    if context.trainer.device().type == "cpu":
+        keep_freed_memory()
     return fit_stage(
         stage=stage,
         task=task,
         loader=loader,
         evaluate=evaluate,
-        settings=settings,
+        settings=settings.stretched(len(loader)),
         trainer_settings=context.trainer,
         folder=context.folder,
         progress=context.progress,

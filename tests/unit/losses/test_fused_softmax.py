@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from twotower.losses.fused_softmax import Logits, fused_softmax
+from twotower.losses.masks import PositiveMask
 from twotower.losses.reduction import weighted_mean
 from twotower.losses.sampled_softmax import sampled_softmax
 from twotower.losses.scores import Scores, dot_products
@@ -92,7 +94,7 @@ def test_hand_arithmetic() -> None:
         *(query, target, candidates),
         Logits(
             temperature=1.0,
-            log_expected_count=torch.tensor([0.0, 2.0], dtype=torch.float64).clamp(min=1).log(),
+            log_expected_count=torch.tensor([1.0, 2.0], dtype=torch.float64).log(),
             masked=lambda start, stop: torch.zeros(stop - start, 2, dtype=torch.bool),
         ),
     )
@@ -101,19 +103,50 @@ def test_hand_arithmetic() -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
 
 
-def test_only_a_block_of_scores_is_ever_there() -> None:
-    """8,192 x 8,192 scores would be 256 MiB; what is asked for at a time is counted."""
-    largest = 0
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation gave."""
 
-    def masked(start: int, stop: int) -> Tensor:
-        nonlocal largest
-        largest = max(largest, stop - start)
-        return torch.zeros(stop - start, 8192, dtype=torch.bool)
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
 
-    vectors = [draw(8192, 2, seed=k).float().requires_grad_() for k in range(3)]
-    asked = Logits(temperature=1.0, log_expected_count=torch.zeros(8192), masked=masked)
-    fused_softmax(*vectors, asked).backward()
-    assert largest * 8192 * 4 == 2 * 2**20
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for one in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(one, Tensor):
+                self.numel = max(self.numel, one.numel())
+        return found
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_no_more_than_a_block_of_scores_or_of_the_mask_is_ever_there(later: bool) -> None:
+    """All 2,048 x 2,048 would be 2^22 numbers; every query is a user with five positives."""
+    num, known = 2048, torch.arange(2048).repeat_interleave(5)
+    mask = PositiveMask(
+        target_rows=torch.arange(num),
+        users=torch.arange(num),
+        num_users=num,
+        known_users=known,
+        known_rows=torch.randint(num, (5 * num,)),
+        known_places=torch.arange(5).repeat(num).int(),
+        num_seen=None if later else torch.full((num,), 3),
+    )
+    vectors = [draw(num, 2, seed=k).float().requires_grad_() for k in range(3)]
+    asked = Logits(
+        temperature=1.0,
+        log_expected_count=torch.zeros(num),
+        masked=mask.blocks(torch.arange(num)),
+    )
+    with Largest() as largest:
+        fused_softmax(*vectors, asked).backward()
+    assert 2**18 < largest.numel < 2**19 + 1000
+
+
+def test_a_gradient_of_the_gradient_is_refused() -> None:
+    leaves = inputs(QUERIES)
+    loss = fused_softmax(*leaves, logits(4))
+    with pytest.raises(RuntimeError, match="differentiated only once"):
+        torch.autograd.grad(loss, leaves, create_graph=True)
 
 
 def test_half_precision_vectors_are_widened_first() -> None:

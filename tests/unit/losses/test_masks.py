@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from unittest import mock
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twotower.losses import masks
+from twotower.losses.blockwise_softmax import BlockwiseSoftmax
 from twotower.losses.masks import PositiveMask
+from twotower.losses.negatives import WholeCatalogue
+from twotower.losses.objective import Objective
+from twotower.losses.sampled_softmax import FullSoftmax
+
+
+def objective_of(temperature: float, **masks: bool) -> Objective:
+    loss = FullSoftmax(temperature=temperature)
+    return Objective(loss=loss, negatives=WholeCatalogue(), **masks)
 
 
 def mask_by_loop(
@@ -30,6 +41,7 @@ def mask(
 ) -> list[list[bool]]:
     """The mask; every query has a user of its own unless some are given."""
     users = users or list(range(len(targets)))
+    known = sorted(known)
     positives = PositiveMask(
         target_rows=torch.tensor(targets, dtype=torch.int64),
         users=torch.tensor(users, dtype=torch.int64),
@@ -95,7 +107,7 @@ def test_what_came_before_a_query_is_masked_and_what_comes_later_is_not(
 ) -> None:
     rows, owners = st.integers(0, 6), st.integers(0, 2)
     pool = data.draw(st.lists(rows, min_size=1, max_size=9))
-    events = data.draw(st.lists(st.tuples(owners, rows, st.integers(0, 5)), max_size=12))
+    events = sorted(data.draw(st.lists(st.tuples(owners, rows, st.integers(0, 5)), max_size=12)))
     queries = data.draw(
         st.lists(st.tuples(owners, rows, st.integers(0, 6)), min_size=1, max_size=5)
     )
@@ -131,11 +143,19 @@ def test_what_came_before_a_query_is_masked_and_what_comes_later_is_not(
 @given(st.data())
 def test_the_table_and_the_sorted_candidates_say_the_same(data: st.DataObject) -> None:
     """A pair of row -1 is none; it is how a list of mined items is filled up."""
-    pool = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=9))
+    pool = data.draw(st.lists(st.integers(3, 9), min_size=1, max_size=9))
     pairs = data.draw(st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 30)), max_size=12))
     rows = torch.tensor(pool)
     owners, taken = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.contiguous()
     expected = [[(owner, row) in pairs for row in pool] for owner in range(3)]
-    for longest in (masks.LONGEST_TABLE, 0):
-        with mock.patch.object(masks, "LONGEST_TABLE", longest):
+    for share in (masks.TABLE_SHARE, 0):
+        with mock.patch.object(masks, "TABLE_SHARE", share):
             assert masks.positive_mask(rows, owners, taken, 3).tolist() == expected
+
+
+@pytest.mark.parametrize("objective", [objective_of, BlockwiseSoftmax])
+def test_later_positives_are_not_told_from_earlier_ones_where_none_are_masked(
+    objective: Callable[..., object],
+) -> None:
+    with pytest.raises(ValueError, match="set mask_later=true beside mask_known=false"):
+        objective(temperature=1.0, mask_known=False, mask_later=False)

@@ -336,7 +336,8 @@ class TestImpressions:
         found = some.examples(world.prepared, TRAIN, None)
         positive = log.positive[found.interactions]
         num_drawn = round((~positive).sum() / 3)
-        assert found.negative_rate == pytest.approx(num_drawn / (~positive).sum())
+        assert found.trained_rate == pytest.approx(num_drawn / (~positive).sum())
+        assert found.negative_rate == 1.0
         assert found.interactions.tolist() == np.flatnonzero(log.split == TRAIN).tolist()
         batches = ExampleBatches(
             examples=found, columns=world.columns("ranking"), with_scores=False
@@ -345,7 +346,7 @@ class TestImpressions:
         assert epochs.rows.tolist() == np.flatnonzero(positive).tolist()
         assert epochs.pool.tolist() == np.flatnonzero(~positive).tolist()
         assert epochs.num_drawn == num_drawn
-        everything = replace(batches, examples=replace(found, drawn_anew=False)).of_epochs()
+        everything = replace(batches, examples=replace(found, num_drawn=None)).of_epochs()
         assert (everything.rows.tolist(), everything.num_drawn) == ([*range(len(positive))], 0)
         for part in (VALIDATION, TEST):
             rest = some.examples(world.prepared, part, None)

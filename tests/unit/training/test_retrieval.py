@@ -52,13 +52,14 @@ def item_probability(world):
 
 @pytest.fixture
 def make_task(world, item_probability):
-    def make(negatives, loss=None, mask_known=True, mask_cold=False, **given):
+    def make(negatives, loss=None, mask_known=True, mask_later=True, mask_cold=False, **given):
         task = RetrievalTask(
             model=world.towers(**given),
             objective=Objective(
                 loss=loss or SampledSoftmax(temperature=TEMPERATURE),
                 negatives=negatives,
                 mask_known=mask_known,
+                mask_later=mask_later,
                 mask_cold=mask_cold,
             ),
             columns=world.columns("retrieval"),
@@ -78,13 +79,14 @@ def interactions(world):
     return torch.from_numpy(events.interactions[world.prepared.train_events()][:BATCH])
 
 
-def train_items(prepared, user_row):
-    """Item rows of all training positives of a user, one interaction at a time."""
+def train_items(prepared, user_row, before=None):
+    """Item rows of the training positives of a user, all or those before a time, one by one."""
     log = prepared.interactions
     return {
         int(log.item_rows[i])
         for i in range(len(log.rows))
         if log.user_rows[i] == user_row and log.positive[i] and log.split[i] == TRAIN
+        if before is None or log.timestamps[i] < before
     }
 
 
@@ -99,7 +101,8 @@ def loss_by_hand(task, world, interactions, candidates, item_probability):
             query = task.model.embed_queries(columns.queries(row))[0].double()
             known = {target}
             if task.objective.mask_known:
-                known |= train_items(world.prepared, log.user_rows[interaction])
+                before = None if task.objective.mask_later else log.timestamps[interaction]
+                known |= train_items(world.prepared, log.user_rows[interaction], before)
             vectors = {
                 item: task.model.embed_items(columns.items(torch.tensor([item])))[0].double()
                 for item in {target, *candidates}
@@ -119,13 +122,17 @@ def loss_by_hand(task, world, interactions, candidates, item_probability):
 
 class TestLoss:
     @pytest.mark.parametrize(
-        ("in_batch", "mask_known"), [(True, True), (False, True), (True, False)]
+        ("in_batch", "masks"),
+        [
+            *((True, {}), (False, {}), (True, {"mask_known": False})),
+            *((True, {"mask_later": False}), (False, {"mask_later": False})),
+        ],
     )
     def test_equals_the_one_assembled_by_hand(
-        self, in_batch, mask_known, make_task, world, interactions, item_probability
+        self, in_batch, masks, make_task, world, interactions, item_probability
     ):
         further = [0, 1, 2, 3, 3]
-        task = make_task(GivenNegatives(further, in_batch=in_batch), mask_known=mask_known)
+        task = make_task(GivenNegatives(further, in_batch=in_batch), **masks)
         targets = world.prepared.interactions.item_rows[interactions.numpy()].tolist()
         expected = loss_by_hand(
             task, world, interactions, [*targets, *further], item_probability.tolist()

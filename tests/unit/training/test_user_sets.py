@@ -92,13 +92,11 @@ def test_a_longer_history_keeps_its_latest_events(world):
     assert torch.equal(whole[ITEM_ROWS], short[ITEM_ROWS])
 
 
-def make_task(world, mask_known=True):
+def make_task(world, **masks):
     model = world.towers_for(inputs(world))
     task = RetrievalTask(
         model=model,
-        objective=Objective(
-            loss=FullSoftmax(temperature=0.5), negatives=WholeCatalogue(), mask_known=mask_known
-        ),
+        objective=Objective(loss=FullSoftmax(temperature=0.5), negatives=WholeCatalogue(), **masks),
         columns=stage_columns(world.prepared, inputs(world)),
         item_probability=torch.full((world.prepared.num_catalogue,), 0.02),
         optimizer=OptimizerSettings(learning_rate=0.01, table_learning_rate=0.1),
@@ -152,10 +150,11 @@ def test_an_encoder_that_looks_at_the_order_is_refused(world):
         UserBatches().examples(world.prepared, columns, model)
 
 
-def test_positives_that_stand_against_each_other_are_refused(world):
+@pytest.mark.parametrize("name", ["mask_known", "mask_later"])
+def test_positives_that_stand_against_each_other_are_refused(world, name):
     batch = sets_of(world).batch(torch.tensor([2, 9]))
-    with pytest.raises(ValueError, match=r"set losses\.retrieval\.mask_known=true"):
-        make_task(world, mask_known=False).training_step(batch, 0)
+    with pytest.raises(ValueError, match=rf"set losses\.retrieval\.mask_known(.|\n)*{name}=False"):
+        make_task(world, **{name: False}).training_step(batch, 0)
 
 
 def test_no_history_and_context_are_refused_together(world):
