@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from twotower.losses.fused_softmax import Logits, fused_softmax
+from twotower.losses.masks import PositiveMask
 from twotower.losses.reduction import weighted_mean
 from twotower.losses.sampled_softmax import sampled_softmax
 from twotower.losses.scores import Scores, dot_products
@@ -42,12 +43,14 @@ def step(fused: bool, size: int) -> Callable[[], tuple[Tensor, ...]]:
     rows = torch.randint(size // 2, (size,))
     counts = torch.rand(size).log()
 
-    def masked(start: int, stop: int) -> Tensor:
-        return rows == rows[start:stop, None]  # (b, C)
+    none, own = torch.zeros(0, dtype=torch.long), torch.arange(size)
+    masked = PositiveMask(
+        target_rows=rows, users=own, num_users=size, known_users=none, known_rows=none
+    ).on(rows)
 
     def plain() -> Tensor:
         scores = Scores.of(queries, targets, dot_products(queries, candidates), None)
-        return weighted_mean(sampled_softmax(scores, counts, masked(0, size), TEMPERATURE), None)
+        return weighted_mean(sampled_softmax(scores, counts, masked[:size], TEMPERATURE), None)
 
     def in_blocks() -> Tensor:
         logits = Logits(temperature=TEMPERATURE, log_expected_count=counts, masked=masked)

@@ -19,14 +19,15 @@ Shapes: B queries, N targets, C candidates, D width of the vectors, b queries of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from twotower.losses.scores import Scores, widened
+from twotower.losses.masks import CandidateMask
+from twotower.losses.scores import target_scores, widened
 
 # Logits of a block: what a cache holds, and what fills a GPU.
 CPU_BLOCK, GPU_BLOCK = 2**19, 2**27
@@ -41,14 +42,13 @@ class Logits:
     Args:
         temperature: T, above 0.
         log_expected_count: ``(C,)``, taken off after the division.
-        masked: Gives ``(b, C)`` bool, True where a candidate must not stand against a query, for
-            the queries from a first one up to another, which is excluded.
+        masked: Which candidates must not stand against which queries.
         block: Queries of a block; None for as many as suit the device.
     """
 
     temperature: float
     log_expected_count: Tensor
-    masked: Callable[[int, int], Tensor]
+    masked: CandidateMask
     block: int | None = None
 
     def of(self, queries: Tensor, candidates: Tensor, start: int) -> Tensor:
@@ -57,7 +57,7 @@ class Logits:
         logits = torch.addmm(offset, queries, candidates.T, alpha=scale)  # (b, C)
         # Not minus infinity: a query without candidates shall have a gradient, zero.
         lowest = torch.finfo(logits.dtype).min
-        return logits.masked_fill_(self.masked(start, start + len(queries)), lowest)
+        return logits.masked_fill_(self.masked[start : start + len(queries)], lowest)
 
     def starts(self, queries: Tensor, candidates: Tensor) -> range:
         """Where the blocks begin."""
@@ -92,8 +92,7 @@ def fused_softmax(
         A scalar, differentiable once in queries, targets, candidates and further sums.
     """
     queries, candidates = widened(queries), widened(candidates)
-    scores = Scores.of(queries, targets, queries.new_zeros(len(queries), 0), owners)
-    own = scores.targets / logits.temperature  # (N,)
+    own = target_scores(queries, targets, owners) / logits.temperature  # (N,)
     if further is None:
         further = torch.full_like(queries[:, 0], torch.finfo(queries.dtype).min)
     if weights is None:

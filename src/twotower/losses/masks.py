@@ -10,14 +10,21 @@ Shapes: B queries, C candidates, N items, U users, P pairs of a user and a known
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 # A table by item may be this many times as long as the candidates and pairs that are looked up.
 TABLE_SHARE = 16
+
+
+class CandidateMask(Protocol):
+    """Says which candidates must not stand against some queries; a matrix ``(B, C)`` is one."""
+
+    def __getitem__(self, queries: slice) -> Tensor:
+        """``(b, C)`` bool of the queries of a slice, True where a candidate must not stand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,33 +73,30 @@ class PositiveMask:
         Returns:
             ``(B, C)`` bool.
         """
-        return self.blocks(pool_rows)(0, len(self.users))
+        return self.on(pool_rows)[0 : len(self.users)]
 
-    def blocks(self, pool_rows: Tensor) -> Callable[[int, int], Tensor]:
+    def on(self, pool_rows: Tensor) -> CandidateMask:
         """The same for some queries at a time; with known positives a device is waited for.
 
         Args:
             pool_rows: Item rows of some candidates, ``(C,)`` int64; repeats allowed.
-
-        Returns:
-            Gives ``(b, C)`` bool for the queries from a first one up to another.
         """
+        return _OnCandidates(self, pool_rows)
 
-        def block(start: int, stop: int) -> Tensor:
-            parts = []
-            if self.target_rows is not None:
-                parts.append(pool_rows == self.target_rows[start:stop].unsqueeze(1))  # (b, C)
-            if self.known_rows.numel():
-                parts.append(self._known(pool_rows, start, stop))  # (b, C)
-            if self.never is not None:
-                parts.append(self.never[pool_rows].expand(len(self.users[start:stop]), -1))
-            return functools.reduce(torch.logical_or, parts)
+    def block(self, pool_rows: Tensor, queries: slice) -> Tensor:
+        """The same ``(b, C)`` for a slice of the queries."""
+        parts = []
+        if self.target_rows is not None:
+            parts.append(pool_rows == self.target_rows[queries].unsqueeze(1))  # (b, C)
+        if self.known_rows.numel():
+            parts.append(self._known(pool_rows, queries))  # (b, C)
+        if self.never is not None:
+            parts.append(self.never[pool_rows].expand(len(self.users[queries]), -1))  # (b, C)
+        return functools.reduce(torch.logical_or, parts)
 
-        return block
-
-    def _known(self, pool_rows: Tensor, start: int, stop: int) -> Tensor:
+    def _known(self, pool_rows: Tensor, queries: slice) -> Tensor:
         """The part ``(b, C)`` that comes from known positives, of whose pairs a slice is read."""
-        users = self.users[start:stop]
+        users = self.users[queries]
         low, high = (int(end) for end in users.aminmax())
         ends = torch.tensor([low, high + 1], device=users.device)
         first, last = torch.searchsorted(self.known_users, ends).tolist()
@@ -102,8 +106,19 @@ class PositiveMask:
             return positive_mask(pool_rows, owners, rows, num_owners).index_select(0, users)
         places = self.known_places[first:last]
         earliest = first_places(pool_rows, owners, rows, places, num_owners=num_owners)
-        seen = self.num_seen[start:stop].to(earliest.dtype).unsqueeze(1)  # (b, 1)
+        seen = self.num_seen[queries].to(earliest.dtype).unsqueeze(1)  # (b, 1)
         return earliest.index_select(0, users) < seen
+
+
+@dataclass(frozen=True)
+class _OnCandidates:
+    """A mask on some candidates; see `PositiveMask.on`."""
+
+    mask: PositiveMask
+    pool_rows: Tensor
+
+    def __getitem__(self, queries: slice) -> Tensor:
+        return self.mask.block(self.pool_rows, queries)
 
 
 def positive_mask(pool_rows: Tensor, owners: Tensor, rows: Tensor, num_owners: int) -> Tensor:

@@ -6,15 +6,14 @@ width of the vectors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from twotower.losses.hard_negatives import HardNegatives, Mined
-from twotower.losses.masks import check_masks, positive_mask
+from twotower.losses.masks import CandidateMask, check_masks, positive_mask
 from twotower.losses.negatives import Negatives, OwnCandidates, Pool
 from twotower.losses.step import Step
 
@@ -41,23 +40,7 @@ class RetrievalLoss(Protocol):
         queries: Tensor,
         targets: Tensor,
         pool: Pool,
-        masked: Tensor,
-        weights: Tensor | None = None,
-        owners: Tensor | None = None,
-    ) -> Tensor:
-        """Scalar loss of a batch; see `twotower.losses.sampled_softmax.SampledSoftmax`."""
-
-
-@runtime_checkable
-class BlockLoss(RetrievalLoss, Protocol):
-    """A loss that needs neither the scores nor the mask of all queries at a time."""
-
-    def in_blocks(
-        self,
-        queries: Tensor,
-        targets: Tensor,
-        pool: Pool,
-        masked: Callable[[int, int], Tensor],
+        masked: CandidateMask,
         weights: Tensor | None = None,
         owners: Tensor | None = None,
     ) -> Tensor:
@@ -115,20 +98,17 @@ class Objective(nn.Module):
         if drawn.queued is not None:
             vectors = torch.cat([vectors, drawn.queued])  # (C, D)
         pool = Pool(vectors=vectors, rows=drawn.rows, log_expected_count=drawn.log_expected_count)
-        masked = step.mask.blocks(pool.rows)
+        masked = step.mask.on(pool.rows)
         mined = None if self.hard is None else self.hard.mine(step, queries.detach())
         if mined is not None:
             pool, masked = _with_mined(pool, masked, mined, step, len(queries))
         self.negatives.remember(step.target_rows, targets)
-        if isinstance(self.loss, BlockLoss):
-            return self.loss.in_blocks(queries, targets, pool, masked, step.weights, step.owners)
-        everywhere = masked(0, len(queries))  # (B, C)
-        return self.loss(queries, targets, pool, everywhere, step.weights, step.owners)
+        return self.loss(queries, targets, pool, masked, step.weights, step.owners)
 
 
 def _with_mined(
-    pool: Pool, masked: Callable[[int, int], Tensor], mined: Mined, step: Step, num_queries: int
-) -> tuple[Pool, Callable[[int, int], Tensor]]:
+    pool: Pool, masked: CandidateMask, mined: Mined, step: Step, num_queries: int
+) -> tuple[Pool, CandidateMask]:
     """The pool and its mask with what was mined for single queries."""
     num_mined, num_own = mined.rows.shape
     flat = mined.rows.flatten()  # (S * H,)
@@ -144,7 +124,22 @@ def _with_mined(
     place = torch.full((num_queries,), num_mined, device=flat.device)  # (B,)
     place[mined.queries] = torch.arange(num_mined, device=flat.device)
 
-    def block(start: int, stop: int) -> Tensor:
-        return masked(start, stop) | counted.index_select(0, place[start:stop])
+    return replace(pool, own=own), _WithMined(masked, counted, place)
 
-    return replace(pool, own=own), block
+
+@dataclass(frozen=True)
+class _WithMined:
+    """A mask, and the candidates that are among what was mined for the query.
+
+    Args:
+        masked: The mask.
+        counted: ``(S + 1, C)`` bool.
+        place: ``(B,)`` row of every query in `counted`.
+    """
+
+    masked: CandidateMask
+    counted: Tensor
+    place: Tensor
+
+    def __getitem__(self, queries: slice) -> Tensor:
+        return self.masked[queries] | self.counted.index_select(0, self.place[queries])

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from twotower.losses.masks import CandidateMask
 from twotower.losses.negatives import Pool
 from twotower.losses.reduction import weighted_mean
 from twotower.losses.scores import Scores, dot_products, paired_products
@@ -50,7 +51,7 @@ class PoolLoss(nn.Module, ABC):
         queries: Tensor,
         targets: Tensor,
         pool: Pool,
-        masked: Tensor,
+        masked: CandidateMask,
         weights: Tensor | None = None,
         owners: Tensor | None = None,
     ) -> Tensor:
@@ -60,7 +61,7 @@ class PoolLoss(nn.Module, ABC):
             queries: ``(B, D)``.
             targets: Vectors of the targets, ``(N, D)``.
             pool: The candidates.
-            masked: ``(B, C)`` bool, True where a candidate must not stand against the query.
+            masked: Which candidates must not stand against which queries.
             weights: Weights of the targets ``(N,)``, or None.
             owners: Query of every target ``(N,)``; None where every query has the one of its place.
 
@@ -68,6 +69,7 @@ class PoolLoss(nn.Module, ABC):
             A scalar, the weighted mean.
         """
         candidates = dot_products(queries, pool.vectors)  # (B, C)
+        out = masked[0 : len(queries)]  # (B, C)
         if pool.own is not None:
             own = paired_products(queries[pool.own.queries], pool.own.vectors)  # (S, H)
             # A query without candidates of its own has them masked.
@@ -76,9 +78,9 @@ class PoolLoss(nn.Module, ABC):
             absent = torch.ones_like(all_own, dtype=torch.bool)
             absent[pool.own.queries] = pool.own.absent
             candidates = torch.cat([candidates, all_own], dim=1)  # (B, C + H)
-            masked = torch.cat([masked, absent], dim=1)
+            out = torch.cat([out, absent], dim=1)
             certain = pool.log_expected_count.new_zeros(own.shape[1])  # (H,)
             counts = torch.cat([pool.log_expected_count, certain])
             pool = replace(pool, log_expected_count=counts, own=None)
         scores = Scores.of(queries, targets, candidates, owners)
-        return weighted_mean(self.losses(scores, pool, masked), weights)
+        return weighted_mean(self.losses(scores, pool, out), weights)

@@ -18,14 +18,13 @@ Shapes: B queries, N targets, C candidates, D width of the vectors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from twotower.losses.fused_softmax import Logits, fused_softmax
+from twotower.losses.masks import CandidateMask
 from twotower.losses.negatives import OwnCandidates, Pool
-from twotower.losses.pool_loss import PoolLoss, check_temperature
+from twotower.losses.pool_loss import check_temperature
 from twotower.losses.scores import Scores, paired_products
 
 
@@ -51,7 +50,7 @@ def sampled_softmax(
     return torch.logaddexp(targets, scores.per_target(others)) - targets
 
 
-class SampledSoftmax(PoolLoss):
+class SampledSoftmax(nn.Module):
     """Sampled softmax with the correction for how often a candidate was to be expected.
 
     Args:
@@ -68,47 +67,27 @@ class SampledSoftmax(PoolLoss):
         self.temperature = check_temperature(temperature)
         self.corrected = corrected
 
-    def losses(self, scores: Scores, pool: Pool, masked: Tensor) -> Tensor:
-        """Loss of every target (N,); see `sampled_softmax`."""
-        return sampled_softmax(scores, self._counts(pool), masked, self.temperature)
-
     def forward(
         self,
         queries: Tensor,
         targets: Tensor,
         pool: Pool,
-        masked: Tensor,
+        masked: CandidateMask,
         weights: Tensor | None = None,
         owners: Tensor | None = None,
     ) -> Tensor:
-        """Loss of a batch; see `PoolLoss`."""
-
-        def block(start: int, stop: int) -> Tensor:
-            return masked[start:stop]
-
-        return self.in_blocks(queries, targets, pool, block, weights, owners)
-
-    def in_blocks(
-        self,
-        queries: Tensor,
-        targets: Tensor,
-        pool: Pool,
-        masked: Callable[[int, int], Tensor],
-        weights: Tensor | None = None,
-        owners: Tensor | None = None,
-    ) -> Tensor:
-        """The same where the mask (B, C) is never there as a whole, nor are the scores.
+        """Loss of a batch, without a matrix of all scores or of the mask.
 
         Args:
             queries: ``(B, D)``.
             targets: ``(N, D)``.
             pool: The candidates.
-            masked: Gives ``(b, C)`` bool for the queries from a first one up to another.
+            masked: Which candidates must not stand against which queries.
             weights: Weights of the targets ``(N,)``, or None.
             owners: Query of every target ``(N,)``; None where every query has the one of its place.
 
         Returns:
-            A scalar, the weighted mean.
+            A scalar, the weighted mean of what `sampled_softmax` gives.
         """
         logits = Logits(
             temperature=self.temperature, log_expected_count=self._counts(pool), masked=masked

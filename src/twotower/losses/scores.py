@@ -29,12 +29,24 @@ class Scores:
     @staticmethod
     def of(queries: Tensor, targets: Tensor, candidates: Tensor, owners: Tensor | None) -> Scores:
         """Score targets ``(N, D)`` with queries ``(B, D)``, beside `candidates` ``(B, C)``."""
-        own = queries if owners is None else queries[owners]  # (N, D)
-        return Scores(targets=paired_products(own, targets), candidates=candidates, owners=owners)
+        found = target_scores(queries, targets, owners)
+        return Scores(targets=found, candidates=candidates, owners=owners)
 
     def per_target(self, of_queries: Tensor) -> Tensor:
         """What belongs to queries ``(B, ...)``, for each of their targets ``(N, ...)``."""
         return of_queries if self.owners is None else of_queries[self.owners]
+
+
+def target_scores(queries: Tensor, targets: Tensor, owners: Tensor | None) -> Tensor:
+    """Scores ``(N,)`` of targets ``(N, D)`` with their queries.
+
+    Args:
+        queries: ``(B, D)``.
+        targets: ``(N, D)``.
+        owners: Query of every target ``(N,)``; None where every query has the one of its place.
+    """
+    own = queries if owners is None else queries[owners]  # (N, D)
+    return paired_products(own, targets)
 
 
 def dot_products(queries: Tensor, candidates: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def logits(block: int | None) -> Logits:
     return Logits(
         temperature=TEMPERATURE,
         log_expected_count=COUNTS.float(),
-        masked=lambda start, stop: MASKED[start:stop],
+        masked=MASKED,
         block=block,
     )
 
@@ -95,7 +95,7 @@ def test_hand_arithmetic() -> None:
         Logits(
             temperature=1.0,
             log_expected_count=torch.tensor([1.0, 2.0], dtype=torch.float64).log(),
-            masked=lambda start, stop: torch.zeros(stop - start, 2, dtype=torch.bool),
+            masked=torch.zeros(1, 2, dtype=torch.bool),
         ),
     )
     e = 2.718281828459045
@@ -135,7 +135,7 @@ def test_no_more_than_a_block_of_scores_or_of_the_mask_is_ever_there(later: bool
     asked = Logits(
         temperature=1.0,
         log_expected_count=torch.zeros(num),
-        masked=mask.blocks(torch.arange(num)),
+        masked=mask.on(torch.arange(num)),
     )
     with Largest() as largest:
         fused_softmax(*vectors, asked).backward()

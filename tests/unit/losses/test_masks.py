@@ -131,9 +131,9 @@ def test_what_came_before_a_query_is_masked_and_what_comes_later_is_not(
     )
     rows_of_pool = torch.tensor(pool)
     assert positives.of(rows_of_pool).tolist() == expected
-    block = positives.blocks(rows_of_pool)
+    masked = positives.on(rows_of_pool)
     for start in range(len(queries)):
-        assert block(start, start + 2).tolist() == expected[start : start + 2]
+        assert masked[start : start + 2].tolist() == expected[start : start + 2]
     chosen = torch.arange(len(queries)).flip(0)[:3]
     few = positives.of_queries(chosen).of(rows_of_pool).tolist()
     assert few == [expected[query] for query in chosen]
