@@ -280,9 +280,9 @@ def test_seed_and_epoch_decide_the_order():
     assert rows(loader_of(count=50, seed=4)) != epochs[0]
 
 
-def test_every_epoch_draws_some_of_the_pool_anew():
-    """Six always, and three of twenty: in 40 epochs each of these six times on average."""
-    loader = ShuffledBatches(
+def drawing_loader():
+    """Six examples always, and three of a pool of twenty."""
+    return ShuffledBatches(
         torch.arange(6),
         pool=torch.arange(100, 120),
         num_drawn=3,
@@ -290,6 +290,11 @@ def test_every_epoch_draws_some_of_the_pool_anew():
         seed=3,
         assemble=lambda chosen: {"rows": chosen},
     )
+
+
+def test_every_epoch_draws_some_of_the_pool_anew():
+    """In 40 epochs each of the pool six times on average."""
+    loader = drawing_loader()
     assert len(loader) == 3
     epochs = [[row for batch in rows(loader) for row in batch] for _ in range(40)]
     for epoch in epochs:
@@ -302,27 +307,17 @@ def test_every_epoch_draws_some_of_the_pool_anew():
 
 @pytest.mark.parametrize("taken", [1, 2, 4])
 def test_a_saved_loader_continues_with_what_its_epoch_drew(taken):
-    def make():
-        return ShuffledBatches(
-            torch.arange(6),
-            pool=torch.arange(100, 120),
-            num_drawn=3,
-            batch_size=4,
-            seed=3,
-            assemble=lambda chosen: {"rows": chosen},
-        )
-
     def endless(loader):
         while True:
             yield from loader
 
-    first, second = make(), make()
+    first, second = drawing_loader(), drawing_loader()
     batches = endless(first)
     for _ in range(taken):
         next(batches)
     second.load_state_dict(first.state_dict())
-    for ours, theirs in zip(range(7), endless(second), strict=False):
-        assert next(batches)["rows"].tolist() == theirs["rows"].tolist(), ours
+    for _, theirs in zip(range(7), endless(second), strict=False):
+        assert next(batches)["rows"].tolist() == theirs["rows"].tolist()
 
 
 def test_no_more_is_drawn_than_there_is():
