@@ -38,12 +38,15 @@ class PoolRows:
             first.
         queued: Vectors ``(Q, D)`` of the last Q candidates, which are not embedded again; None
             where there are none.
+        gradient_scale: What the gradients of the other candidates' vectors are multiplied by,
+            ``(C - Q,)``, to stand for the queued ones, which have none; None where there are none.
     """
 
     rows: Tensor
     log_expected_count: Tensor
     num_in_batch: int
     queued: Tensor | None = None
+    gradient_scale: Tensor | None = None
 
     @property
     def to_embed(self) -> Tensor:
@@ -153,17 +156,28 @@ class MixedNegatives(nn.Module):
             device=target_rows.device,
         )
         rows = torch.cat([target_rows[:num_in_batch], uniform, queued_rows])  # (C,)
-        return PoolRows(
-            rows=rows,
-            log_expected_count=log_expected_count(
-                self._probability(target_rows, rows, item_probability),
+        probability = self._probability(target_rows, rows, item_probability)
+
+        def log_counts(num_queued: int) -> Tensor:
+            return log_expected_count(
+                probability,
                 num_in_batch=num_in_batch,
                 num_uniform=self.num_uniform,
                 num_items=item_probability.numel(),
-                num_queued=queued_rows.numel(),
-            ),
+                num_queued=num_queued,
+            )
+
+        counts, scale = log_counts(queued_rows.numel()), None
+        if queued_vectors is not None:
+            # A batch of one has no candidate but its target, which is masked: nothing to scale.
+            scale = (counts - log_counts(0)).exp().nan_to_num(nan=1, posinf=1)  # (C,)
+            scale = scale[: len(rows) - len(queued_rows)]
+        return PoolRows(
+            rows=rows,
+            log_expected_count=counts,
             num_in_batch=num_in_batch,
             queued=queued_vectors,
+            gradient_scale=scale,
         )
 
     def remember(self, target_rows: Tensor, targets: Tensor) -> None:

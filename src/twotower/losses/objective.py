@@ -95,6 +95,8 @@ class Objective(nn.Module):
             targets = vectors[: drawn.num_in_batch]
         else:
             targets = step.embed_items(step.target_rows)  # (T, D)
+        if drawn.gradient_scale is not None:
+            vectors = _with_scaled_gradient(vectors, drawn.gradient_scale)
         if drawn.queued is not None:
             vectors = torch.cat([vectors, drawn.queued])  # (C, D)
         pool = Pool(vectors=vectors, rows=drawn.rows, log_expected_count=drawn.log_expected_count)
@@ -104,6 +106,12 @@ class Objective(nn.Module):
             pool, masked = _with_mined(pool, masked, mined, step, len(queries))
         self.negatives.remember(step.target_rows, targets)
         return self.loss(queries, targets, pool, masked, step.weights, step.owners)
+
+
+def _with_scaled_gradient(vectors: Tensor, scale: Tensor) -> Tensor:
+    """Vectors ``(C, D)`` as they are, whose gradients are multiplied by a scale ``(C,)``."""
+    fixed = vectors.detach()
+    return fixed + scale.to(vectors.dtype).unsqueeze(1) * (vectors - fixed)
 
 
 def _with_mined(

@@ -2,8 +2,13 @@
 
 A batch of B offers B - 1 candidates beside the target. The towers change slowly after a while, so
 the vectors of the last Q targets are nearly those that embedding them again would give: Q further
-candidates, drawn with the probabilities of the targets, for the price of their scores. They have no
-gradient. At the start of training vectors change fast, and the queue is only filled.
+candidates, drawn with the probabilities of the targets, for the price of their scores. At the start
+of training vectors change fast, and the queue is only filled.
+
+Queued vectors have no gradient. Items would be pulled to all their queries and pushed away by a
+part of the candidates only, and popular ones drift into every list. So the gradient of a candidate
+that has one is multiplied by its expected count in the pool over that outside of the queue: on
+average items are pushed as by the whole pool.
 
 Wang et al. 2021, "Cross-Batch Negative Sampling for Training Two-Tower Recommenders".
 

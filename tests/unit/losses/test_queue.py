@@ -175,6 +175,35 @@ def test_a_step_fills_it_with_its_targets_and_old_items_have_no_gradient() -> No
     assert torch.equal(vectors, items[[3, 0, 1]])
 
 
+def test_items_are_pushed_as_by_the_whole_pool() -> None:
+    """Over all batches and queues, as without a queue but a batch of so many more queries.
+
+    Both estimate the sum from 3 draws, in 4^3 ways; with the queue two of the draws have no
+    gradient and the third has three times as much.
+    """
+    state = torch.Generator().manual_seed(3)
+    query = torch.randn(1, 3, generator=state)
+    items = torch.randn(NUM_ITEMS, 3, generator=state).requires_grad_()
+    pushed = [torch.zeros(NUM_ITEMS, 3) for _ in range(2)]
+    for draws in itertools.product(range(NUM_ITEMS), repeat=3):
+        chance = PROBABILITY[list(draws)].prod().item()
+        other, *queued = draws
+        ways = [([0, other], queued), ([0, *draws], [])]
+        for total, (targets, in_queue) in zip(pushed, ways, strict=True):
+            queries = query.expand(len(targets), -1)
+            loss = objective_with(in_queue, items)(step_of(queries, items, targets))
+            total += chance * torch.autograd.grad(loss, items)[0]
+    torch.testing.assert_close(*pushed, rtol=1e-5, atol=1e-6)
+    assert pushed[0][3].abs().max() > 0.01
+
+
+def test_a_batch_of_one_has_nothing_to_scale() -> None:
+    items = torch.eye(NUM_ITEMS, 3).requires_grad_()
+    loss = objective_with([1], items)(step_of(torch.ones(1, 3), items, [0]))
+    (gradient,) = torch.autograd.grad(loss, items)
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("given", [{"size": 0}, {"size": 5, "warm_up": -1}])
 def test_numbers_out_of_range(given: dict[str, int]) -> None:
     name, value = list(given.items())[-1]
