@@ -149,8 +149,9 @@ def negative_sampling() -> list[str]:
     return [
         "### One in twenty negatives",
         "",
-        "The ranker of the built-in world alone, trained on all impressions, and on the clicks "
-        "and a twentieth of the rest, drawn anew in every epoch; the test part is whole. "
+        "The ranker alone, on built-in worlds of 8,000 users, trained on all impressions, and on "
+        "the clicks and a twentieth of the rest, drawn anew in every epoch; the test part is "
+        "whole. "
         "`python benchmarks/quality/negative_sampling.py`.",
         "",
         *table_lines(["trained on", *metrics.values(), "minutes", "device"], rows),

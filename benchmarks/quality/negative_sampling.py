@@ -4,9 +4,10 @@
     python benchmarks/quality/negative_sampling.py --seeds 3    one more
     python benchmarks/render.py                                 write RESULTS.md
 
-The ranker of ``experiment=demo`` on the built-in world, alone; an epoch of the sample is a sixth of
-the whole, so it trains for six times as many. The test part is whole in both, and predictions are
-those of the exported ranker: the sampling undone, calibrated on validation.
+The ranker of ``experiment=demo``, alone, on the built-in world with 8,000 users: among 160,000 test
+impressions chance makes a smaller calibration error than among the demo's 40,000. An epoch of the
+sample is a sixth of the whole, so it trains for six times as many. The test part is whole in both,
+and predictions are those of the exported ranker: the sampling undone, calibrated on validation.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def main(seeds: list[int]) -> None:
         for seed in seeds:
             for number, (name, overrides) in enumerate(FORMS.items()):
                 run = Path(scratch) / f"run-{seed}-{number}"
-                further = ["stages=[ranking]", f"data.seed={seed}", *overrides]
+                world = ["data.num_users=8000", f"data.seed={seed}"]
+                further = ["stages=[ranking]", *world, *overrides]
                 found = train("demo", seed, run, further)
                 keep("negative_sampling", [name, str(seed)], found)
 
