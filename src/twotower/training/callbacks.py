@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, TQDMProgressBar
 from torch import Tensor
 
-from twotower.data.batches import ShuffledBatches
+from twotower.data.shuffled_batches import ShuffledBatches
 
 
 class ValidationMetrics(pl.Callback):

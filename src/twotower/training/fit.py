@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from twotower.data.batches import ShuffledBatches
+from twotower.data.shuffled_batches import ShuffledBatches
 from twotower.training.callbacks import (
     ProgressBar,
     ResumePoint,

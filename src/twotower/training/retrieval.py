@@ -52,8 +52,6 @@ class RetrievalTask(StageTask):
         embed = self.model.embed_queries
         if WINDOW in batch:
             embed = self.model.embed_windows
-        elif OWNER in batch:
-            embed = self.model.embed_sets
         loss = self.objective(
             Step(
                 target_rows=targets,

@@ -11,11 +11,12 @@ from typing import Final
 import numpy as np
 import torch
 
-from twotower.data.batches import Columns, ShuffledBatches
+from twotower.data.batches import Columns
 from twotower.data.leakage import check_leaks
 from twotower.data.prepared import Prepared
 from twotower.data.queries import EvaluationSettings
 from twotower.data.schema import TRAIN, VALIDATION
+from twotower.data.shuffled_batches import ShuffledBatches
 from twotower.features.frequency import ItemFrequency
 from twotower.features.spec import ModelInputs
 from twotower.losses.calibration import Calibration, Calibrator
@@ -23,6 +24,7 @@ from twotower.losses.objective import RetrievalObjective
 from twotower.metrics.top_k import metric_names
 from twotower.models.columns import stage_columns
 from twotower.models.dcn import DCNv2
+from twotower.models.shared_tables import start_from_tables
 from twotower.models.two_tower import TwoTower
 from twotower.training.batches import TrainingBatches, TrainingExamples
 from twotower.training.evaluation import mean_metrics, rank_catalogue
@@ -215,28 +217,6 @@ def train_ranking(
     )
     log.info("ranking: slope %.3f, bias %+.3f on validation", calibration.scale, calibration.bias)
     return TrainedRanker(model=model, columns=columns, calibration=calibration, fitted=fitted)
-
-
-def start_from_tables(model: DCNv2, retrieval: TwoTower) -> list[str]:
-    """Let the ranker's tables start from those that the retrieval has learned.
-
-    A table is taken where both models have it in the same width. The ranker sees far fewer examples
-    than the retrieval, and crosses of vectors that mean nothing yet are slow to learn.
-
-    Args:
-        model: The ranker, changed in place.
-        retrieval: The trained towers.
-
-    Returns:
-        Names of their features.
-    """
-    learned = dict(retrieval.named_parameters())
-    own = {name: table for name, table in model.named_parameters() if "_embedder.layers." in name}
-    reused = [n for n, t in own.items() if n in learned and learned[n].shape == t.shape]
-    with torch.no_grad():
-        for name in reused:
-            own[name].copy_(learned[name])
-    return list(dict.fromkeys(name.split("feature_")[-1].rpartition(".")[0] for name in reused))
 
 
 def ranking_examples(
