@@ -127,10 +127,11 @@ class Table:
 
     Args:
         num_rows: How many rows.
+        dim: Width D.
     """
 
-    def __init__(self, num_rows: int) -> None:
-        self.weight = torch.randn(num_rows, DIM) * 0.05
+    def __init__(self, num_rows: int, dim: int = DIM) -> None:
+        self.weight = torch.randn(num_rows, dim) * 0.05
         self.sums = torch.zeros(num_rows)
 
     def update(self, rows: Tensor, sources: Tensor, gradients: Tensor) -> None:
@@ -149,7 +150,8 @@ class Table:
         )  # (rows touched, D)
         sums = self.sums[touched] + summed.square().mean(1)
         self.sums[touched] = sums
-        self.weight.index_add_(0, touched, summed / (sums.sqrt() + EPS)[:, None], alpha=-TABLE_RATE)
+        change = summed * (-TABLE_RATE / (sums.sqrt() + EPS))[:, None]
+        self.weight.scatter_add_(0, touched[:, None].expand_as(change), change)
 
 
 def softmax(queries: Tensor, items: Tensor, batch: Batch, right: bool) -> tuple[float, ...]:
@@ -227,13 +229,13 @@ class Model:
         torch.autograd.backward([queries, targets], gradients)
         self.adam.step()
         self.adam.zero_grad()
-        assert of_users.grad is not None and of_targets.grad is not None
-        by_place = of_users.grad.view(-1, DIM)  # (B * 10, D), every tenth of a history
+        of_users, of_targets = of_users.grad, of_targets.grad
+        by_place = of_users.view(-1, DIM)  # (B * 10, D), every tenth of a history
         places = torch.arange(len(by_place), dtype=torch.int32).view(size, 10)
         self.query_table.update(query_ids, places[:, :9].flatten(), by_place)
         owners = torch.arange(size, dtype=torch.int32).repeat_interleave(lengths)  # (E,)
         own = torch.arange(size, size + len(item_ids), dtype=torch.int32)
-        pulled = torch.cat([of_users.grad[:, 9 * DIM :] * shares, of_targets.grad.view(-1, DIM)])
+        pulled = torch.cat([of_users[:, 9 * DIM :] * shares, of_targets.view(-1, DIM)])
         self.item_table.update(
             torch.cat([batch.events, item_ids]), torch.cat([owners, own]), pulled
         )

@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -36,7 +36,7 @@ READY = 4
 DIM, CLICK_DIM = 32, 16
 
 
-def feature_file(world: Mapping[str, Any], stage: str, folder: Path) -> Path:
+def feature_file(world: Mapping[str, Any], stage: str, large: bool, folder: Path) -> Path:
     """The features that the bare loops have, as a spec."""
     lines = ["version: 1", "features:"]
 
@@ -49,16 +49,18 @@ def feature_file(world: Mapping[str, Any], stage: str, folder: Path) -> Path:
                 add(name, side, "id" if name.endswith("_id") else "categorical")
         lines.append("history: {length: 50, features: [item_id]}")
     else:
-        for name in click_columns(world, folder):
+        for name in click_columns(world, large):
             add(name, "context", "categorical" if name.startswith("c") else "numeric")
+        lines.append("history: {length: 0, features: []}")
     path = folder / f"{stage}.yaml"
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
-def click_columns(world: Mapping[str, Any], folder: Path) -> list[str]:
-    """Columns of the click table that are features."""
-    return [*world["click_columns"], *world["dense_columns"]]
+def click_columns(world: Mapping[str, Any], large: bool) -> list[str]:
+    """Columns of the click table that are features; the last categorical one has 10M values."""
+    categorical = list(world["click_columns"])
+    return [*(categorical if large else categorical[:26]), *world["dense_columns"]]
 
 
 def retrieval(data: Path) -> list[str]:
@@ -77,11 +79,12 @@ def retrieval(data: Path) -> list[str]:
     ]
 
 
-def ranking(data: Path) -> list[str]:
+def ranking(data: Path, columns: list[str], large: bool) -> list[str]:
     """Overrides of the cross network."""
     return [
         "data=impressions",
-        f"data.interactions={data / 'clicks.parquet'}",
+        f"data.interactions={data / ('clicks_large.parquet' if large else 'clicks.parquet')}",
+        f"data.context=[{','.join(columns)}]",
         "split=given",
         f"models.ranking.embedding_dim={CLICK_DIM}",
         "models.ranking.cross.num_layers=3",
@@ -93,36 +96,33 @@ def ranking(data: Path) -> list[str]:
 class Clock(Throughput):
     """CPU seconds at the end of every step, beside what the callback does anyway."""
 
-    seconds: list[float] = []
-    losses: list[Tensor] = []
-    task: pl.LightningModule
+    seconds: ClassVar[list[float]] = []
+    losses: ClassVar[list[Tensor]] = []
 
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Tensor | Mapping[str, Any] | None,
+        outputs: Any,
         batch: Mapping[str, Tensor],
         batch_idx: int,
     ) -> None:
         """Read the clock."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        assert isinstance(outputs, Mapping)
         self.seconds.append(time.process_time())
         self.losses.append(outputs["loss"].detach())
 
 
 class Stepper(Clock):
-    """Takes its steps by itself before the first of the trainer, then ends the program's training."""
+    """Takes its steps by itself before the first of the trainer's, then ends the training."""
 
-    steps = 0
+    steps: ClassVar[int] = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Step on batches that lie ready."""
         (optimizer,), (scheduler,) = trainer.optimizers, trainer.lr_scheduler_configs
         pl_module.log = lambda *arguments, **options: None  # type: ignore[method-assign]
-        loader = trainer.train_dataloader
-        for batch in islice(cycle(list(islice(iter(loader), READY))), self.steps):
+        for batch in islice(cycle(list(islice(trainer.train_dataloader, READY))), self.steps):
             loss = pl_module.training_step(batch, 0)
             optimizer.zero_grad()
             loss.backward()
@@ -134,38 +134,38 @@ class Stepper(Clock):
         raise KeyboardInterrupt
 
 
-def measure(
-    data: Path, stage: str, mode: str, steps: int, batch: int, kept: Path
-) -> dict[str, Any]:
+def measure(given: argparse.Namespace) -> dict[str, Any]:
     """The median over steps, in one thread."""
     torch.set_num_threads(1)
+    data, stage, steps = given.data, given.stage, given.steps
     world = json.loads((data / "world.json").read_text())
-    clock = Clock if mode == "loop" else Stepper
+    clock = Clock if given.mode == "loop" else Stepper
     Stepper.steps = WARM_UP + steps
-    fit.Throughput = clock  # type: ignore[misc,attr-defined]
+    fit.Throughput = clock  # type: ignore[misc]
+    columns = click_columns(world, given.large)
     with tempfile.TemporaryDirectory() as runs:
         code = twotower(
             [
                 "train",
-                *(retrieval(data) if stage == "retrieval" else ranking(data)),
+                *(retrieval(data) if stage == "retrieval" else ranking(data, columns, given.large)),
                 "features=file",
-                f"features.path={feature_file(world, stage, Path(runs))}",
+                f"features.path={feature_file(world, stage, given.large, Path(runs))}",
                 f"stages=[{stage}]",
-                f"training.{stage}.batch_size={batch}",
+                f"training.{stage}.batch_size={given.batch}",
                 f"trainer.max_steps={WARM_UP + steps}",
                 "trainer.accelerator=cpu",
-                f"prepared_dir={kept}",
+                f"prepared_dir={data / 'prepared'}",
                 f"output_dir={runs}/run",
                 "quiet=true",
             ]
         )
-    if code and mode == "loop":
+    if code and given.mode == "loop":
         sys.exit(code)
     seconds = np.median(np.diff(clock.seconds[WARM_UP - 1 : WARM_UP + steps]))
     return {
         "peer": "ours",
-        "mode": mode,
-        "examples_per_cpu_second": batch / seconds,
+        "mode": given.mode,
+        "examples_per_cpu_second": given.batch / seconds,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
         "loss": float(torch.stack(clock.losses[-5:]).mean()),
     }
@@ -178,7 +178,5 @@ if __name__ == "__main__":
     parser.add_argument("--mode", choices=["loop", "step"], default="loop")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=4096)
-    given = parser.parse_args()
-    kept = given.data / "prepared"
-    found = measure(given.data, given.stage, given.mode, given.steps, given.batch, kept)
-    print(json.dumps(found))
+    parser.add_argument("--large", action="store_true", help="ranking: a table of 10M rows more")
+    print(json.dumps(measure(parser.parse_args())))

@@ -6,8 +6,8 @@
     ... --peers torchrec_fused=ENVIRONMENT/bin/python ...       see peers/
 
 Every run is a process of its own, pinned to one core. A round runs all of them once; the figure of
-each is the median of its rounds, and a ratio is the median of the ratios within rounds, so that what
-else the machine does falls on both sides. Figures are examples a CPU second, not of the clock.
+each is the median of its rounds, and a ratio is the median of the ratios within rounds, so that
+what else the machine does falls on both sides. Figures are examples a CPU second, not of the clock.
 """
 
 from __future__ import annotations
@@ -111,9 +111,7 @@ if __name__ == "__main__":
     parser.add_argument("--json", type=Path, help="where the rows are written")
     given = parser.parse_args()
     rows = [row for batch in given.batch for row in compare(given, batch)]
-    print(
-        f"{'':24} {'batch':>6} {'examples/CPU-s':>15} {'lowest-highest':>17} {'ratio':>6} {'MiB':>6}"
-    )
+    print(f"{'':24} {'batch':>6} {'examples/CPU-s':>15} {'lowest-highest':>17}  ratio    MiB")
     for row in rows:
         spread = f"{row['lowest']:,.0f}-{row['highest']:,.0f}"
         print(
