@@ -148,6 +148,7 @@ class Table:
         summed = functional.embedding_bag(
             sources[order], gradients, offsets, mode="sum", include_last_offset=True
         )  # (rows touched, D)
+        touched = touched.long()
         sums = self.sums[touched] + summed.square().mean(1)
         self.sums[touched] = sums
         change = summed * (-TABLE_RATE / (sums.sqrt() + EPS))[:, None]
