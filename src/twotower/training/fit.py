@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -27,6 +26,7 @@ from twotower.training.callbacks import (
     Throughput,
     ValidationMetrics,
 )
+from twotower.training.checkpoints import BestWeights, WholeFiles
 from twotower.training.run_folder import write_json
 from twotower.training.settings import StageSettings, TrainerSettings
 
@@ -133,6 +133,7 @@ def fit_stage(
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
+            plugins=WholeFiles(),
         )
         resumed = last if last.is_file() else None
         if resumed:
@@ -161,7 +162,7 @@ def fit_stage(
 
 def _selection(
     stage: str, folder: Path, settings: StageSettings, max_steps: int
-) -> tuple[Stopping, ModelCheckpoint]:
+) -> tuple[Stopping, BestWeights]:
     """When training stops, and which weights are kept."""
     monitor, keeps_best = f"{stage}/validation/{settings.monitor}", settings.keep == "best"
     stopping = Stopping(
@@ -170,14 +171,8 @@ def _selection(
         patience=settings.patience if keeps_best else settings.max_epochs,
         max_steps=max_steps,
     )
-    best = ModelCheckpoint(
-        dirpath=folder,
-        filename=BEST,
-        monitor=monitor if keeps_best else None,
-        mode=settings.mode,
-        save_weights_only=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
+    best = BestWeights(
+        path=folder / f"{BEST}.ckpt", monitor=monitor if keeps_best else None, mode=settings.mode
     )
     return stopping, best
 
