@@ -136,7 +136,7 @@ def end_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def differences(one: Any, other: Any, path: str) -> list[str]:  # noqa: ANN401 - nested states
+def differences(one: Any, other: Any, path: str) -> list[str]:
     """Where two states differ in a bit."""
     if type(one) is not type(other):
         return [path]

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, and found again where a run folder was moved to."""
+"""Checkpoint files: written whole or not at all, and known again in a run folder that was moved."""
 
 from __future__ import annotations
 
@@ -56,5 +56,6 @@ class BestWeights(ModelCheckpoint):
         moved: dict[str, Any] = {"dirpath": self.dirpath}
         for name in ("best_model_path", "kth_best_model_path"):
             moved[name] = path if state_dict[name] else ""
-        moved["best_k_models"] = {path: score for score in state_dict["best_k_models"].values()}
+        scores = [*state_dict["best_k_models"].values()]
+        moved["best_k_models"] = dict(zip([path], scores, strict=False))
         super().load_state_dict(state_dict | moved)

@@ -14,6 +14,7 @@ from twotower.data.batches import LABELS, WEIGHTS, Batch
 from twotower.data.prepared import Prepared
 from twotower.data.schema import TASK_PREFIX, TASK_WEIGHTS
 from twotower.losses.calibration import Calibration
+from twotower.losses.ranks import OneRank, Ranks
 from twotower.metrics.calibration import expected_calibration_error, reliability
 from twotower.metrics.click import auc, grouped_auc, log_loss, normalised_entropy
 from twotower.models.dcn import DCNv2
@@ -45,13 +46,21 @@ class RankingTask(StageTask):
         model: The ranker.
         loss: What is minimised; with further tasks, the weighted sum of it over all.
         optimizer: Rates and schedule.
+        ranks: The processes that train together, each on a share of every batch; None for one.
 
     Raises:
         ValueError: When the loss weighs a task that there is not.
     """
 
-    def __init__(self, *, model: DCNv2, loss: RankingLoss, optimizer: OptimizerSettings) -> None:
-        super().__init__(optimizer)
+    def __init__(
+        self,
+        *,
+        model: DCNv2,
+        loss: RankingLoss,
+        optimizer: OptimizerSettings,
+        ranks: Ranks | None = None,
+    ) -> None:
+        super().__init__(optimizer, ranks or OneRank())
         unknown = set(loss.task_weights) - set(model.tasks)
         if unknown:
             raise ValueError(
@@ -62,15 +71,21 @@ class RankingTask(StageTask):
         self.loss = loss
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Loss of one batch of examples."""
+        """Loss of one batch of examples, or of a share of it."""
         logits = self.model.logits(batch)  # (B, T)
-        loss = self.loss(logits[:, 0], batch[LABELS], batch[WEIGHTS])
-        self.log("ranking/train/loss", loss, batch_size=len(batch[LABELS]), prog_bar=True)
+        loss = self._mean(logits[:, 0], batch[LABELS], batch[WEIGHTS])
+        of_all = self.ranks.mean(loss)
+        self.log("ranking/train/loss", of_all, batch_size=len(logits), prog_bar=True)
         for column, task in enumerate(self.model.tasks, 1):
-            of_task = self.loss(logits[:, column], batch[TASK_PREFIX + task], batch[TASK_WEIGHTS])
-            self.log(f"ranking/train/{task}/loss", of_task, batch_size=len(logits))
+            of_task = self._mean(logits[:, column], batch[TASK_PREFIX + task], batch[TASK_WEIGHTS])
+            of_all = self.ranks.mean(of_task)
+            self.log(f"ranking/train/{task}/loss", of_all, batch_size=len(logits))
             loss = loss + self.loss.task_weights.get(task, 1.0) * of_task
         return loss
+
+    def _mean(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Weighted mean, of several processes the share of this one."""
+        return self.ranks.share_of(self.loss(logits, labels, weights), weights)
 
 
 @torch.no_grad()
