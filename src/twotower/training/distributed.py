@@ -9,15 +9,21 @@ Shapes: R processes, n things of one of them, N of all, V rows of a table, D wid
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from twotower.losses.ranks import OneRank, Ranks
+from twotower.losses.ranks import Ranks
+
+Array = npt.NDArray[Any]
 
 
 class DistributedRanks:
@@ -25,12 +31,16 @@ class DistributedRanks:
 
     Args:
         group: The group; None for all processes.
+        local_size: How many of them run on each machine; None for all.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup | None = None, local_size: int | None = None
+    ) -> None:
         self.group = group
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
+        self.local_size = local_size or self.size
         self._generators: dict[str, torch.Generator] = {}
 
     def share_random_state(self, device: torch.device) -> None:
@@ -89,7 +99,8 @@ class DistributedRanks:
     def first(self, value: Tensor) -> Tensor:
         """What the first process has, in all of them; shapes and types must be the same."""
         sent = value.detach().clone()
-        dist.broadcast(sent, group=self.group, group_src=0)
+        if sent.numel():
+            dist.broadcast(sent, group=self.group, group_src=0)
         return sent
 
 
@@ -113,7 +124,7 @@ class _Gather(torch.autograd.Function):
         total = gradient.clone(memory_format=torch.contiguous_format)  # the first is autograd's
         if len(total):
             dist.all_reduce(total, group=ctx.ranks.group)
-        return total.split(ctx.counts)[ctx.ranks.rank], None, None
+        return torch.split(total, ctx.counts)[ctx.ranks.rank], None, None
 
 
 def _gather_padded(
@@ -138,14 +149,31 @@ def _concatenated(gathered: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
 
 
-def leave_rows_to_us(model: nn.Module) -> None:
-    """Tell `DistributedDataParallel` which weights it shall not look at."""
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-        model, [*sparse_tables(model)]
+def take_part(task: nn.Module, ranks: DistributedRanks) -> None:
+    """Make a task ready to be trained by several processes.
+
+    Args:
+        task: The same in all processes, on the device that it is trained on.
+        ranks: The processes; from now on they share a random state, the global one as it is now.
+
+    Raises:
+        ValueError: When it computes something over a batch that is not gathered.
+    """
+    if any(isinstance(module, _BatchNorm) for module in task.modules()):
+        raise ValueError(
+            "batch normalisation would see the share of one process alone; with several processes "
+            "set `batch_norm: false` in the model"
+        )
+    tables = sparse_tables(task)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+        task, [*tables]
     )
+    for table in tables.values():
+        table.data.copy_(ranks.first(table))
+    ranks.share_random_state(next(task.parameters()).device)
 
 
-def sparse_tables(model: nn.Module) -> dict[str, nn.Parameter]:
+def sparse_tables(model: nn.Module) -> dict[str, Tensor]:
     """Tables (V, D) of a model whose gradients are sparse, by name."""
     return {
         f"{name}.weight" if name else "weight": module.weight
@@ -155,7 +183,7 @@ def sparse_tables(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @torch.no_grad()
-def average_rows(tables: Iterable[nn.Parameter], ranks: DistributedRanks) -> None:
+def average_rows(tables: Iterable[Tensor], ranks: DistributedRanks) -> None:
     """Average sparse gradients over processes; what follows sees every row once.
 
     Args:
@@ -173,6 +201,43 @@ def average_rows(tables: Iterable[nn.Parameter], ranks: DistributedRanks) -> Non
         table.grad = total.coalesce()
 
 
-def of_all(values: Tensor, ranks: Ranks) -> Tensor:
-    """Values (n, ...) of all processes, one behind the other (N, ...), without gradient."""
-    return values if isinstance(ranks, OneRank) else ranks.gather(values.detach())
+def wait_for_all(ranks: Ranks) -> None:
+    """Go on when all processes have come here."""
+    ranks.counts(0)
+
+
+def agreed(values: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
+    """Figures as the first process has them, in all processes; all have the same names."""
+    if not isinstance(ranks, DistributedRanks):
+        return dict(values)
+    found = ranks.first(torch.tensor([*values.values()], dtype=torch.float64))
+    return dict(zip(values, found.tolist(), strict=True))
+
+
+def arrays_of_first(
+    arrays: Mapping[str, Array] | None, ranks: DistributedRanks
+) -> dict[str, Array]:
+    """Arrays that the first process has, in all processes.
+
+    Args:
+        arrays: The arrays by name; of the first process, the others' are not looked at.
+        ranks: The processes.
+    """
+    given = arrays or {}
+    header = json.dumps([(name, a.dtype.str, a.shape) for name, a in given.items()]).encode()
+    size = ranks.first(torch.tensor([len(header)]))
+    text = ranks.first(_bytes(np.frombuffer(header, np.uint8), int(size)))
+    found = {}
+    for name, dtype, shape in json.loads(text.numpy().tobytes()):
+        num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        sent = ranks.first(_bytes(np.ascontiguousarray(given.get(name, ())), num_bytes))
+        found[name] = sent.numpy().view(dtype).reshape(shape)
+    return found
+
+
+def _bytes(values: Array, size: int) -> Tensor:
+    """The bytes of an array as (size,) uint8; other processes than the first have as many zeros."""
+    own = values.reshape(-1).view(np.uint8)
+    return (
+        torch.from_numpy(own.copy()) if len(own) == size else torch.zeros(size, dtype=torch.uint8)
+    )

@@ -14,7 +14,7 @@ from twotower.data.batches import LABELS, WEIGHTS, Batch
 from twotower.data.prepared import Prepared
 from twotower.data.schema import TASK_PREFIX, TASK_WEIGHTS
 from twotower.losses.calibration import Calibration
-from twotower.losses.ranks import OneRank, Ranks
+from twotower.losses.ranks import OneRank, Ranks, share
 from twotower.metrics.calibration import expected_calibration_error, reliability
 from twotower.metrics.click import auc, grouped_auc, log_loss, normalised_entropy
 from twotower.models.dcn import DCNv2
@@ -89,25 +89,32 @@ class RankingTask(StageTask):
 
 
 @torch.no_grad()
-def predicted_logits(model: DCNv2, examples: ExampleBatches) -> Tensor:
-    """Logits (n, T) of all examples as float64 on the CPU, in blocks."""
+def predicted_logits(model: DCNv2, examples: ExampleBatches, ranks: Ranks | None = None) -> Tensor:
+    """Logits (n, T) of all examples as float64 on the CPU, in blocks.
+
+    Of several processes each scores a share, and all get all; all must call it.
+    """
+    ranks = ranks or OneRank()
+    rows = torch.arange(len(examples))[share(ranks, len(examples))]
+    parts = [torch.zeros(0, 1 + len(model.tasks), dtype=torch.float64)]
     with evaluating(model):
-        parts = [
-            model.logits(examples.batch(block)).double().cpu()
-            for block in torch.split(torch.arange(len(examples)), EVALUATION_BLOCK)
-        ]
-    return torch.cat(parts)
+        blocks = torch.split(rows, EVALUATION_BLOCK) if len(rows) else ()
+        parts += [model.logits(examples.batch(block)).double().cpu() for block in blocks]
+    return ranks.gather(torch.cat(parts))
 
 
 def probabilities(
-    model: DCNv2, examples: ExampleBatches, calibration: Calibration
+    model: DCNv2, examples: ExampleBatches, calibration: Calibration, ranks: Ranks | None = None
 ) -> npt.NDArray[np.float64]:
     """Probability (n,) of every example among examples whose negatives were sampled as these."""
     kept = examples.examples.negative_rate
-    return calibration.probability(predicted_logits(model, examples)[:, 0], kept=kept).numpy()
+    logits = predicted_logits(model, examples, ranks)[:, 0]
+    return calibration.probability(logits, kept=kept).numpy()
 
 
-def task_metrics(model: DCNv2, examples: ExampleBatches) -> dict[str, float]:
+def task_metrics(
+    model: DCNv2, examples: ExampleBatches, ranks: Ranks | None = None
+) -> dict[str, float]:
     """AUC, log loss and calibration error of every further task, by ``<task>/<metric>``.
 
     They are held against the examples as they are: those of validation and test are not sampled.
@@ -115,7 +122,7 @@ def task_metrics(model: DCNv2, examples: ExampleBatches) -> dict[str, float]:
     values: dict[str, float] = {}
     if not model.tasks:
         return values
-    predicted = predicted_logits(model, examples)[:, 1:].sigmoid().numpy()  # (n, T - 1)
+    predicted = predicted_logits(model, examples, ranks)[:, 1:].sigmoid().numpy()  # (n, T - 1)
     for column, task in enumerate(model.tasks):
         labels = examples.examples.tasks[task]
         of_task = {

@@ -120,5 +120,7 @@ def embed_catalogue(
     ranks = ranks or OneRank()
     rows = torch.arange(num_items, device=columns.device)[share(ranks, num_items)]
     with evaluating(model):
-        parts = [model.embed_items(columns.items(part)).float() for part in rows.split(block)]
+        parts = [
+            model.embed_items(columns.items(part)).float() for part in torch.split(rows, block)
+        ]
     return ranks.gather(torch.cat(parts))

@@ -38,7 +38,7 @@ from twotower.models.columns import stage_columns
 from twotower.models.gru import GRU
 from twotower.models.history import MeanPooling
 from twotower.training.batches import EventBatches, SequenceBatches, UserBatches
-from twotower.training.distributed import DistributedRanks, leave_rows_to_us
+from twotower.training.distributed import DistributedRanks, take_part
 from twotower.training.examples import ExampleBatches, ImpressionExamples
 from twotower.training.optimizers import OptimizerSettings
 from twotower.training.ranking import RankingTask
@@ -161,7 +161,7 @@ def run_case(name, world, ranks):
     embedding.MIN_SPARSE_ROWS = rows
     torch.manual_seed(11)
     if several:
-        ranks.share_random_state(CPU)
+        take_part(task, ranks)
         torch.manual_seed(1000 + ranks.rank)
     loader = ShuffledBatches(
         examples.rows[:NUM_EXAMPLES],
@@ -174,7 +174,6 @@ def run_case(name, world, ranks):
     task.forward = lambda batch: task.training_step(batch, 0)
     step = task
     if several:
-        leave_rows_to_us(task)
         step = DistributedDataParallel(task, process_group=ranks.group, broadcast_buffers=False)
     steps = []
     for batch in loader:
