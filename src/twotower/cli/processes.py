@@ -65,7 +65,7 @@ class Processes:
         Raises:
             DataError: When ``trainer.devices`` is not what torchrun has started.
         """
-        devices, place = cfg.trainer.devices, Place.of_environment()
+        devices, place = cfg.trainer.get("devices", 1), Place.of_environment()
         if place is not None and devices not in (1, place.local_size):
             raise DataError(
                 [

@@ -27,6 +27,7 @@ from twotower.training.board import Board
 from twotower.training.context import Context
 from twotower.training.distributed import wait_for_all
 from twotower.training.fit import Fitted, seed_everything
+from twotower.training.processes import Place
 from twotower.training.report import report_ranking, report_retrieval
 from twotower.training.run_folder import (
     CONFIG,
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
+
+# What may be said beside ``resume``: another number of processes goes on with the same batches.
+BESIDE_RESUME = ("resume", "quiet", "trainer.devices")
 
 
 @dataclass(kw_only=True)
@@ -83,7 +87,7 @@ class TrainingRun:
         evaluation = build(cfg.evaluation)
         prepared: Prepared | None = None
         if ranks.rank == 0:
-            check_settings(cfg)
+            check_settings(cfg, ranks)
             prepared = prepare_from(cfg)
             check_parts(prepared, cfg, evaluation)
         wait_for_all(ranks)
@@ -233,13 +237,16 @@ def config_to_resume(cfg: DictConfig) -> DictConfig:
         ValueError: When the run has no config, or other settings are given beside it.
     """
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    others = [text for text in given if text.lstrip("+").split("=")[0] not in ("resume", "quiet")]
+    names = [text.lstrip("+").split("=")[0] for text in given]
+    others = [t for t, name in zip(given, names, strict=True) if name not in BESIDE_RESUME]
     if others:
         raise DataError(
             [f"resume={cfg.resume}: the run's own config is used; leave out {', '.join(others)}"]
         )
     saved = read_yaml(Path(cfg.resume) / CONFIG)
     saved.output_dir, saved.quiet = cfg.resume, cfg.quiet
+    if "trainer.devices" in names or Place.of_environment() is not None:
+        saved.trainer.devices = cfg.trainer.devices
     return saved
 
 

@@ -25,6 +25,11 @@ from twotower.losses.ranks import Ranks
 
 Array = npt.NDArray[Any]
 
+NO_BATCH_NORM = (
+    "batch normalisation would see the share of one process alone; with several processes set "
+    "batch_norm: false"
+)
+
 
 class DistributedRanks:
     """The processes of a process group; see `twotower.losses.ranks.Ranks`.
@@ -160,10 +165,7 @@ def take_part(task: nn.Module, ranks: DistributedRanks) -> None:
         ValueError: When it computes something over a batch that is not gathered.
     """
     if any(isinstance(module, _BatchNorm) for module in task.modules()):
-        raise ValueError(
-            "batch normalisation would see the share of one process alone; with several processes "
-            "set `batch_norm: false` in the model"
-        )
+        raise ValueError(NO_BATCH_NORM)
     tables = sparse_tables(task)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
         task, [*tables]
