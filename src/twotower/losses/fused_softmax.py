@@ -182,7 +182,7 @@ def _pull(
 
 def _targets_by_block(owners: Tensor | None, starts: range, num_targets: int) -> Sequence[Places]:
     """The targets of each block of queries; `owners` ``(N,)`` is the query of every target."""
-    if owners is None:
+    if owners is None or not starts:
         return [slice(start, min(start + starts.step, num_targets)) for start in starts]
     ordered, places = owners.sort()
     later = torch.tensor(starts[1:], dtype=owners.dtype, device=owners.device)
