@@ -93,11 +93,11 @@ class PlanConfig:
     users: float = MISSING
     items: float = MISSING
     dim: int = 64
-    embedding_dim: int | None = None  # as wide as the vectors
+    embedding_dim: int | None = None
     precision: str = "float32"
     optimizer: str = "rowwise_adagrad"
     hidden: list[int] = field(default_factory=lambda: [128])
-    interactions_per_day: float | None = None  # one a user
+    interactions_per_day: float | None = None
     positive_share: float = 1.0
     window_days: int = 30
     epochs: int = 3

@@ -55,17 +55,14 @@ def _question(cfg: DictConfig) -> Question:
     from twotower.planning.capacity_question import Question
 
     values = {field.name: cfg[field.name] for field in fields(Question)}
-    values["embedding_dim"] = cfg.dim if cfg.embedding_dim is None else cfg.embedding_dim
-    if cfg.interactions_per_day is None:
-        values["interactions_per_day"] = cfg.users
     for name in ("users", "items", "interactions_per_day"):
         values[name] = _whole(values[name])
     return Question(**(values | {name: tuple(cfg[name]) for name in ("hidden", "index")}))
 
 
-def _whole(number: float) -> Any:  # noqa: ANN401 - what is not whole is refused by `Question`
+def _whole(number: float | None) -> Any:  # noqa: ANN401 - what is not whole `Question` refuses
     """1e8 as an integer."""
-    return int(number) if float(number).is_integer() else number
+    return int(number) if number is not None and number.is_integer() else number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -60,6 +60,13 @@ class Plan:
     serving: tuple[ServingPlan, ...]
     chosen: ServingPlan | None
 
+    @property
+    def exporting(self) -> int:
+        """Bytes of memory while the chosen index is built from the vectors; 0 without one."""
+        if self.chosen is None:
+            return 0
+        return self.storage.vectors + self.chosen.option.ram + self.chosen.option.gpu
+
     def document(self) -> dict[str, Any]:
         """Plain values, for a file."""
         return asdict(self)

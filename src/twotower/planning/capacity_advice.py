@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from twotower.planning.capacity import Plan, index_command
 from twotower.planning.capacity_devices import Gpu
 from twotower.planning.capacity_memory import table_bytes
-from twotower.planning.capacity_serving import ALONE, ServingPlan, scoring_milliseconds
+from twotower.planning.capacity_serving import (
+    ALONE,
+    MAX_MODEL,
+    ServingPlan,
+    scoring_milliseconds,
+    tables_bytes,
+)
 from twotower.planning.capacity_training import USABLE, usable
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -67,7 +73,7 @@ def _training(plan: Plan) -> Iterator[str]:
     elif training.gpus is None:
         step = max(stage.step for stage in training.stages)
         yield (
-            f"Training: a step takes {in_bytes(step)} and a {gpu.name} has "
+            f"Training: a step takes {in_bytes(step)} and one {gpu.name} has "
             f"{in_bytes(usable(gpu))} to be used; take a smaller batch."
         )
     else:
@@ -81,7 +87,7 @@ def _gpus(plan: Plan, gpu: Gpu, gpus: int) -> Iterator[str]:
     room = usable(gpu) - stage.step
     if kept > room:
         yield (
-            f"Training: tables and optimiser of a stage take {in_bytes(kept)}, a {gpu.name} has "
+            f"Training: tables and optimiser of a stage take {in_bytes(kept)}, one {gpu.name} has "
             f"{in_bytes(room)} beside a step: their rows must be divided over {stage.memory_gpus} "
             "GPUs, with TorchRec (row-wise sharding)."
         )
@@ -113,14 +119,14 @@ def _savings(plan: Plan, kept: int) -> Iterator[str]:
     if question.optimizer != "rowwise_adagrad":
         spared = plan.training.stages[0].optimizer - 4 * (question.users + question.items)
         yield f"Row-wise Adagrad would spare {in_bytes(spared)} a stage."
-    users = table_bytes(question.users, question.embedding_dim, question.precision)
+    users = table_bytes(question.users, question.width, question.precision)
     if 2 * users > kept:
         yield (
             f"The users' table is {in_bytes(users)} of it. Without `user_id` among the features "
             "users are known by their history, and the table falls away."
         )
     else:
-        narrow = kept / question.embedding_dim * 16
+        narrow = kept / question.width * 16
         yield (
             f"Tables of width 16 (features.dims) would take about {in_bytes(narrow)} a stage; a "
             "min_count in the features keeps rare items out of them."
@@ -163,6 +169,12 @@ def _serving(plan: Plan) -> Iterator[str]:
         f"second, {machines}; {in_bytes(plan.storage.models)} of models and "
         f"{in_bytes(option.ram)} of index in the memory of each."
     )
+    model = tables_bytes(question)
+    if model > MAX_MODEL:
+        yield (
+            f"A model of {in_bytes(model)} is more than one ONNX file holds ({in_bytes(MAX_MODEL)})"
+            ": this release refuses to export it."
+        )
     share = scoring_milliseconds(question) / chosen.milliseconds
     if share > 0.5:
         yield (
@@ -203,9 +215,9 @@ def _why_not(plan: Plan, other: ServingPlan, chosen: ServingPlan) -> str:
         if its > mine:
             unit = what if what == "machines" else "GPUs"
             return f"{name} ({its} {unit} instead of {mine})"
-    if round(other.cores) > round(chosen.cores):
+    if other.cores > chosen.cores:
         return f"{name} ({other.cores:,.0f} cores instead of {chosen.cores:,.0f})"
-    return f"{name} (finds no more)"
+    return f"{name} (spares {chosen.cores - other.cores:,.1f} cores and is not exact)"
 
 
 def _name(serving: ServingPlan) -> str:

@@ -38,6 +38,8 @@ FLOAT: Final = 4
 UNREFINED, REFINE = 0.84, 8
 # Distances that HNSW computes for each link of an item of the beam: the rest were seen before.
 VISITED: Final = 1.5
+# How much larger than others the cells are that queries look into, since items crowd there.
+CROWDED: Final = 1.15
 # The scan of one query against the bandwidth of a copy, measured on cores.
 SCAN_EFFICIENCY: Final = 0.6
 SEARCH_LAUNCH_SECONDS: Final = 5e-5
@@ -109,13 +111,13 @@ def _options(
         refine = REFINE if gpu is None else min(REFINE, MAX_GPU_SELECTION // k)
         for depth in (refine, 0) if refine > 1 else (0,):
             yield _ivf_pq(num_items, dim, recall, gpu, k=k, refine=depth)
-    yield _hnsw(num_items, dim, recall, k) if gpu is None else _cagra(
-        num_items, dim, recall, k, gpu
+    yield (
+        _hnsw(num_items, dim, recall, k) if gpu is None else _cagra(num_items, dim, recall, k, gpu)
     )
 
 
 def scanned_bytes(num_items: int, bytes_an_item: int, num_cells: int, num_probes: int) -> float:
-    """Bytes of the probed cells, if cells are of equal size.
+    """Bytes of the probed cells, which are a little larger than the others.
 
     Jegou et al. 2011, "Product Quantization for Nearest Neighbor Search", section IV.
 
@@ -125,7 +127,8 @@ def scanned_bytes(num_items: int, bytes_an_item: int, num_cells: int, num_probes
         num_cells: Cells of the inverted file.
         num_probes: Cells that are looked into.
     """
-    return num_items * bytes_an_item * num_probes / num_cells
+    share = min(1.0, CROWDED * num_probes / num_cells)
+    return num_items * bytes_an_item * share
 
 
 def visited_items(num_links: int, beam: int) -> float:
@@ -233,13 +236,13 @@ def _ivf_pq(
 
 
 def _hnsw(num_items: int, dim: int, recall: float, k: int) -> IndexOption:
-    beam = math.ceil(k * beam_for(recall))
+    beam = beam_for(recall, num_items, k)
     builder = HNSW(ef_search=beam)
     rows = min(visited_items(builder.num_links, beam), num_items)
     return IndexOption(
         kind="hnsw",
         place="cpu",
-        recall=recall_of_beam(beam / k),
+        recall=recall_of_beam(beam, num_items, k),
         overrides=(f"index.ef_search={beam}",),
         ram=builder.memory_bytes(num_items, dim),
         core_seconds=rows * max(1.0, FLOAT * dim / 256) / CORE.rows,
@@ -247,13 +250,13 @@ def _hnsw(num_items: int, dim: int, recall: float, k: int) -> IndexOption:
 
 
 def _cagra(num_items: int, dim: int, recall: float, k: int, gpu: Gpu) -> IndexOption:
-    beam = math.ceil(k * beam_for(recall))
+    beam = beam_for(recall, num_items, k)
     builder = Cagra(beam=beam)
     rows = min(visited_items(builder.graph_degree, beam), num_items)
     return IndexOption(
         kind="cagra",
         place="gpu",
-        recall=recall_of_beam(beam / k),
+        recall=recall_of_beam(beam, num_items, k),
         overrides=(f"index.beam={beam}",),
         gpu=builder.memory_bytes(num_items, dim),
         pruning=pruning_bytes(num_items, builder.intermediate_graph_degree),

@@ -1,4 +1,4 @@
-"""How many bytes: tables and their optimiser, the columns, a step, the prepared data set, the store.
+"""How many bytes: tables and optimiser, columns, a step, the prepared data set, the store.
 
 Every formula is a count of what the code keeps, and stands beside a run of two sizes in
 ``tests/unit/planning/test_capacity_memory.py``. Models are those of the default configs on a log
@@ -22,10 +22,10 @@ OPTIMIZERS: Final = ("rowwise_adagrad", "lazy_adam")
 FLOAT: Final = 4
 NPY_HEADER: Final = 128
 # Peak of preparing an interaction, most of it the sort and the copies in the new order; measured
-# with integer ids between 300,000 and 1,200,000 interactions.
-PREPARING_BYTES: Final = 265
-# Copies of an embedded row and of a layer's output that are alive at the peak of a step.
-ROW_COPIES, DENSE_COPIES = 3, 1.5
+# with integer ids between 400,000 and 3,200,000 interactions.
+PREPARING_BYTES: Final = 270
+# Copies of an embedded row where gradients of tables are made; of a layer's output before that.
+ROW_COPIES, DENSE_COPIES = 2.75, 1.3
 
 
 def table_bytes(num_values: int, width: int, precision: str) -> int:
@@ -91,22 +91,32 @@ def column_bytes(num_users: int, num_items: int, num_interactions: int, num_even
     return 4 * num_events + (8 + 8 + 4) * num_users + 8 + 4 * num_items + 16 * num_interactions
 
 
-def step_bytes(batch: int, history: int, width: int, dense: Sequence[int], weights: int) -> int:
+def step_bytes(
+    batch: int,
+    history: int,
+    width: int,
+    *,
+    dense: Sequence[int],
+    hidden: Sequence[int],
+    weights: int,
+) -> int:
     """Bytes that a training step takes at its peak, beside tables and columns.
 
-    Embedded rows are there three times (gathered, masked, and as a gradient), outputs of layers
-    once and a half, since the backward pass frees them as it goes; and every dense weight has a
-    gradient and AdamW's two moments.
+    Either at the end, when the gradient of the embedded rows is sorted, or between forward and
+    backward pass, when the rows, what every layer gave, and what a ReLU and a dropout keep are all
+    there. Every dense weight has a gradient and AdamW's two moments.
 
     Args:
         batch: B.
         history: L.
         width: e.
         dense: Widths of everything that a layer reads or gives, for one example.
+        hidden: Widths of the hidden layers.
         weights: Number of dense weights.
     """
-    rows = ROW_COPIES * (history + 2) * width
-    return round(FLOAT * (batch * (rows + DENSE_COPIES * sum(dense)) + 3 * weights))
+    rows = (history + 2) * width
+    peak = max(ROW_COPIES * rows, rows + DENSE_COPIES * sum(dense) + sum(hidden))
+    return round(FLOAT * (batch * peak + 3 * weights))
 
 
 def prepared_bytes(

@@ -38,11 +38,11 @@ class Question:
         users: Users with a row of their own.
         items: Items of the catalogue.
         dim: Width of the vectors.
-        embedding_dim: Width of the tables.
+        embedding_dim: Width of the tables; None for that of the vectors.
         precision: Of the tables, one of `PRECISIONS`.
         optimizer: Of the tables, one of `OPTIMIZERS`.
         hidden: Widths of the hidden layers of the towers.
-        interactions_per_day: Rows that the log grows by.
+        interactions_per_day: Rows that the log grows by; None for one a user.
         positive_share: Share of them that are positives.
         window_days: Days that are trained on.
         epochs: Times that they are.
@@ -69,11 +69,11 @@ class Question:
     users: int
     items: int
     dim: int
-    embedding_dim: int
+    embedding_dim: int | None
     precision: str
     optimizer: str
     hidden: tuple[int, ...]
-    interactions_per_day: int
+    interactions_per_day: int | None
     positive_share: float
     window_days: int
     epochs: int
@@ -107,6 +107,9 @@ class Question:
             "cores": 1,
         }
         values = {name: getattr(self, name) for name in least}
+        for name in ("embedding_dim", "interactions_per_day"):
+            if values[name] is None:
+                del values[name]
         values |= {f"hidden[{place}]": width for place, width in enumerate(self.hidden)}
         problems = [
             f"`{name}` must be a whole number of at least {least.get(name, 1)}, got {value}"
@@ -153,9 +156,15 @@ class Question:
         return problems
 
     @property
+    def width(self) -> int:
+        """Width of the tables."""
+        return self.dim if self.embedding_dim is None else self.embedding_dim
+
+    @property
     def num_interactions(self) -> int:
         """Rows that are trained on in an epoch."""
-        return self.interactions_per_day * self.window_days
+        a_day = self.users if self.interactions_per_day is None else self.interactions_per_day
+        return a_day * self.window_days
 
     @property
     def num_events(self) -> int:

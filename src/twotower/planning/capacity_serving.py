@@ -1,4 +1,4 @@
-"""What serving takes, with each kind of index: memory, cores, GPUs, machines, and what speaks against.
+"""What serving takes with each kind of index: memory, cores, GPUs, machines, what speaks against.
 
 A request runs on one core: query tower, search, ranker on all candidates. Devices are planned to be
 busy half of the time at the peak, and a request alone to take half of the milliseconds that it may,
@@ -18,6 +18,10 @@ from twotower.planning.capacity_training import USABLE, ranker_of, towers_of, us
 from twotower.planning.capacity_work import scoring_seconds
 
 BUSY, ALONE = 0.5, 0.5
+# So many times the cores of an approximate index is exact search worth.
+WORTH: Final = 1.5
+# What one ONNX file holds; see `twotower.export.onnx`.
+MAX_MODEL: Final = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +54,33 @@ class ServingPlan:
         return self.gpu_pieces > 1 or self.ram_pieces > 1
 
 
-def model_bytes(question: Question) -> int:
-    """Bytes of the exported models and what they look up, on every machine that serves.
+def tables_bytes(question: Question) -> int:
+    """Bytes of the tables of one exported model, float32 in ONNX.
 
-    The query tower looks up users, and items of the history; the ranker both again; tables are
-    float32 in ONNX. Beside them are the events of every user, and an id row of users and items.
+    Query tower and ranker both look up users, and items: of the history, and as candidates.
 
     Args:
         question: What is planned for.
     """
     sizes = (question.users, question.items)
-    tables = sum(table_bytes(size, question.embedding_dim, "float32") for size in sizes)
-    return 2 * tables + 4 * question.num_events + (8 + 4) * question.users + 4 * question.items
+    return sum(table_bytes(size, question.width, "float32") for size in sizes)
+
+
+def model_bytes(question: Question) -> int:
+    """Bytes of the exported models and what they look up, on every machine that serves.
+
+    Beside query tower and ranker these are the events of every user, and an id row of users and
+    items.
+
+    Args:
+        question: What is planned for.
+    """
+    return (
+        2 * tables_bytes(question)
+        + 4 * question.num_events
+        + (8 + 4) * question.users
+        + 4 * question.items
+    )
 
 
 def scoring_milliseconds(question: Question) -> float:
@@ -90,7 +109,8 @@ def plan_serving(question: Question) -> tuple[ServingPlan, ...]:
 def choose(plans: tuple[ServingPlan, ...]) -> ServingPlan | None:
     """The one that is in time, finds enough, and needs the fewest machines, GPUs and cores.
 
-    An index that lies on one device is preferred to one that must be divided.
+    An index that lies on one device is preferred to one that must be divided, and exact search to
+    one that spares few cores.
 
     Args:
         plans: With each kind of index.
@@ -98,12 +118,22 @@ def choose(plans: tuple[ServingPlan, ...]) -> ServingPlan | None:
     Returns:
         One of them, or None where none can be taken.
     """
-    fit = [plan for plan in plans if not plan.problems]
-    return min(
-        fit,
-        key=lambda p: (p.is_divided, p.machines, p.gpus, math.ceil(p.cores), -p.option.recall),
-        default=None,
+    fit = sorted(
+        (plan for plan in plans if not plan.problems),
+        key=lambda plan: (plan.is_divided, plan.machines, plan.gpus, plan.cores),
     )
+    if not fit:
+        return None
+    best = fit[0]
+    exact = [
+        plan
+        for plan in fit
+        if plan.option.recall == 1.0
+        and (plan.is_divided, plan.machines, plan.gpus)
+        == (best.is_divided, best.machines, best.gpus)
+        and plan.cores <= WORTH * best.cores
+    ]
+    return (exact or fit)[0]
 
 
 def _serve(question: Question, option: IndexOption) -> ServingPlan:

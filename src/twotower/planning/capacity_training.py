@@ -99,7 +99,7 @@ class TrainingPlan:
 def towers_of(question: Question) -> Towers:
     """The towers that are planned for."""
     return Towers(
-        width=question.embedding_dim,
+        width=question.width,
         hidden=question.hidden,
         dim=question.dim,
         history=question.history,
@@ -109,7 +109,7 @@ def towers_of(question: Question) -> Towers:
 def ranker_of(question: Question) -> Ranker:
     """The ranker that is planned for."""
     return Ranker(
-        width=question.embedding_dim,
+        width=question.width,
         hidden=RANKER_HIDDEN,
         cross_layers=CROSS_LAYERS,
         history=question.history,
@@ -130,26 +130,21 @@ def plan_training(question: Question) -> TrainingPlan:
             "retrieval",
             question,
             work=towers_work(towers, batch=batch, negatives=question.negatives),
-            dense=towers.dense,
-            weights=towers.weights,
-            further=5 * scores,  # a score and whether it is masked
+            step=_step(question, towers.dense, (*towers.hidden, *towers.hidden), towers.weights)
+            + 5 * scores,  # a score and whether it is masked
             examples=question.num_events,
         ),
         _stage(
             "ranking",
             question,
             work=ranker_work(ranker),
-            dense=ranker.dense,
-            weights=ranker.weights,
-            further=0,
+            step=_step(question, ranker.dense, ranker.hidden, ranker.weights),
             examples=ranking_examples(question),
         ),
     )
     core_hours = sum(stage.core_hours for stage in stages)
     if machine.gpu is None or any(stage.memory_gpus is None for stage in stages):
-        return TrainingPlan(
-            stages=stages, gpus=None, hours=None, core_hours=core_hours, machines=1
-        )
+        return TrainingPlan(stages=stages, gpus=None, hours=None, core_hours=core_hours, machines=1)
     gpu_hours = sum(stage.gpu_hours or 0.0 for stage in stages)
     in_time = math.ceil(gpu_hours / question.training_hours)
     gpus = max(in_time, *(stage.memory_gpus or 1 for stage in stages))
@@ -179,22 +174,30 @@ def usable(gpu: Gpu) -> int:
     return round(USABLE * gpu.memory)
 
 
+def _step(question: Question, dense: tuple[int, ...], hidden: tuple[int, ...], weights: int) -> int:
+    return step_bytes(
+        question.batch,
+        question.history,
+        question.width,
+        dense=dense,
+        hidden=hidden,
+        weights=weights,
+    )
+
+
 def _stage(
     name: str,
     question: Question,
     *,
     work: Work,
-    dense: tuple[int, ...],
-    weights: int,
-    further: int,
+    step: int,
     examples: int,
 ) -> StagePlan:
-    gpu, width, precision = question.machine.gpu, question.embedding_dim, question.precision
+    gpu, width, precision = question.machine.gpu, question.width, question.precision
     sizes = (question.users, question.items)
     tables = sum(table_bytes(size, width, precision) for size in sizes)
     optimizer = sum(optimizer_bytes(n, width, question.optimizer, precision) for n in sizes)
     columns = column_bytes(*sizes, question.num_interactions, question.num_events)
-    step = further + step_bytes(question.batch, question.history, width, dense, weights)
     examples *= question.epochs
     gpu_hours = memory_gpus = None
     if gpu is not None:
