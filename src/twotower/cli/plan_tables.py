@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 
 from twotower.planning.capacity_advice import in_bytes, in_hours
+from twotower.planning.capacity_serving import in_milliseconds
 
 if TYPE_CHECKING:
     from twotower.planning.capacity import Plan
@@ -54,37 +55,44 @@ def needs_table(plan: Plan) -> Table:
 
 def serving_table(plan: Plan) -> Table:
     """The kinds of index side by side."""
-    columns = ("index", "on", "RAM", "GPU", "GPUs", "cores", "machines", "ms", "recall", "")
+    columns = ("index", "on", "RAM", "GPU", "GPUs", "cores", "machines", "ms", "recall", "fits")
     table = _table("Serving", columns)
+    machine = plan.question.machine
     table.caption = (
-        "ms: a request alone; recall: on hard vectors, at least; machines: "
-        f"{plan.question.machine.gpus} GPUs, {plan.question.cores} cores, "
-        f"{in_bytes(plan.question.machine.ram)}"
+        "ms: a request alone; recall: on hard vectors, at least; a machine: "
+        f"{machine.gpus} GPUs, {machine.cores} cores, {in_bytes(machine.ram)}"
     )
     for serving in plan.serving:
         option = serving.option
-        note = "chosen" if serving is plan.chosen else "; ".join(serving.problems)
-        note = note or ("must be divided" if serving.is_divided else "")
-        style = "bold" if serving is plan.chosen else "dim" if serving.problems else ""
+        verdict = "no" if serving.problems else "divided" if serving.is_divided else "yes"
+        style = "dim" if serving.problems else ""
+        if serving is plan.chosen:
+            verdict, style = "chosen", "bold"
         table.add_row(
-            option.kind + (" (codes alone)" if option.note == "not re-ranked" else ""),
+            option.kind + (", codes" if option.note == "not re-ranked" else ""),
             option.place,
             in_bytes(option.ram) if option.ram else "",
             in_bytes(option.gpu) if option.gpu else "",
             str(serving.gpus or ""),
             f"{serving.cores:,.0f}",
             str(serving.machines),
-            f"{serving.milliseconds:,.1f}",
+            in_milliseconds(serving.milliseconds),
             f"{option.recall:.3f}",
-            note,
+            verdict,
             style=style,
         )
     return table
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, title_justify="left")
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        title_justify="left",
+        padding=(0, 1, 0, 0),
+    )
     for column in columns:
-        numeric = column not in ("", "index", "on") or column in ("retrieval", "ranking")
+        numeric = column not in ("", "index", "on", "fits") or column in ("retrieval", "ranking")
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     return table

@@ -11,6 +11,7 @@ from twotower.planning.capacity_serving import (
     ALONE,
     MAX_MODEL,
     ServingPlan,
+    in_milliseconds,
     scoring_milliseconds,
     tables_bytes,
 )
@@ -149,9 +150,10 @@ def _serving(plan: Plan) -> Iterator[str]:
         return
     option = chosen.option
     where = "on CPUs" if option.place == "cpu" else f"on {chosen.gpus} GPUs"
+    found = "exact" if option.recall == 1.0 else f"recall {option.recall:.2f} or better"
     yield (
         f"Index: {option.kind} {where}, `python export.py run=<run> {index_command(chosen)}`: "
-        f"recall {option.recall:.2f} or better, {chosen.milliseconds:.1f} ms a request alone, "
+        f"{found}, {chosen.milliseconds:.1f} ms a request alone, "
         f"{in_bytes(option.ram + option.gpu)}."
     )
     others = [_why_not(plan, other, chosen) for other in plan.serving if other is not chosen]
@@ -181,10 +183,11 @@ def _serving(plan: Plan) -> Iterator[str]:
             f"The models are {100 * share:.0f} % of a request: fewer candidates than "
             f"{question.candidates} make it cheaper before another index does."
         )
-    yield (
-        "Recall is that of vectors that are hard to search. Trained ones are easier: "
-        f"`index=auto index.recall_target={question.recall:g}` measures them and takes less."
-    )
+    if option.recall < 1.0:
+        yield (
+            "Recall is that of vectors that are hard to search. Trained ones are easier: "
+            f"`index=auto index.recall_target={question.recall:g}` measures them and takes less."
+        )
 
 
 def _nothing_fits(plan: Plan) -> Iterator[str]:
@@ -192,8 +195,8 @@ def _nothing_fits(plan: Plan) -> Iterator[str]:
     scoring = scoring_milliseconds(question)
     if scoring > ALONE * question.latency_ms:
         yield (
-            f"Serving: the ranker alone takes {scoring:.1f} ms for {question.candidates} "
-            f"candidates, and a request may take {ALONE * question.latency_ms:g} ms before others "
+            f"Serving: the ranker alone takes {in_milliseconds(scoring)} ms for "
+            f"{question.candidates} candidates, and a request may take {ALONE * question.latency_ms:g} ms before others "
             "wait for it; rank fewer candidates or allow more milliseconds."
         )
         return

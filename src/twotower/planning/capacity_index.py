@@ -43,6 +43,8 @@ CROWDED: Final = 1.15
 # The scan of one query against the bandwidth of a copy, measured on cores.
 SCAN_EFFICIENCY: Final = 0.6
 SEARCH_LAUNCH_SECONDS: Final = 5e-5
+# What a call of FAISS costs a core besides.
+CALL_SECONDS: Final = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +175,7 @@ def _plain(
             recall=recall,
             overrides=overrides,
             ram=size,
-            core_seconds=_core_scan(scanned),
+            core_seconds=CALL_SECONDS + _core_scan(scanned),
         )
     return IndexOption(
         kind=kind,
@@ -181,6 +183,7 @@ def _plain(
         recall=recall,
         overrides=(*overrides, "index.device=gpu"),
         gpu=size,
+        core_seconds=CALL_SECONDS,
         gpu_seconds=_gpu_scan(scanned, gpu),
     )
 
@@ -229,7 +232,7 @@ def _ivf_pq(
         ),
         ram=exact + (codes if gpu is None else 0),
         gpu=0 if gpu is None else codes,
-        core_seconds=on_core + again,
+        core_seconds=CALL_SECONDS + on_core + again,
         gpu_seconds=0.0 if gpu is None else _gpu_scan(scanned + centres, gpu),
         note="re-ranked" if refine else "not re-ranked",
     )
@@ -245,7 +248,7 @@ def _hnsw(num_items: int, dim: int, recall: float, k: int) -> IndexOption:
         recall=recall_of_beam(beam, num_items, k),
         overrides=(f"index.ef_search={beam}",),
         ram=builder.memory_bytes(num_items, dim),
-        core_seconds=rows * max(1.0, FLOAT * dim / 256) / CORE.rows,
+        core_seconds=CALL_SECONDS + rows * max(1.0, FLOAT * dim / 256) / CORE.rows,
     )
 
 
@@ -260,6 +263,7 @@ def _cagra(num_items: int, dim: int, recall: float, k: int, gpu: Gpu) -> IndexOp
         overrides=(f"index.beam={beam}",),
         gpu=builder.memory_bytes(num_items, dim),
         pruning=pruning_bytes(num_items, builder.intermediate_graph_degree),
+        core_seconds=CALL_SECONDS,
         gpu_seconds=_gpu_scan(FLOAT * dim * rows, gpu),
         note="not checked on a GPU",
     )

@@ -19,7 +19,7 @@ from twotower.planning.capacity_work import scoring_seconds
 
 BUSY, ALONE = 0.5, 0.5
 # So many times the cores of an approximate index is exact search worth.
-WORTH: Final = 1.5
+WORTH: Final = 2.0
 # What one ONNX file holds; see `twotower.export.onnx`.
 MAX_MODEL: Final = 2**31
 
@@ -136,6 +136,16 @@ def choose(plans: tuple[ServingPlan, ...]) -> ServingPlan | None:
     return (exact or fit)[0]
 
 
+def in_milliseconds(milliseconds: float) -> str:
+    """Milliseconds as people read them.
+
+    Example:
+        >>> in_milliseconds(5.62), in_milliseconds(42_248.02)
+        ('5.6', '42,248')
+    """
+    return f"{milliseconds:.1f}" if milliseconds < 100 else f"{milliseconds:,.0f}"
+
+
 def _serve(question: Question, option: IndexOption) -> ServingPlan:
     machine = question.machine
     scoring = scoring_milliseconds(question)
@@ -158,7 +168,8 @@ def _serve(question: Question, option: IndexOption) -> ServingPlan:
     if option.recall < question.recall - 1e-9:
         problems.append(f"recall {option.recall:.2f} of {question.recall:.2f}")
     if milliseconds > ALONE * question.latency_ms:
-        problems.append(f"{milliseconds:.1f} ms alone of {ALONE * question.latency_ms:g}")
+        limit = ALONE * question.latency_ms
+        problems.append(f"{in_milliseconds(milliseconds)} ms alone of {limit:g}")
     if not ram_pieces:
         problems.append("the models leave no memory")
     return ServingPlan(

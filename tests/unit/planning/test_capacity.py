@@ -256,7 +256,9 @@ def test_when_no_index_does_it_every_reason_is_given():
 
 
 def test_memory_of_machines_divides_an_index_or_leaves_no_room():
-    tight = replace(SHOP, items=5_000_000, index=("ivf_flat",), gpu="none", ram_gb=1.4)
+    tight = replace(
+        SHOP, items=5_000_000, index=("ivf_flat",), gpu="none", ram_gb=1.4, latency_ms=100.0
+    )
     assert plan(tight).serving[0].problems[-1] == "the models leave no memory"
     two = replace(tight, ram_gb=2.0)
     [divided] = plan(two).serving

@@ -10,7 +10,7 @@ from twotower.index.faiss_library import faiss
 from twotower.index.flat import Flat
 from twotower.index.graph import HNSW
 from twotower.index.inverted_file import IVFPQ, IVFFlat
-from twotower.planning.capacity_devices import CORE, GPUS
+from twotower.planning.capacity_devices import GPUS
 from twotower.planning.capacity_index import (
     KINDS,
     IndexOption,
@@ -141,7 +141,7 @@ def test_refined_codes_lie_on_the_gpu_and_vectors_beside_the_core():
     # A code of 32 bytes and an id of 8.
     assert refined.gpu == alone.gpu == pytest.approx(10_000_000 * 40, rel=0.02)
     # 8 x 100 rows at 5.6 million a second.
-    assert refined.core_seconds == pytest.approx(800 / 5.6e6)
+    assert refined.core_seconds - alone.core_seconds == pytest.approx(800 / 5.6e6)
 
 
 def test_cagra_by_hand():
@@ -158,7 +158,6 @@ def test_time_of_exact_search(num_items):
     [core] = options(num_items, 64, kinds=("flat",))
     millions = num_items / 1_000_000
     assert 0.031 * millions < core.seconds < 0.045 * millions
-    assert core.seconds == pytest.approx(256 * num_items / CORE.bandwidth / 0.6)
 
 
 def test_effort_and_recall_are_inverse():
