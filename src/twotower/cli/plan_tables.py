@@ -55,21 +55,21 @@ def needs_table(plan: Plan) -> Table:
 
 def serving_table(plan: Plan) -> Table:
     """The kinds of index side by side."""
-    columns = ("index", "on", "RAM", "GPU", "GPUs", "cores", "machines", "ms", "recall", "fits")
+    columns = ("index", "on", "RAM", "GPU", "GPUs", "cores", "nodes", "ms", "recall", "fits")
     table = _table("Serving", columns)
     machine = plan.question.machine
     table.caption = (
-        "ms: a request alone; recall: on hard vectors, at least; a machine: "
+        "ms: a request alone; recall: on hard vectors, at least; a node: "
         f"{machine.gpus} GPUs, {machine.cores} cores, {in_bytes(machine.ram)}"
     )
     for serving in plan.serving:
         option = serving.option
-        verdict = "no" if serving.problems else "divided" if serving.is_divided else "yes"
+        verdict = "no" if serving.problems else "split" if serving.is_divided else "yes"
         style = "dim" if serving.problems else ""
         if serving is plan.chosen:
             verdict, style = "chosen", "bold"
         table.add_row(
-            option.kind + (", codes" if option.note == "not re-ranked" else ""),
+            option.kind + (" codes" if option.note == "not re-ranked" else ""),
             option.place,
             in_bytes(option.ram) if option.ram else "",
             in_bytes(option.gpu) if option.gpu else "",
@@ -91,6 +91,7 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
         show_edge=False,
         title_justify="left",
         padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     for column in columns:
         numeric = column not in ("", "index", "on", "fits") or column in ("retrieval", "ranking")

@@ -194,9 +194,10 @@ def _nothing_fits(plan: Plan) -> Iterator[str]:
     question = plan.question
     scoring = scoring_milliseconds(question)
     if scoring > ALONE * question.latency_ms:
+        limit = ALONE * question.latency_ms
         yield (
             f"Serving: the ranker alone takes {in_milliseconds(scoring)} ms for "
-            f"{question.candidates} candidates, and a request may take {ALONE * question.latency_ms:g} ms before others "
+            f"{question.candidates} candidates, and a request may take {limit:g} ms before others "
             "wait for it; rank fewer candidates or allow more milliseconds."
         )
         return

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from twotower.cli.main import main
 from twotower.cli.plan import plan
 from twotower.config import compose
+from twotower.config_schema import PlanConfig
 
 SHOP = ("users=1e5", "items=2e4")
 
@@ -114,3 +118,23 @@ def test_it_does_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_readme_shows_what_is_printed(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Planning")[1].split("\n## ")[0]
+    command = section.split("```bash\n")[1].splitlines()[0].split()
+    shown = [line for line in section.split("```text\n")[1].split("```")[0].splitlines() if line]
+    assert main(command[1:]) == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert len(shown) > 15
+    assert [line for line in shown if line != "..." and line not in printed] == []
+
+
+def test_the_page_names_every_option() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "plan.md").read_text(encoding="utf-8")
+    asked = page.split("## What it is asked")[1].split("\n## ")[0]
+    first_cells = [line.split("|")[1] for line in asked.splitlines() if line.startswith("| `")]
+    named = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
+    assert named | {"output", "quiet"} == {field.name for field in fields(PlanConfig)}
