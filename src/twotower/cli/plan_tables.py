@@ -46,7 +46,8 @@ def needs_table(plan: Plan) -> Table:
     table.add_row("preparing it", "", in_bytes(storage.preparing))
     table.add_row("checkpoints", in_bytes(storage.checkpoints), "")
     table.add_row("item vectors", in_bytes(storage.vectors), "")
-    table.add_row("building the index", "", in_bytes(plan.exporting))
+    if plan.chosen is not None:
+        table.add_row("building the index", "", in_bytes(plan.exporting))
     table.add_row("models that serve", in_bytes(storage.models), in_bytes(storage.models))
     items = plan.question.stored_items
     table.add_row(f"store of {items} items a user", in_bytes(storage.store), "")

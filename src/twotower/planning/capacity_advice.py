@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from twotower.planning.capacity import Plan, index_command
@@ -41,6 +42,16 @@ def in_bytes(number: float) -> str:
         number, unit = number / 1000, unit + 1
     digits = 0 if unit == 0 or number >= 99.95 else 1 if number >= 9.995 else 2
     return f"{number:.{digits}f} {UNITS[unit]}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, "GPU"), counted(8_000, "core")
+        ('1 GPU', '8,000 cores')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def in_hours(hours: float) -> str:
@@ -104,11 +115,12 @@ def _gpus(plan: Plan, gpu: Gpu, gpus: int) -> Iterator[str]:
             f"{in_bytes(usable(gpu))}); tables need not be divided."
         )
     where = (
-        f"one machine with {gpus} of its {machine.gpus}"
+        f"of one machine with {machine.gpus}"
         if training.machines == 1
-        else f"{training.machines} machines of {machine.gpus}"
+        else f"of {training.machines} machines with {machine.gpus} each"
     )
-    yield f"GPUs: {gpus}, on {where}; both stages take {in_hours(training.hours or 0.0)}."
+    hours = in_hours(training.hours or 0.0)
+    yield f"Both stages: {counted(gpus, 'GPU')} {where}, {hours}."
     yield from _savings(plan, kept)
 
 
@@ -149,7 +161,7 @@ def _serving(plan: Plan) -> Iterator[str]:
         yield from _nothing_fits(plan)
         return
     option = chosen.option
-    where = "on CPUs" if option.place == "cpu" else f"on {chosen.gpus} GPUs"
+    where = "on CPUs" if option.place == "cpu" else f"on {counted(chosen.gpus, 'GPU')}"
     found = "exact" if option.recall == 1.0 else f"recall {option.recall:.2f} or better"
     yield (
         f"Index: {option.kind} {where}, `python export.py run=<run> {index_command(chosen)}`: "
@@ -166,10 +178,11 @@ def _serving(plan: Plan) -> Iterator[str]:
             " this release does not."
         )
     machines = "one machine is enough" if chosen.machines == 1 else f"{chosen.machines} machines"
+    index = f" and {in_bytes(option.ram)} of index" if option.ram else ""
     yield (
-        f"Serving: {chosen.cores:,.0f} cores for {question.queries_per_second:,.0f} requests a "
-        f"second, {machines}; {in_bytes(plan.storage.models)} of models and "
-        f"{in_bytes(option.ram)} of index in the memory of each."
+        f"Serving: {counted(max(1, round(chosen.cores)), 'core')} for "
+        f"{question.queries_per_second:,.0f} requests a second, {machines}; "
+        f"{in_bytes(plan.storage.models)} of models{index} in the memory of each."
     )
     model = tables_bytes(question)
     if model > MAX_MODEL:
@@ -183,6 +196,8 @@ def _serving(plan: Plan) -> Iterator[str]:
             f"The models are {100 * share:.0f} % of a request: fewer candidates than "
             f"{question.candidates} make it cheaper before another index does."
         )
+    if option.place == "gpu":
+        yield "GPUs: their figures are those of data sheets; no search was measured on one."
     if option.recall < 1.0:
         yield (
             "Recall is that of vectors that are hard to search. Trained ones are easier: "
@@ -203,6 +218,11 @@ def _nothing_fits(plan: Plan) -> Iterator[str]:
         return
     reasons = [f"{_name(p)}: {', '.join(p.problems)}" for p in plan.serving]
     yield f"Serving: no kind of index does it. {'; '.join(reasons)}."
+    found = [p for p in plan.serving if p.ram_pieces and p.option.recall >= question.recall]
+    if found:
+        first = min(found, key=lambda p: p.milliseconds)
+        wanted = math.ceil(first.milliseconds / ALONE)
+        yield f"With latency_ms={wanted} {_name(first)} would do."
 
 
 def _why_not(plan: Plan, other: ServingPlan, chosen: ServingPlan) -> str:
@@ -214,14 +234,14 @@ def _why_not(plan: Plan, other: ServingPlan, chosen: ServingPlan) -> str:
         pieces = max(other.gpu_pieces, other.ram_pieces)
         what = "GPUs" if other.gpu_pieces > 1 else "machines"
         return f"{name} (must be divided over {pieces} {what})"
-    for what in ("machines", "gpus"):
-        mine, its = getattr(chosen, what), getattr(other, what)
-        if its > mine:
-            unit = what if what == "machines" else "GPUs"
-            return f"{name} ({its} {unit} instead of {mine})"
-    if other.cores > chosen.cores:
-        return f"{name} ({other.cores:,.0f} cores instead of {chosen.cores:,.0f})"
-    return f"{name} (spares {chosen.cores - other.cores:,.1f} cores and is not exact)"
+    if other.machines > chosen.machines:
+        return f"{name} ({counted(other.machines, 'machine')} instead of {chosen.machines})"
+    if other.gpus > chosen.gpus:
+        return f"{name} ({counted(other.gpus, 'GPU')} instead of {chosen.gpus})"
+    if other.cores < chosen.cores:
+        return f"{name} (spares {chosen.cores - other.cores:,.1f} cores and is not exact)"
+    more = round(other.cores) - round(chosen.cores)
+    return f"{name} ({counted(more, 'core')} more)" if more else f"{name} (spares nothing)"
 
 
 def _name(serving: ServingPlan) -> str:

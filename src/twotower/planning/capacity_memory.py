@@ -46,8 +46,8 @@ def table_bytes(num_values: int, width: int, precision: str) -> int:
 def optimizer_bytes(num_values: int, width: int, optimizer: str, precision: str) -> int:
     """Bytes that the optimiser of a table keeps.
 
-    Row-wise Adagrad has one float32 a row (Mudigere et al. 2022, section 4.1.4, "Software-Hardware
-    Co-design for Fast and Scalable Training of Deep Learning Recommendation Models"), Adam two
+    Row-wise Adagrad has one float32 a row (Mudigere et al. 2022, "Software-Hardware Co-design
+    for Fast and Scalable Training of Deep Learning Recommendation Models"), Adam two
     tables of moments (Kingma and Ba 2015).
 
     Args:

@@ -151,7 +151,7 @@ def towers_work(towers: Towers, *, batch: int, negatives: int) -> Work:
 def ranker_work(ranker: Ranker) -> Work:
     """Work of one example of the ranking stage.
 
-    Wang et al. 2021, "DCN V2", section 4.1: a full-rank cross layer is a product with W^2 weights.
+    Wang et al. 2021, "DCN V2", equation 1: a full-rank cross layer is a product with W^2 weights.
 
     Args:
         ranker: The model.
