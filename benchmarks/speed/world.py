@@ -50,7 +50,7 @@ TRAINING_PART, VALIDATION_PART = 0.8, 0.1
 
 
 def power_law(rng: np.random.Generator, size: int, num_values: int) -> np.ndarray:
-    """Draws from [0, num_values) with a density of (value + 1) ** -1.05, by the inverse of its sum."""
+    """Draws from [0, num_values) with density (value + 1) ** -1.05, by inverting its sum."""
     power = 1.0 - EXPONENT
     end = (num_values + 1.0) ** power
     drawn = (1.0 + rng.random(size) * (end - 1.0)) ** (1.0 / power)
@@ -67,9 +67,7 @@ def features(
     return columns
 
 
-def draw_items(
-    rng: np.random.Generator, wanted: np.ndarray, item_tastes: np.ndarray
-) -> np.ndarray:
+def draw_items(rng: np.random.Generator, wanted: np.ndarray, item_tastes: np.ndarray) -> np.ndarray:
     """An item for each wanted taste (-1: any), by popularity within it."""
     popularity = np.arange(1, NUM_ITEMS + 1) ** -EXPONENT
     rng.shuffle(popularity)
@@ -109,7 +107,7 @@ def write_interactions(folder: Path, num_interactions: int) -> None:
 
 
 def click_chunks(num_clicks: int, sizes: tuple[int, ...]) -> Iterator[pa.Table]:
-    """Rows of the click table, a chunk at a time; one more column leaves the others as they were."""
+    """Rows of the click table, chunk by chunk; a further column leaves the others as they were."""
     effects = [
         np.random.default_rng([SEED, 2, at]).normal(0.0, 0.25, size).astype(np.float32)
         for at, size in enumerate(sizes)
@@ -165,9 +163,7 @@ def main(folder: Path, num_interactions: int, num_clicks: int, large: bool) -> N
         write_clicks(folder / "clicks.parquet", num_clicks, CLICK_COLUMNS)
         (folder / "clicks_large.parquet").unlink(missing_ok=True)
     if large and not (folder / "clicks_large.parquet").exists():
-        write_clicks(
-            folder / "clicks_large.parquet", num_clicks, (*CLICK_COLUMNS, LARGE_COLUMN)
-        )
+        write_clicks(folder / "clicks_large.parquet", num_clicks, (*CLICK_COLUMNS, LARGE_COLUMN))
     kept.write_text(json.dumps(world, indent=1) + "\n")
     print(f"wrote {folder}")
 
