@@ -3,9 +3,9 @@
     PYTHON benchmarks/speed/peers/SCRIPT --measure --mode loop --steps 30 --data FOLDER
         [--variant NAME] [--batch 4096] [--rows 200000] [--large]
 
-`loop` is the processor time of whole steps, the peer's own loader included; `step` trains on batches
-that were loaded before, and is the median. The time is that of the process, all its threads together:
-pin it to one core. FOLDER is what ``benchmarks/speed/world.py`` wrote. Only numpy is needed here.
+`loop` is the processor time of whole steps, the peer's own loader included; `step` trains on
+batches that were loaded before, and is the median. The time is that of the process, all its threads
+together: pin it to one core. FOLDER is what ``benchmarks/speed/world.py`` wrote.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from recbole.trainer import Trainer
 from recbole.utils import get_model, init_seed
 
 CATEGORY, NUMBER = "token", "float"
+UNSPLIT = {"split": {"RS": [1.0, 0.0, 0.0]}, "order": "RO", "group_by": "none"}
 
 
 def write(path: Path, table: dict[str, np.ndarray], kinds: dict[str, str]) -> None:
@@ -57,7 +58,6 @@ def train(
                 "seed": 0,
                 "state": "ERROR",
                 "show_progress": False,
-                "eval_args": {"split": {"RS": [1.0, 0.0, 0.0]}, "order": "RO", "group_by": "none"},
                 **settings,
             },
         )

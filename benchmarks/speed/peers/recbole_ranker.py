@@ -6,30 +6,20 @@ It gives each dense column a vector too, so its layers are 39 x 16 = 624 wide wh
 
 from __future__ import annotations
 
-import numpy as np
 from measure import Clock, Run, main
-from recbole_files import CATEGORY, NUMBER, train
+from recbole_files import CATEGORY, NUMBER, UNSPLIT, train
 from rows import read_clicks
 
 
 def ranker(run: Run, clock: Clock) -> tuple[float, float]:
     clicks = read_clicks(run.data, run.rows, run.large)
-    every = np.arange(len(clicks.labels))
-    table = {
-        # It cannot do without these two; neither is an input of the model.
-        "row": every,
-        "column": every % 2,
-        **clicks.categorical,
-        **clicks.dense,
-        "label": clicks.labels,
-    }
-    kinds = {name: CATEGORY for name in ("row", "column", *clicks.names)}
-    kinds |= dict.fromkeys((*clicks.dense, "label"), NUMBER)
+    kinds = dict.fromkeys(clicks.names, CATEGORY) | dict.fromkeys((*clicks.dense, "label"), NUMBER)
     settings = {
-        "USER_ID_FIELD": "row",
-        "ITEM_ID_FIELD": "column",
+        # It cannot do without a user and an item; to its model they are columns as any other.
+        "USER_ID_FIELD": "c1",
+        "ITEM_ID_FIELD": "c2",
         "LABEL_FIELD": "label",
-        "ignored_fields": [],
+        "numerical_features": list(clicks.dense),
         "embedding_size": 16,
         "mixed": False,
         "structure": "parallel",
@@ -39,7 +29,9 @@ def ranker(run: Run, clock: Clock) -> tuple[float, float]:
         "reg_weight": 0.0,
         "train_batch_size": run.batch,
         "train_neg_sample_args": None,
+        "eval_args": UNSPLIT | {"mode": "labeled"},
     }
+    table = {**clicks.categorical, **clicks.dense, "label": clicks.labels}
     return train(run, clock, "DCNV2", {"inter": (table, kinds)}, settings)
 
 

@@ -1,4 +1,4 @@
-"""torch-rechub: its DCNv2, full-rank cross layers beside the perceptron, its trainer and its loader."""
+"""torch-rechub: its DCNv2 (full-rank cross layers beside the perceptron), trainer and loader."""
 
 from __future__ import annotations
 

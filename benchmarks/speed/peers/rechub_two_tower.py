@@ -1,7 +1,7 @@
 """torch-rechub: DSSM with in-batch negatives, its own trainer and its own loader.
 
-Variants: `in_batch`, cross entropy against every other item of the batch; `point`, its default, binary
-cross entropy of the positives alone (no negatives are drawn: less work, not a retrieval model).
+Variants: `in_batch`, cross entropy against every other item of the batch; `point`, its default,
+binary cross entropy of the positives alone (no negatives are drawn: less work, no retrieval model).
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ import time
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # TensorFlow Recommenders is written against Keras 2
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
-import tensorflow_recommenders as tfrs  # noqa: E402
-from measure import CACHED, WARM_UP, Clock, Run, main  # noqa: E402
-from rows import ITEM_COLUMNS, USER_COLUMNS, read_events, sizes  # noqa: E402
+import numpy as np
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+from measure import CACHED, WARM_UP, Clock, Run, main
+from rows import ITEM_COLUMNS, USER_COLUMNS, read_events, sizes
 
 DIM, TOWER = 32, (256, 128, 64)
 
@@ -64,9 +64,11 @@ class Steps(tf.keras.callbacks.Callback):
         self.losses: list[float] = []
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """A batch was handed over."""
         self.clock.begin()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Its weights are updated."""
         self.losses.append(float((logs or {})["loss"]))
         self.clock.end()
 

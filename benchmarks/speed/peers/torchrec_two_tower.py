@@ -2,7 +2,7 @@
 
 Variants: `fused`, tables of fbgemm that row-wise Adagrad updates within the backward pass; `plain`,
 an EmbeddingBagCollection with dense gradients under Adam. TorchRec has no sampled softmax and no
-loader of Parquet: both are written here as one would, the loss with ``cross_entropy`` of all scores.
+loader of Parquet: both are written here as one would, the loss by `cross_entropy` of all scores.
 """
 
 from __future__ import annotations
