@@ -57,6 +57,8 @@ HOMES = {
     "PIL": ("serving",),
     "matplotlib": ("training", "monitoring", "cli"),
     "optuna": ("training", "cli"),
+    "torchrec": ("training",),
+    "fbgemm_gpu": ("training",),
     "sqlalchemy": (),
     "torchmetrics": (),
     "pandas": (),
