@@ -1,15 +1,15 @@
-"""Batches gathered out of the prepared columns, and a loader that continues where it stopped.
+"""Batches gathered out of the prepared columns.
 
 A training example is one number, the position of its event; features and histories are cut out of
 the columns by vectorised gathers when a batch is assembled, on the device where the columns live.
 
-Shape letters: B batch, L history length, P known positives of a batch, E examples of every epoch, F
-further ones of which an epoch draws some.
+Shape letters: B batch, L history length, E events of all histories of a batch, P known positives of
+a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from twotower.data.prepared import Prepared
-from twotower.data.schema import HISTORY_MASK, HISTORY_PREFIX, HISTORY_TIME, TRAIN
+from twotower.data.schema import (
+    HISTORY_MASK,
+    HISTORY_OFFSETS,
+    HISTORY_PREFIX,
+    HISTORY_TIME,
+    TRAIN,
+)
 from twotower.data.schema import ITEM_ROWS as ITEM_ROWS
 from twotower.data.schema import LABELS as LABELS
 from twotower.data.schema import NUM_SEEN as NUM_SEEN
@@ -27,6 +33,7 @@ from twotower.data.schema import USER_ROWS as USER_ROWS
 from twotower.data.schema import WEIGHTS as WEIGHTS
 
 Batch = dict[str, Tensor]
+Histories = Callable[[Tensor, Tensor], Batch]  # users and ends, both (B,), to columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,26 +146,57 @@ class Columns:
             columns[name] = torch.where(keep, values, torch.zeros_like(values))
         return columns
 
+    def history_sets(self, user_rows: Tensor, ends: Tensor) -> Batch:
+        """The same events, one history behind the other, without padding.
+
+        Args:
+            user_rows: (B,) users.
+            ends: (B,) absolute end of each history in the events.
+
+        Returns:
+            ``history.<feature>`` (E, ...) and where each history begins, ``history.offsets``
+            (B + 1,) int64.
+        """
+        if self._offsets is None or self._event_items is None:
+            return {}
+        lengths = (ends - self._offsets[user_rows]).clamp(max=self.names.history_length)  # (B,)
+        offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))  # (B + 1,)
+        shift = (ends - offsets[1:]).repeat_interleave(lengths)  # (E,)
+        positions = shift + torch.arange(len(shift), device=self.device)
+        columns = self.events(self._event_items.index_select(0, positions))
+        return columns | {HISTORY_OFFSETS: offsets}
+
     def events(self, item_rows: Tensor) -> Batch:
         """``history.<feature>`` (E, ...) of events of some items (E,)."""
         return {HISTORY_PREFIX + n: _gather(self._items[n], item_rows) for n in self.names.history}
 
-    def queries(self, interactions: Tensor) -> Batch:
-        """Query features of some interactions (B,): user, context, and the history before each."""
+    def queries(self, interactions: Tensor, history: Histories | None = None) -> Batch:
+        """Query features of some interactions (B,): user, context, and the history before each.
+
+        Args:
+            interactions: (B,).
+            history: Cuts the histories: `history`, the default, or `history_sets`.
+        """
+        history = history or self.history
         rows = interactions.cpu().numpy()
         batch = self.context(interactions)
         if self._log.user_rows is not None:
             user_rows = self._tensor(self._log.user_rows[rows]).long()
             ends = self._tensor(self._log.history_end[rows])
-            batch |= self.users(user_rows) | self.history(user_rows, ends) | {USER_ROWS: user_rows}
+            batch |= self.users(user_rows) | history(user_rows, ends) | {USER_ROWS: user_rows}
             if self._offsets is not None:
                 batch[NUM_SEEN] = ends - self._offsets[user_rows]
         return batch
 
-    def examples(self, interactions: Tensor) -> Batch:
-        """Queries, candidate items, labels and weights of some interactions (B,)."""
+    def examples(self, interactions: Tensor, history: Histories | None = None) -> Batch:
+        """Queries, candidate items, labels and weights of some interactions (B,).
+
+        Args:
+            interactions: (B,).
+            history: As in `queries`.
+        """
         rows = interactions.cpu().numpy()
-        batch = self.queries(interactions)
+        batch = self.queries(interactions, history)
         if self._log.item_rows is not None:
             item_rows = self._tensor(self._log.item_rows[rows]).long()
             batch |= self.items(item_rows) | {ITEM_ROWS: item_rows}
@@ -196,69 +234,3 @@ def _gather(column: Tensor, rows: Tensor) -> Tensor:
     """Rows of a column; ids come out as int64, whatever they are stored as."""
     values = column.index_select(0, rows)
     return values if values.is_floating_point() else values.long()
-
-
-class ShuffledBatches:
-    """A seeded permutation of examples, cut into batches; remembers where it stands.
-
-    Args:
-        examples: (E,) int64 what an example is, such as the row of an interaction.
-        pool: (F,) int64 further examples, of which every epoch draws some anew; None for none.
-        num_drawn: How many, without replacement.
-        batch_size: Examples a batch; the last one of an epoch may be smaller.
-        seed: Together with the epoch number it fixes the order.
-        assemble: Turns examples (B,) into a batch.
-
-    Raises:
-        ValueError: When a batch would hold nothing, or more is to be drawn than there is.
-    """
-
-    def __init__(
-        self,
-        examples: Tensor,
-        *,
-        pool: Tensor | None = None,
-        num_drawn: int = 0,
-        batch_size: int,
-        seed: int,
-        assemble: Callable[[Tensor], Batch],
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
-        self.pool = examples[:0] if pool is None else pool
-        if not 0 <= num_drawn <= len(self.pool):
-            raise ValueError(
-                f"`num_drawn` must lie in 0..{len(self.pool)}, the pool's size, got {num_drawn}"
-            )
-        self.examples = examples
-        self.num_drawn = num_drawn
-        self.batch_size = batch_size
-        self.seed = seed
-        self.assemble = assemble
-        self.epoch = 0
-        self.position = 0
-
-    def __len__(self) -> int:
-        return -(-(len(self.examples) + self.num_drawn) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        examples = self.examples
-        if self.num_drawn:
-            drawn = torch.randperm(len(self.pool), generator=generator)[: self.num_drawn]
-            examples = torch.cat([examples, self.pool[drawn]])
-        order = torch.randperm(len(examples), generator=generator)
-        for start in range(self.position, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            self.position += len(chosen)
-            if self.position == len(order):  # nobody need ask for one batch more than there are
-                self.epoch, self.position = self.epoch + 1, 0
-            yield self.assemble(examples[chosen])
-
-    def state_dict(self) -> dict[str, int]:
-        """Where the loader stands."""
-        return {"epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue with the batch after the last one of a saved state."""
-        self.epoch, self.position = state["epoch"], state["position"]

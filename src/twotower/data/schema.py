@@ -38,6 +38,7 @@ REJECTED_REASON = "reason"
 HISTORY_PREFIX = "history."
 HISTORY_MASK = "history.mask"
 HISTORY_TIME = "history.time"
+HISTORY_OFFSETS = "history.offsets"  # where each begins, if they stand one behind the other
 RETRIEVAL_SCORE = "retrieval_score"
 RETRIEVAL_RANK = "retrieval_rank"
 USER_ROWS = "user_rows"
@@ -48,6 +49,7 @@ TASK_WEIGHTS = "task_weights"
 NUM_SEEN = "num_seen"  # how many events of its user lie before a query
 WINDOW, PLACE = "window", "place"  # of every target, and in it the latest event of its history
 OWNER = "owner"  # whose query a target belongs to
+BORROWED = "borrowed"  # the example belongs to another process; this one has no share in the batch
 
 TASK_PREFIX = "task."  # before the name of a further outcome, in a batch and in an exported ranker
 
@@ -55,7 +57,7 @@ RESERVED_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP, LABEL, WEIGHT, SPLIT)
 # What a batch holds beside the features.
 BATCH_COLUMNS = (
     *(RETRIEVAL_SCORE, RETRIEVAL_RANK, USER_ROWS, ITEM_ROWS, LABELS, WEIGHTS, TASK_WEIGHTS),
-    *(NUM_SEEN, WINDOW, PLACE, OWNER),
+    *(NUM_SEEN, WINDOW, PLACE, OWNER, BORROWED),
 )
 
 SPLIT_NAMES = ("train", "validation", "test")

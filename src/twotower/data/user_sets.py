@@ -21,12 +21,10 @@ from torch import Tensor
 from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS, Batch, Columns
 from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared
-from twotower.data.schema import HISTORY_PREFIX, TRAIN, DataError
+from twotower.data.schema import HISTORY_OFFSETS, TRAIN, DataError
 from twotower.data.schema import OWNER as OWNER
 
 Array = npt.NDArray[Any]
-
-HISTORY_OWNER = f"{HISTORY_PREFIX}owner"  # whose history an event belongs to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,23 +77,34 @@ class UserSets:
     def __len__(self) -> int:
         return len(self.user_rows)
 
-    def batch(self, chosen: Tensor) -> Batch:
-        """Histories and targets of some users; draws from torch's global random state.
+    def batch(
+        self,
+        chosen: Tensor,
+        share: slice = slice(None),
+        generator: torch.Generator | None = None,
+    ) -> Batch:
+        """Histories and targets of some users.
 
         Args:
             chosen: (B,) sets.
+            share: Which of them the batch holds; numbers are drawn for all.
+            generator: Random state on the CPU; None for torch's global one.
 
         Returns:
-            ``history.<item feature>`` (E, ...) and ``history.owner`` (E,) for the events of all
-            histories; user features (B, ...) and ``user_rows`` (B,); for every target its item,
-            weight and ``owner`` (N,). Owners are places in the batch. Every user has a target.
+            ``history.<item feature>`` (E, ...) of the events of all histories, and where each
+            begins, ``history.offsets`` (B + 1,); user features (B, ...) and ``user_rows`` (B,); for
+            every target its item, weight and ``owner`` (N,). Owners are places in the batch. Every
+            user has a target.
         """
         events, _, _ = self.prepared.require_events()
         users = self.user_rows[chosen.numpy()]
         starts, stops = events.offsets[:-1][users], events.part_end(TRAIN)[users]
+        edges = np.append(0, np.cumsum(stops - starts))  # (B + 1,)
+        draw = torch.rand(int(edges[-1]), generator=generator).numpy()
+        first, last, _ = share.indices(len(users))
+        draw, users = draw[edges[first] : edges[last]], users[first:last]
         positions = np.arange(len(events.item_rows))
-        sets = ItemLists.cut(positions, starts, stops)
-        draw = torch.rand(len(sets.item_rows)).numpy()
+        sets = ItemLists.cut(positions, starts[first:last], stops[first:last])
         largest = np.maximum.reduceat(draw, sets.offsets[:-1])  # (B,) always a target
         in_history = (draw < self.history_share) & (draw < largest[sets.query_index])
         history, targets = sets.where(in_history), sets.where(~in_history)
@@ -113,7 +122,7 @@ class UserSets:
         batch = self.columns.users(user_rows)
         batch |= self.columns.events(tensor(events.item_rows[history.item_rows].astype(np.int64)))
         return batch | {
-            HISTORY_OWNER: tensor(history.query_index),
+            HISTORY_OFFSETS: tensor(history.offsets),
             USER_ROWS: user_rows,
             OWNER: tensor(targets.query_index),
             ITEM_ROWS: tensor(events.item_rows[targets.item_rows].astype(np.int64)),

@@ -20,7 +20,7 @@ import pyarrow as pa
 from twotower.data.leakage import FittedOn
 from twotower.data.prepare import TrainingPart
 from twotower.data.prepared import read_arrow, write_arrow
-from twotower.data.schema import ITEM_ID, USER_ID, DataError
+from twotower.data.schema import HISTORY_OFFSETS, ITEM_ID, USER_ID, DataError
 from twotower.features.spec import (
     HISTORY_MASK,
     HISTORY_PREFIX,
@@ -101,7 +101,7 @@ class FeaturePipeline:
             f"history: a feature called `{name}` cannot describe an event, "
             f"`{HISTORY_PREFIX}{name}` is taken; give it another name and say `column: <name>`"
             for name in spec.history.features
-            if HISTORY_PREFIX + name in (HISTORY_MASK, HISTORY_TIME)
+            if HISTORY_PREFIX + name in (HISTORY_MASK, HISTORY_TIME, HISTORY_OFFSETS)
         ]
         if problems:
             raise DataError(problems)
