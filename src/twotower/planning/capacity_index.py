@@ -33,9 +33,13 @@ from twotower.planning.capacity_recall import (
 
 KINDS: Final = ("flat", "ivf_flat", "ivf_pq", "hnsw", "cagra")
 FLOAT: Final = 4
-# Of the recall of its cells, what codes of D / 2 bytes leave when no item is scored again; and how
-# deep re-ranking looks, where it loses nothing. 100,000 x 64.
-UNREFINED, REFINE = 0.84, 8
+# How deep re-ranking looks, times k.
+REFINE: Final = 8
+# Of the recall of their cells, what codes with so many numbers a byte leave: alone, and re-ranked.
+# A cloud of 20,000 x 64; two numbers a byte also 100,000 x 64, where 0.84 were left.
+CODE_RECALL: Final = ((2, 0.84, 1.0), (4, 0.60, 0.99), (8, 0.40, 0.94), (16, 0.30, 0.84))
+# What keeping an item among the best costs a core.
+KEEP_SECONDS: Final = 2e-7
 # Distances that HNSW computes for each link of an item of the beam: the rest were seen before.
 VISITED: Final = 1.5
 # How much larger than others the cells are that queries look into, since items crowd there.
@@ -109,13 +113,14 @@ def _options(
 ) -> Iterator[IndexOption]:
     yield _plain("flat", gpu, Flat().memory_bytes(num_items, dim), scanned=FLOAT * num_items * dim)
     yield _ivf_flat(num_items, dim, recall, gpu)
-    if num_items >= NUM_CODES:
+    if num_items >= NUM_CODES and dim / default_code_bytes(dim) <= CODE_RECALL[-1][0]:
         refine = REFINE if gpu is None else min(REFINE, MAX_GPU_SELECTION // k)
         for depth in (refine, 0) if refine > 1 else (0,):
             yield _ivf_pq(num_items, dim, recall, gpu, k=k, refine=depth)
-    yield (
-        _hnsw(num_items, dim, recall, k) if gpu is None else _cagra(num_items, dim, recall, k, gpu)
-    )
+    if gpu is None:
+        yield _hnsw(num_items, dim, recall, k)
+    elif num_items > Cagra().intermediate_graph_degree:
+        yield _cagra(num_items, dim, recall, k, gpu)
 
 
 def scanned_bytes(num_items: int, bytes_an_item: int, num_cells: int, num_probes: int) -> float:
@@ -217,13 +222,13 @@ def _ivf_pq(
     codes = IVFPQ(num_cells=num_cells, refine=0).memory_bytes(num_items, dim)
     exact = FLOAT * num_items * dim if refine else 0
     scanned = scanned_bytes(num_items, default_code_bytes(dim), num_cells, num_probes)
-    centres, again = FLOAT * dim * num_cells, refine * k / CORE.rows
+    centres, again = FLOAT * dim * num_cells, refine * k * (1 / CORE.rows + KEEP_SECONDS)
     on_core = scanned / CORE.lookups + _core_scan(centres) if gpu is None else 0.0
     device = () if gpu is None else ("index.device=gpu",)
     return IndexOption(
         kind="ivf_pq",
         place="cpu" if gpu is None else "gpu",
-        recall=recall_of_share(num_probes / num_cells) * (1 if refine else UNREFINED),
+        recall=recall_of_share(num_probes / num_cells) * _left(dim, refine),
         overrides=(
             f"index.num_cells={num_cells}",
             f"index.num_probes={num_probes}",
@@ -236,6 +241,13 @@ def _ivf_pq(
         gpu_seconds=0.0 if gpu is None else _gpu_scan(scanned + centres, gpu),
         note="re-ranked" if refine else "not re-ranked",
     )
+
+
+def _left(dim: int, refine: int) -> float:
+    """Of the recall of their cells, what codes leave."""
+    numbers = dim / default_code_bytes(dim)
+    alone, again = next(row[1:] for row in CODE_RECALL if numbers <= row[0])
+    return again if refine else alone
 
 
 def _hnsw(num_items: int, dim: int, recall: float, k: int) -> IndexOption:

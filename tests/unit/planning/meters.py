@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,7 @@ from twotower.models.history import MeanPooling, RecentAndMean
 from twotower.models.mlp import MLP
 from twotower.models.two_tower import Cosine, TwoTower
 from twotower.planning.capacity_work import NUM_RECENT, Ranker, Towers
+from twotower.training.optimizers import split_parameters
 
 NUM_USERS, NUM_ITEMS = 60_000, 70_000
 
@@ -76,7 +78,7 @@ def ranker_model(ranker: Ranker) -> DCNv2:
 
 
 def tables_of(model: nn.Module) -> list[Tensor]:
-    return [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    return split_parameters(model)[0]
 
 
 def towers_loss(model: TwoTower, batch: dict[str, Tensor]) -> Tensor:
@@ -120,7 +122,7 @@ class Traffic(TorchDispatchMode):
             return found
         if name in ("embedding", "index", "index_select"):  # of the table, what comes out
             read = [written, *read[1:]]
-        if name in ("index_add_", "index_put_"):  # of the table, what goes in
+        if name in ("index_add_", "index_put_", "scatter_add_"):  # of the table, what goes in
             read = read[1:]
             written = max(read)
         self.num_bytes += sum(read) + written
@@ -131,7 +133,9 @@ class Traffic(TorchDispatchMode):
 def _bytes(tensor: Tensor) -> int:
     if tensor.is_sparse:
         return _bytes(tensor._values()) + _bytes(tensor._indices())
-    return tensor.numel() * tensor.element_size()
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    there = math.prod(size for size, step in sizes if step)  # what is expanded is there once
+    return there * tensor.element_size()
 
 
 def traffic(step: Callable[[], object]) -> Traffic:
