@@ -25,7 +25,7 @@ from twotower.models.two_tower import TwoTower
 from twotower.training.batches import TrainingBatches, TrainingExamples
 from twotower.training.context import Context
 from twotower.training.distributed import agreed
-from twotower.training.evaluation import mean_metrics, rank_catalogue
+from twotower.training.evaluation import catalogue_metrics
 from twotower.training.examples import (
     ExampleBatches,
     Examples,
@@ -114,19 +114,17 @@ def train_retrieval(
     frequency = ItemFrequency.count(prepared, train_rows)
     check_leaks({"item frequencies": frequency.fitted_on}, prepared.training)
     queries = context.evaluation.queries(prepared, VALIDATION)
-    longest = max(context.evaluation.ks)
 
     def evaluate() -> Mapping[str, float]:
-        ranked = rank_catalogue(
+        means = catalogue_metrics(
             model,
             columns,
             queries,
+            context.evaluation.ks,
             num_catalogue=prepared.num_catalogue,
-            k=longest,
             remove_seen=context.evaluation.remove_seen,
             ranks=context.ranks,
         )
-        means = mean_metrics(ranked, queries, context.evaluation.ks)
         return {f"{RETRIEVAL}/validation/{name}": value for name, value in means.items()}
 
     task = RetrievalTask(
