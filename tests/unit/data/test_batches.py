@@ -68,9 +68,9 @@ def prepared(request, prepare_tables):
     return prepare_tables(tables_of(label=request.param), features=GivenSpec(given=SPEC))
 
 
-@pytest.fixture
-def columns(prepared):
-    return Columns(prepared, NAMES, CPU)
+@pytest.fixture(params=["device", "host", "disk"])
+def columns(request, prepared):
+    return Columns(prepared, NAMES, CPU, request.param)
 
 
 def history_slowly(prepared, user, end):
