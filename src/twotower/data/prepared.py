@@ -31,6 +31,7 @@ from twotower.data.schema import MICROSECONDS, TRAIN, VALIDATION, DataError
 PREPARED_VERSION = 1
 MANIFEST = "manifest.json"
 FEATURES_FOLDER = "features"
+CHECKSUM_BYTES = 16
 
 Array = npt.NDArray[Any]
 
@@ -254,7 +255,7 @@ def verify_files(folder: Path, files: Mapping[str, str]) -> None:
 
 def checksum(path: Path) -> str:
     """Digest of a file's bytes."""
-    digest = blake2b(digest_size=16)
+    digest = blake2b(digest_size=CHECKSUM_BYTES)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
