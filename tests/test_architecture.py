@@ -57,6 +57,7 @@ HOMES = {
     "PIL": ("serving",),
     "matplotlib": ("training", "monitoring", "cli"),
     "optuna": ("training", "cli"),
+    "ray": ("data",),
     "sqlalchemy": (),
     "torchmetrics": (),
     "pandas": (),

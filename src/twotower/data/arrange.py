@@ -105,7 +105,8 @@ class Buckets:
             counts: (K,) rows of every key.
             rows_per_bucket: Rows of a bucket.
         """
-        before = np.minimum(np.cumsum(counts) - counts, max(0, counts.sum() - 1))
+        before = np.cumsum(counts) - counts
+        before = np.minimum(before, before[np.flatnonzero(counts)[-1:]])  # nothing comes after
         changes = np.flatnonzero(np.diff(before // rows_per_bucket)) + 1
         of_key = np.zeros(len(counts), np.int64)
         of_key[changes] = 1

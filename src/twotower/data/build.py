@@ -195,10 +195,12 @@ def _write_buckets(folder: Path, sorting: Sorting, scratch: Scratch) -> dict[str
     def append(named: tuple[str, Array]) -> None:
         files[named[0]].append(named[1])
 
+    for name in ("interactions", "tasks", "context"):
+        (folder / name).mkdir()
     with ExitStack() as stack:
         for columns in scratch.workers.map(sorting.sort, range(len(sorting.division.buckets))):
             for path in columns.keys() - files.keys():
-                (folder / path).parent.mkdir(exist_ok=True)
+                (folder / path).parent.mkdir(exist_ok=True)  # of events, where there are any
                 of_kind = num_positives if path.startswith("events/") else num_rows
                 length = lengths.get(path, of_kind)
                 files[path] = ColumnFile(folder / f"{path}.npy", length)
