@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from twotower.data.leakage import FittedOn
 from twotower.data.schema import MICROSECONDS, TRAIN, VALIDATION, DataError
+from twotower.data.workers import Threads
 
 PREPARED_VERSION = 1
 MANIFEST = "manifest.json"
@@ -242,13 +243,14 @@ def verify_files(folder: Path, files: Mapping[str, str]) -> None:
     Raises:
         DataError: Names every file that is missing or was changed.
     """
-    problems = []
-    for name, expected in files.items():
+
+    def problem_of(name: str) -> str | None:
         path = folder / name
         if not path.is_file():
-            problems.append(f"{path}: missing; delete the folder to prepare the data again")
-        elif checksum(path) != expected:
-            problems.append(_changed(path))
+            return f"{path}: missing; delete the folder to prepare the data again"
+        return None if checksum(path) == files[name] else _changed(path)
+
+    problems = [problem for problem in Threads().map(problem_of, files) if problem is not None]
     if problems:
         raise DataError(problems)
 

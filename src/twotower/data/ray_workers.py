@@ -77,4 +77,5 @@ def _import_ray() -> ModuleType:
             "workers=ray needs Ray, which is not installed: pip install 'twotower[distributed]'; "
             "workers=threads takes the cores of this machine"
         ) from error
-    return ray
+    module: ModuleType = ray
+    return module

@@ -25,6 +25,7 @@ from twotower.data.schema import (
     DataError,
 )
 from twotower.data.training_part import Column, Columns, TrainingPart
+from twotower.data.workers import Threads
 from twotower.features.column_facts import Facts, kind_of, obstacle_of
 from twotower.features.pipeline import FeaturePipeline, training_table
 from twotower.features.spec import (
@@ -131,6 +132,9 @@ class AutoSpec:
             if column.name not in self.exclude and (self.time or not column.is_instant)
         ]
         names = Counter(column.feature_name for column in columns)
+        told = [c for c in columns if c.name != KEYS.get(c.side) and not c.is_instant]
+        for _ in Threads().map(lambda column: column.facts, told):
+            pass  # they are kept by their columns
         for column in columns:
             if column.name == KEYS.get(column.side):
                 yield Feature(

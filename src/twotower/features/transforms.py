@@ -185,9 +185,12 @@ class Time:
                 f"{array.type}"
             )
         seconds = _numbers(array, log=False) / (MICROSECONDS if is_integer else 1)
-        angles = np.stack([seconds / DAY, (seconds + EPOCH_TO_MONDAY) / WEEK], axis=1) * 2 * np.pi
-        waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-        return np.asarray(np.nan_to_num(waves), np.float32)
+        waves = np.empty((len(seconds), self.width), np.float32)
+        for place, turns in enumerate((seconds / DAY, (seconds + EPOCH_TO_MONDAY) / WEEK)):
+            angles = turns * 2 * np.pi
+            waves[:, place], waves[:, place + 2] = np.sin(angles), np.cos(angles)
+        waves[~np.isfinite(seconds)] = 0.0
+        return waves
 
 
 def fit_transform(feature: Feature, values: Values) -> Transform:
