@@ -33,9 +33,7 @@ class Vocabulary:
     def fit(values: pa.Array | Column, *, min_count: int) -> Vocabulary:
         """The values that occur at least `min_count` times, most frequent first, ties by value."""
         table = count_values(values)
-        kept = table.filter(
-            pc.and_(pc.is_valid(table["value"]), pc.greater_equal(table["count"], min_count))
-        )
+        kept = table.filter(pc.greater_equal(table["count"], min_count))
         ordered = kept.sort_by([("count", "descending"), ("value", "ascending")])
         return Vocabulary(ordered.column("value").combine_chunks())
 
@@ -67,20 +65,29 @@ class Vocabulary:
 
 
 def count_values(values: pa.Array | Column) -> pa.Table:
-    """How often every value occurs, as columns ``value`` and ``count``.
+    """How often every value occurs, as columns ``value`` and ``count``; nulls do not count.
 
-    Counts of chunks are added up whenever they are as long as what was added up before.
+    Counts of chunks are added up whenever they are four times what was added up before.
     """
-    kind = as_key(pa.array([], values.type)).type
-    schema = pa.schema({"value": kind, "count": pa.int64()})
+    schema = pa.schema({"value": as_key(pa.array([], values.type)).type, "count": pa.int64()})
     total, waiting = schema.empty_table(), []
     for chunk in chunks_of(values):
-        counted = (chunk if pa.types.is_dictionary(chunk.type) else as_key(chunk)).value_counts()
-        keys = as_key(counted.field("values"))
-        waiting.append(pa.table({"value": keys, "count": counted.field("counts")}))
-        if sum(map(len, waiting)) > len(total):
+        waiting.append(_count_chunk(chunk))
+        if sum(map(len, waiting)) > 4 * len(total):
             total, waiting = _add_up([total, *waiting]), []
-    return _add_up([total, *waiting])
+    total = _add_up([total, *waiting])
+    return total.filter(pc.is_valid(total["value"]))
+
+
+def _count_chunk(chunk: pa.Array) -> pa.Table:
+    if pa.types.is_dictionary(chunk.type):
+        counts = np.bincount(chunk.indices.drop_null().to_numpy(zero_copy_only=False))
+        present = np.flatnonzero(counts)
+        keys, counts = as_key(chunk.dictionary.take(pa.array(present))), counts[present]
+    else:
+        counted = as_key(chunk).value_counts()
+        keys, counts = counted.field("values"), counted.field("counts")
+    return pa.table({"value": keys, "count": pa.array(counts, pa.int64())})
 
 
 def _add_up(tables: Sequence[pa.Table]) -> pa.Table:

@@ -104,10 +104,11 @@ def test_what_is_guessed_is_the_same(size):
 @pytest.mark.parametrize("kind", [pa.string(), pa.int64(), pa.float64()])
 def test_counts_against_a_counter(kind):
     rng = np.random.default_rng(3)
-    values = [None if n == 0 else n for n in rng.zipf(1.5, 5000).clip(0, 700).tolist()]
+    values = [None if n == 2 else n for n in rng.zipf(1.5, 5000).clip(0, 700).tolist()]
     column = pa.chunked_array([pa.array(values[at : at + 90]) for at in range(0, 5000, 90)])
     counted = count_values(column.cast(kind))
-    expected = Counter(pa.array(values).cast(kind).cast(counted.schema.field(0).type).to_pylist())
+    keys = pa.array(values).cast(kind).cast(counted.schema.field(0).type)
+    expected = Counter(keys.drop_null().to_pylist())
     rows = zip(counted["value"].to_pylist(), counted["count"].to_pylist(), strict=True)
     assert dict(rows) == dict(expected)
     assert len(counted) == len(expected)
