@@ -17,6 +17,7 @@ Array = npt.NDArray[Any]
 DIGIT_BITS = 16  # NumPy sorts integers of this width by radix
 BIN_BITS = 16
 NUM_KEPT = 3
+EARLIEST = np.iinfo(np.int64).min
 
 
 def stable_order(key: Array, times: Int64 | None) -> Int64:
@@ -92,6 +93,8 @@ class LatestPositives:
         if not len(users):
             return
         self._grow(int(users.max()) + 1)
+        late = np.flatnonzero(self._is_after(users, times, rows, 0))  # the others change nothing
+        users, times, rows = users[late], times[late], rows[late]
         touched = np.unique(users)
         old = self.rows[touched].ravel() >= 0
         users = np.concatenate([np.repeat(touched, NUM_KEPT)[old], users])
@@ -99,7 +102,7 @@ class LatestPositives:
         rows = np.concatenate([self.rows[touched].ravel()[old], rows])
         order = stable_order(users, times)
         users, times, rows = users[order], times[order], rows[order]
-        ends = np.append(np.flatnonzero(np.diff(users)), len(users) - 1)
+        ends = np.flatnonzero(np.diff(users, append=-1))
         for back in range(NUM_KEPT):
             places = ends - back
             mine = places >= 0
@@ -135,5 +138,5 @@ class LatestPositives:
         missing = num_users - len(self.rows)
         if missing > 0:
             more = max(missing, len(self.rows))
-            self.times = np.pad(self.times, ((0, more), (0, 0)))
+            self.times = np.pad(self.times, ((0, more), (0, 0)), constant_values=EARLIEST)
             self.rows = np.pad(self.rows, ((0, more), (0, 0)), constant_values=-1)
