@@ -151,17 +151,15 @@ class Division:
         columns = {name: pa.array(values[order]) for name, values in columns.items()}
         for name in self.names:
             columns[OWN + name] = table.column(name).combine_chunks().take(pa.array(order))
-        divided = pa.table(columns).combine_chunks()
+        divided = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
         counts = np.bincount(bucket, minlength=num_buckets)
         positive = np.bincount(bucket[log.positive(block)], minlength=num_buckets)
         with (
             pa.OSFile(str(log.folder / f"{DIVIDED}{block:06}.arrow"), "wb") as sink,
             ipc.new_file(sink, divided.schema) as writer,
         ):
-            empty = pa.RecordBatch.from_pylist([], divided.schema)
             for start, count in zip(np.cumsum(counts) - counts, counts, strict=True):
-                batches = divided.slice(start, count).to_batches()
-                writer.write_batch(batches[0] if batches else empty)
+                writer.write_batch(divided.slice(start, count))
         return np.stack([counts, positive], axis=1)
 
 

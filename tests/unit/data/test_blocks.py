@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from twotower.data.prepare import prepare
-from twotower.data.schema import DataError, Label
+from twotower.data.schema import DataError, Label, Tables
 from twotower.data.split import GivenSplit, LeaveOneOut, RandomSplit, TemporalSplit
 from twotower.data.tables import TableSource
 from twotower.data.workers import Budget, Threads
@@ -196,3 +196,24 @@ def test_nothing_of_the_work_is_left(written, tmp_path):
     written(BUDGETS[1])
     [root] = (tmp_path / "prepared").iterdir()
     assert len(list(root.iterdir())) == 1
+
+
+def test_columns_stored_as_dictionaries_are_cut_too(prepare_tables, tmp_path):
+    rng = np.random.default_rng(2)
+    device = [pa.array(rng.choice(["a", "b", "c"][: k + 1], 40)) for k in range(3)]
+    log = {
+        "user_id": rng.integers(0, 9, 120),
+        "item_id": rng.integers(0, 9, 120),
+        "timestamp": rng.permutation(120),
+        "device": pa.chunked_array([part.dictionary_encode() for part in device]),
+    }
+    tables = Tables(interactions=pa.table(log), context=("device",))
+    found = []
+    for budget in (WHOLE, Budget(rows_per_block=50, rows_per_bucket=30)):
+        root = tmp_path / str(budget.rows_per_block)
+        prepared = prepare_tables(tables, splitter=TemporalSplit(), budget=budget, root=root)
+        found.append(prepared.manifest["files"])
+        values = pa.concat_arrays(device).take(pa.array(prepared.interactions.rows))
+        rows = prepared.interactions.context["device"]
+        assert len({*zip(values.to_pylist(), rows.tolist(), strict=True)}) == 3
+    assert found[0] == found[1]

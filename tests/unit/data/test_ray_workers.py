@@ -28,9 +28,11 @@ def test_without_ray_the_extra_is_named(monkeypatch):
 def ray_workers():
     ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `distributed`)")
     pytest.importorskip("ray.data", reason="Ray Data is not installed (the extra `distributed`)")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield RayWorkers()
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")  # no test asks the network
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield RayWorkers()
+        ray.shutdown()
 
 
 @pytest.fixture
