@@ -28,4 +28,5 @@ def prepare_from(cfg: DictConfig) -> Prepared:
         root=Path(cfg.prepared_dir),
         catalogue=cfg.catalogue,
         workers=None if cfg.workers is None else build(cfg.workers),
+        progress=not cfg.quiet,
     )

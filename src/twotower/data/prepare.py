@@ -33,7 +33,7 @@ from twotower.data.spill import Log, StreamedSource, spill
 from twotower.data.split import Splitter
 from twotower.data.training_part import EncoderFactory
 from twotower.data.training_part import TrainingPart as TrainingPart
-from twotower.data.workers import Budget, Scratch, Threads, Workers
+from twotower.data.workers import Budget, Scratch, Threads, WithBar, Workers
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ def prepare(
     catalogue: Catalogue = "all",
     workers: Workers | None = None,
     budget: Budget | None = None,
+    progress: bool = False,
 ) -> Prepared:
     """Open the prepared data set of a source, building it when it is missing, stale or damaged.
 
@@ -62,6 +63,7 @@ def prepare(
             tables have it.
         workers: Who runs the stages; by default a thread on every core of this process.
         budget: How many interactions are in memory at a time; the result does not depend on it.
+        progress: Whether long stages show a progress bar.
 
     Returns:
         The opened data set.
@@ -86,7 +88,12 @@ def prepare(
             built, scratch = staging / "built", staging / "scratch"
             for new in (built, scratch):
                 new.mkdir(parents=True)
-            work = Scratch(folder=scratch, workers=workers or Threads(), budget=budget or Budget())
+            workers = workers or Threads()
+            work = Scratch(
+                folder=scratch,
+                workers=WithBar(workers=workers) if progress else workers,
+                budget=budget or Budget(),
+            )
             if isinstance(source, StreamedSource):
                 tables = source.stream(work)
             else:

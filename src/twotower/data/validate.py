@@ -74,7 +74,7 @@ def build_tables(
         required = required_columns(kind, frozenset(raw), reading) - set(broken)
         plan = _plan(kind, table, required, reading, workers)
         task = partial(check_piece, plan, sink if kind == INTERACTIONS else None)
-        pieces = list(workers.map(task, enumerate(table.pieces))) if plan.names else []
+        pieces = list(workers.map(task, [*enumerate(table.pieces)])) if plan.names else []
         checked[kind] = _Whole.of(plan, table, pieces)
         problems += checked[kind].problems
     problems += _id_type_problems(checked, present)

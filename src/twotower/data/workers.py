@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
+
+from tqdm import tqdm
 
 Input = TypeVar("Input")
 Result = TypeVar("Result")
@@ -59,6 +61,24 @@ class Threads:
             finally:
                 for future in waiting:
                     future.cancel()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithBar:
+    """Workers with a progress bar for every stage that takes longer than two seconds.
+
+    Args:
+        workers: Who does the work.
+    """
+
+    workers: Workers
+
+    def map(self, function: Callable[[Input], Result], inputs: Iterable[Input]) -> Iterator[Result]:
+        """See `Workers`."""
+        total = len(inputs) if isinstance(inputs, Sized) else None
+        results = self.workers.map(function, inputs)
+        bar = tqdm(results, total=total, desc="preparing", unit="block", delay=2, leave=False)
+        yield from bar
 
 
 @dataclass(frozen=True, kw_only=True)

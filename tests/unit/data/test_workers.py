@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from twotower.data.workers import Budget, Threads
+from twotower.data.workers import Budget, Threads, WithBar
 
 
 def test_results_come_in_the_order_of_the_inputs():
@@ -23,6 +23,12 @@ def test_few_results_wait_to_be_taken():
     assert len(begun) <= 4
     results.close()
     assert len(begun) <= 4
+
+
+def test_a_bar_changes_nothing():
+    with_bar = WithBar(workers=Threads(num_threads=2))
+    assert list(with_bar.map(abs, [-3, 2, -1])) == [3, 2, 1]
+    assert list(with_bar.map(abs, iter([-3, 2]))) == [3, 2]
 
 
 def test_an_error_ends_the_work():
