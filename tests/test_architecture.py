@@ -59,6 +59,7 @@ HOMES = {
     "optuna": ("training", "cli"),
     "torchrec": ("training",),
     "fbgemm_gpu": ("training",),
+    "ray": ("data",),
     "sqlalchemy": (),
     "torchmetrics": (),
     "pandas": (),

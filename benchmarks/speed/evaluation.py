@@ -6,8 +6,8 @@
 One thread; CPU seconds. "product and count" is the least that an exact evaluation does: a block of
 queries times all items, the scores above that of the target counted. Ours is
 `twotower.index.exact.exact_ranks` (ties in favour of the lower row, wrong input refused) with
-Recall and NDCG of `twotower.metrics.top_k`. The two take turns on parts of the queries, so that what
-else the machine does falls on both. On some queries the metrics are held against lists that a
+Recall and NDCG of `twotower.metrics.top_k`. The two take turns on parts of the queries, so that
+what else the machine does falls on both. On some queries the metrics are held against lists that a
 stable full sort of float32 scores gives; they must be the same to the last bit.
 """
 

@@ -24,6 +24,7 @@ class TrainConfig:
     resume: str | None = None
     quiet: bool = False
     data: Any = MISSING
+    workers: Any = None
     split: Any = MISSING
     features: Any = MISSING
     models: Any = MISSING

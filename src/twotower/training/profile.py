@@ -2,8 +2,8 @@
 
 Parts are timed by hooks that only a profiled run has: ``data`` from one step to the next,
 ``lookup`` in the tables, ``towers`` (towers, encoder of the history, cross network), ``loss``,
-``backward``, ``optimizer``, and ``other``, what is left of the step: negatives, masks, logging. A GPU is waited for at every bound, so the
-parts are its own; the whole is slower than without.
+``backward``, ``optimizer``, and ``other``, what is left of the step: negatives, masks, logging. A
+GPU is waited for at every bound, so the parts are its own; the whole is slower than without.
 """
 
 from __future__ import annotations
