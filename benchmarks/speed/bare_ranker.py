@@ -7,8 +7,7 @@ beside 256-128-64; log loss; row-wise Adagrad on the rows of the batch, Adam for
 adds a column of 10M values. `--micro` cuts a batch into pieces whose gradients are summed, so that
 what is kept for the backward pass stays in the cache.
 
-Data: `world.py`. Prints one line of JSON: examples a CPU second of one thread, as the median over
-steps; "loop" gathers batches, "step" takes turns with a few that lie ready.
+Data: `world.py`. Prints one line of JSON as `bare_two_tower.py` does.
 
 Shapes: B rows of a batch, F columns, D width of the table, W width of the input.
 """
@@ -27,7 +26,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from bare_two_tower import RATE, WARM_UP, Table, keep_freed_memory
+from bare_two_tower import RATE, WARM_UP, Table, keep_freed_memory, seconds_of_step
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -146,7 +145,7 @@ def measure(given: argparse.Namespace) -> dict[str, object]:
     return {
         "peer": "bare",
         "mode": given.mode,
-        "examples_per_cpu_second": given.batch / np.median(np.diff(clock[WARM_UP - 1 :])),
+        "examples_per_cpu_second": given.batch / seconds_of_step(clock, given.mode),
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
         "loss": float(np.mean(losses[-5:])),
     }

@@ -8,8 +8,9 @@ cosines over 0.05, softmax over the batch with its gradient written out a block 
 Adagrad on the rows of the batch, Adam for the rest. `--loss plain` leaves out what the sampled
 softmax needs to be right, the correction by log q and the mask of accidental hits.
 
-Data: `world.py`. Prints one line of JSON: examples a CPU second of one thread, as the median over
-steps; "loop" draws and gathers batches, "step" takes turns with a few that lie ready.
+Data: `world.py`. Prints one line of JSON: examples a CPU second of one thread; "loop" draws and
+gathers batches and is timed as a whole, "step" takes turns with a few that lie ready and is the
+median.
 
 Shapes: B queries, E events of their histories, D width of a table, V width of the vectors.
 """
@@ -243,6 +244,12 @@ class Model:
         return loss
 
 
+def seconds_of_step(clock: list[float], mode: str) -> float:
+    """CPU seconds a step after the warm-up: of a loop all of it, of ready batches the median."""
+    steps = np.diff(clock[WARM_UP - 1 :])
+    return float(steps.mean() if mode == "loop" else np.median(steps))
+
+
 def keep_freed_memory() -> None:
     """Ask the C library not to give memory back to the system after every step."""
     mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -263,7 +270,7 @@ def measure(folder: Path, mode: str, right: bool, steps: int) -> dict[str, objec
     for batch in islice(batches, WARM_UP + steps):
         losses.append(model.step(batch))
         clock.append(time.process_time())
-    seconds = np.median(np.diff(clock[WARM_UP - 1 :]))
+    seconds = seconds_of_step(clock, mode)
     return {
         "peer": "bare" if right else "bare, uncorrected",
         "mode": mode,

@@ -22,16 +22,15 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
+from bare_two_tower import WARM_UP, seconds_of_step
 from torch import Tensor
 
 from twotower.cli.main import main as twotower
 from twotower.training import fit
 from twotower.training.callbacks import Throughput
 
-WARM_UP = 3
 READY = 4
 DIM, CLICK_DIM = 32, 16
 
@@ -161,7 +160,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         )
     if code and given.mode == "loop":
         sys.exit(code)
-    seconds = np.median(np.diff(clock.seconds[WARM_UP - 1 : WARM_UP + steps]))
+    seconds = seconds_of_step(clock.seconds[: WARM_UP + steps], given.mode)
     return {
         "peer": "ours",
         "mode": given.mode,

@@ -3,7 +3,8 @@
     python benchmarks/speed/world.py FOLDER --interactions 5000000 --large
     python benchmarks/speed/training.py --data FOLDER --stage retrieval --core 0
     python benchmarks/speed/training.py --data FOLDER --stage ranking --batch 4096 16384
-    ... --peers torchrec_fused=ENVIRONMENT/bin/python ...       see peers/
+    ... --peers torchrec:fused=FOLDER/bin/python rechub=FOLDER/bin/python ...
+                                                        environments: peers/make_env.sh
 
 Every run is a process of its own, pinned to one core. A round runs all of them once; the figure of
 each is the median of its rounds, and a ratio is the median of the ratios within rounds, so that
@@ -46,12 +47,15 @@ def own_commands(given: argparse.Namespace, batch: int) -> dict[str, Command]:
 
 def peer_commands(given: argparse.Namespace, batch: int) -> dict[str, Command]:
     """Peers in their own environments, by name."""
-    commands = {}
+    commands, ranks = {}, given.stage == "ranking"
     for peer in given.peers:
         name, python = peer.split("=", 1)
-        script = HERE / "peers" / f"{name}.py"
+        library, _, variant = name.partition(":")
+        script = HERE / "peers" / f"{library}_{'ranker' if ranks else 'two_tower'}.py"
         common = ["--data", str(given.data), "--steps", str(given.steps), "--batch", str(batch)]
-        commands[name] = [python, str(script), "--measure", "--stage", given.stage, *common]
+        commands[name] = [python, str(script), "--measure", "--mode", "loop", *common]
+        commands[name] += ["--variant", variant] if variant else []
+        commands[name] += ["--rows", str((given.steps + 8) * batch)]
     return commands
 
 
