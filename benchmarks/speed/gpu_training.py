@@ -256,7 +256,7 @@ def measure(stage: str, scale: Mapping[str, int], steps: int) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "batch": scale["batch"],
         "rows_of_tables": sum(
-            p.shape[0] for n, p in task.named_parameters() if n.endswith("tables.128.weight")
+            p.shape[0] for n, p in task.named_parameters() if n.endswith("tables.128.rows.weight")
         ),
         "examples_per_second": rate,
     }

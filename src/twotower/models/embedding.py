@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from twotower.features.spec import TABLE_KINDS, FeatureInput
-from twotower.models.tables import TableGroup
+from twotower.models.tables import TableGroup, mean_of_sets
 
 # Below this many rows a dense gradient is cheaper than sorting the ids of a batch.
 MIN_SPARSE_ROWS = 50_000
@@ -195,23 +195,6 @@ def mean_of_tags(rows: Tensor, tags: Tensor) -> Tensor:
     """
     present = (tags != 0).unsqueeze(-1).to(rows.dtype)  # (..., T, 1)
     return (rows * present).sum(dim=-2) / present.sum(dim=-2).clamp(min=1)  # (..., D)
-
-
-def mean_of_sets(members: Tensor, offsets: Tensor) -> Tensor:
-    """Mean over the members of every set.
-
-    Args:
-        members: ``(E, W)``, one set behind the other.
-        offsets: ``(B + 1,)`` where each set begins, and E.
-
-    Returns:
-        ``(B, W)``; zeros for an empty set.
-    """
-    counts = offsets.diff()  # (B,)
-    owners = torch.arange(len(counts), device=members.device)
-    owners = owners.repeat_interleave(counts, output_size=len(members))  # (E,)
-    totals = members.new_zeros(len(counts), members.shape[1]).index_add(0, owners, members)
-    return totals / counts.clamp(min=1).unsqueeze(1)
 
 
 def _is_passed_on(feature: FeatureInput) -> bool:

@@ -35,16 +35,15 @@ class TableGroup(nn.Module):
     def __init__(self, *, num_rows: Mapping[str, int], dim: int, sparse: bool) -> None:
         super().__init__()
         self.dim = dim
-        self.sparse = sparse
-        self._rows: dict[str, slice] = {}
+        self._slices: dict[str, slice] = {}
         total = 0
         for name, count in num_rows.items():
-            self._rows[name] = slice(total, total + count)
+            self._slices[name] = slice(total, total + count)
             total += count
         self._places = {name: place for place, name in enumerate(num_rows)}
-        self.weight = nn.Parameter(torch.empty(total, dim))
-        nn.init.normal_(self.weight, std=TABLE_STD)
-        starts = torch.tensor([rows.start for rows in self._rows.values()])
+        self.rows = nn.Embedding(total, dim, sparse=sparse, _weight=torch.empty(total, dim))
+        nn.init.normal_(self.rows.weight, std=TABLE_STD)
+        starts = torch.tensor([rows.start for rows in self._slices.values()])
         self.register_buffer("starts", starts, persistent=False)
 
     def place(self, name: str) -> int:
@@ -53,7 +52,7 @@ class TableGroup(nn.Module):
 
     def table(self, name: str) -> Tensor:
         """The rows of one table ``(V_t, D)``, a view."""
-        return self.weight[self._rows[name]]
+        return self.rows.weight[self._slices[name]]
 
     def lookup(self, first: int, rows: Tensor) -> Tensor:
         """Rows of neighbouring tables.
@@ -66,7 +65,8 @@ class TableGroup(nn.Module):
             ``(..., F, D)``.
         """
         shifted = rows + self.starts[first : first + rows.shape[-1]]  # (..., F)
-        return functional.embedding(shifted, self.weight, sparse=self.sparse)
+        found: Tensor = self.rows(shifted)
+        return found
 
     def means(self, name: str, rows: Tensor, offsets: Tensor) -> Tensor:
         """Means over sets of rows of one table.
@@ -79,9 +79,29 @@ class TableGroup(nn.Module):
         Returns:
             ``(B, D)``; zeros for an empty set.
         """
-        shifted = rows + self._rows[name].start  # (E,)
-        means: Tensor = _Means.apply(self.weight, shifted, offsets, self.sparse)  # type: ignore[no-untyped-call]
+        shifted = rows + self._slices[name].start  # (E,)
+        if not isinstance(self.rows, nn.Embedding):  # of which this process holds a share
+            return mean_of_sets(self.rows(shifted), offsets)
+        weight, sparse = self.rows.weight, self.rows.sparse
+        means: Tensor = _Means.apply(weight, shifted, offsets, sparse)  # type: ignore[no-untyped-call]
         return means
+
+
+def mean_of_sets(members: Tensor, offsets: Tensor) -> Tensor:
+    """Mean over the members of every set.
+
+    Args:
+        members: ``(E, W)``, one set behind the other.
+        offsets: ``(B + 1,)`` where each set begins, and E.
+
+    Returns:
+        ``(B, W)``; zeros for an empty set.
+    """
+    counts = offsets.diff()  # (B,)
+    owners = torch.arange(len(counts), device=members.device)
+    owners = owners.repeat_interleave(counts, output_size=len(members))  # (E,)
+    totals = members.new_zeros(len(counts), members.shape[1]).index_add(0, owners, members)
+    return totals / counts.clamp(min=1).unsqueeze(1)
 
 
 class _Means(torch.autograd.Function):

@@ -21,9 +21,9 @@ OPTIMIZERS: Final = ("rowwise_adagrad", "lazy_adam")
 
 FLOAT: Final = 4
 NPY_HEADER: Final = 128
-# Peak of preparing an interaction, most of it the sort and the copies in the new order; measured
-# with integer ids between 400,000 and 3,200,000 interactions.
-PREPARING_BYTES: Final = 270
+# Peak of preparing: blocks and buckets in work, however long the log; measured with integer ids at
+# 20M and 100M interactions, 0.61 and 0.75 GiB with the libraries (benchmarks/speed/prepare.py).
+PREPARING_BYTES, PREPARING_BYTES_EACH = 600 * 2**20, 2
 # Copies of an embedded row where gradients of tables are made; of a layer's output before that.
 ROW_COPIES, DENSE_COPIES = 2.75, 1.3
 
@@ -151,12 +151,12 @@ def prepared_bytes(
 
 
 def preparing_bytes(num_interactions: int) -> int:
-    """Memory that `twotower prepare` takes at its peak, beside the libraries.
+    """Memory that `twotower prepare` takes at most, beside the libraries.
 
     Args:
         num_interactions: R.
     """
-    return PREPARING_BYTES * num_interactions
+    return PREPARING_BYTES + PREPARING_BYTES_EACH * num_interactions
 
 
 def vector_bytes(num_items: int, dim: int) -> int:

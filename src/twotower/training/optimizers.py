@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from twotower.models.tables import TableGroup
 from twotower.training.table_optimizers import RowWiseAdagrad
 
 
@@ -142,6 +141,6 @@ class OptimizerSettings:
 
 def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Tables and dense weights of a model."""
-    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding | TableGroup)]
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     known = {id(table) for table in tables}
     return tables, [p for p in model.parameters() if id(p) not in known]

@@ -44,7 +44,7 @@ def test_a_gpu_gives_the_same_sums_and_fills_up_with_zeros() -> None:
 
 def test_a_group_gives_the_rows_of_its_tables() -> None:
     group = TableGroup(num_rows={"a": 3, "b": 2, "c": 4}, dim=2, sparse=False)
-    assert group.weight.shape == (9, 2)
+    assert group.rows.weight.shape == (9, 2)
     rows = torch.tensor([[1, 3], [0, 0]])
     found = group.lookup(group.place("b"), rows)  # tables b and c
     assert torch.equal(found[:, 0], group.table("b")[rows[:, 0]])
@@ -55,7 +55,26 @@ def test_the_gradient_of_means_has_each_row_once() -> None:
     group = TableGroup(num_rows={"a": 3, "b": 5}, dim=1, sparse=True)
     means = group.means("b", torch.tensor([4, 4, 1, 4]), torch.tensor([0, 2, 2, 4]))
     means.backward(torch.tensor([[1.0], [100.0], [10.0]]))
-    gradient = group.weight.grad
+    gradient = group.rows.weight.grad
     assert gradient is not None
     assert gradient._indices().tolist() == [[4, 7]]  # three rows of `a` come before
     assert gradient._values().tolist() == [[5], [6]]
+
+
+class Elsewhere(torch.nn.Module):
+    """Rows that are no weight of this process, as those of a table that is split."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.looked_up = weight
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.looked_up[rows]
+
+
+def test_means_of_rows_that_are_elsewhere() -> None:
+    group = TableGroup(num_rows={"a": 3, "b": 5}, dim=2, sparse=True)
+    rows, offsets = torch.tensor([4, 4, 1, 0]), torch.tensor([0, 2, 2, 4])
+    expected = group.means("b", rows, offsets)
+    group.rows = Elsewhere(group.rows.weight.detach())  # type: ignore[assignment]
+    torch.testing.assert_close(group.means("b", rows, offsets), expected)

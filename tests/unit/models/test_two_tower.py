@@ -123,8 +123,9 @@ def test_every_column_moves_its_own_tower_alone(name: str, moves: str) -> None:
 
 def rows_with_a_gradient(model: TwoTower, embedder: str, feature: str) -> list[int]:
     group = getattr(model, embedder)._group_of[feature]
-    gradient = group.weight.grad.to_dense()[group._rows[feature]].abs().sum(dim=1)
-    group.weight.grad = None
+    table = group.rows.weight
+    gradient = table.grad.to_dense()[group._slices[feature]].abs().sum(dim=1)
+    table.grad = None
     return gradient.nonzero().flatten().tolist()
 
 
