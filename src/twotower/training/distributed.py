@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from twotower.losses.ranks import Ranks
+from twotower.models.tables import TableGroup
 from twotower.training.batch_norm import SynchronisedBatchNorm
 
 Array = npt.NDArray[Any]
@@ -184,7 +185,7 @@ def sparse_tables(model: nn.Module) -> dict[str, Tensor]:
     return {
         f"{name}.weight" if name else "weight": module.weight
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and module.sparse
+        if isinstance(module, nn.Embedding | TableGroup) and module.sparse
     }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from twotower.models.tables import TableGroup
 from twotower.training.table_optimizers import RowWiseAdagrad
 
 
@@ -110,7 +111,7 @@ class OptimizerSettings:
         members: dict[str, Optimizer] = {}
         if dense:
             members["learning_rate"] = AdamW(
-                dense, lr=self.learning_rate, weight_decay=self.weight_decay
+                dense, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
             )
         if tables:
             members["table_learning_rate"] = self.table_optimizer(
@@ -141,6 +142,6 @@ class OptimizerSettings:
 
 def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Tables and dense weights of a model."""
-    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding | TableGroup)]
     known = {id(table) for table in tables}
     return tables, [p for p in model.parameters() if id(p) not in known]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
+from twotower.data.batches import Residency
 from twotower.training.optimizers import OptimizerSettings
 from twotower.training.processes import Place
 from twotower.training.pruning import MedianPruning
@@ -23,6 +24,9 @@ class TrainerSettings:
         devices: How many GPUs of this machine are used, or on CPU how many processes; each of them
             takes its share of every batch. Under torchrun it stays 1: torchrun says how many.
         precision: ``auto`` (bf16 where the device has it), ``32-true`` or ``bf16-mixed``.
+        residency: Where the data live: on the ``device``, in the memory of the ``host``, or on
+            ``disk``, as memory maps; see `twotower.data.batches.Columns`.
+        profile: Whether some steps are timed part by part and traced, into the stage's folder.
         log_every: Steps between two entries in TensorBoard; at least one an epoch is made.
         checkpoint_every: Steps between two checkpoints to resume from; every epoch ends with one.
         max_steps: Stop a stage after so many steps, -1 for never; for smoke runs.
@@ -35,6 +39,8 @@ class TrainerSettings:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    residency: Residency = "device"
+    profile: bool = False
     log_every: int = 50
     checkpoint_every: int = 500
     max_steps: int = -1
@@ -44,6 +50,9 @@ class TrainerSettings:
         problems = _below_one(self, "devices", "log_every", "checkpoint_every")
         if self.max_steps != -1 and self.max_steps < 1:
             problems.append(f"`max_steps` must be at least 1, or -1, got {self.max_steps}")
+        if self.residency not in get_args(Residency):
+            allowed = ", ".join(get_args(Residency))
+            problems.append(f"`residency` must be one of {allowed}, got {self.residency}")
         if problems:
             raise ValueError("\n".join(f"trainer: {problem}" for problem in problems))
 
