@@ -72,9 +72,18 @@ def check_tensorboard(arguments: list[str]) -> None:
     assert arguments[1].startswith("runs/")
 
 
+def check_torchrun(arguments: list[str]) -> None:
+    place = arguments.index("train.py")
+    options, values = arguments[:place:2], arguments[1:place:2]
+    assert len(options) == len(values)
+    assert set(options) <= {"--nproc-per-node", "--nnodes", "--node-rank", "--master-addr"}
+    check_config("train", arguments[place + 1 :])
+
+
 OTHERS: dict[str, Callable[[list[str]], None]] = {
     "make": check_make,
     "pip": check_pip,
+    "torchrun": check_torchrun,
     "tensorboard": check_tensorboard,
 }
 

@@ -94,7 +94,7 @@ def run_command(
     Returns:
         The exit status; see the table of this module.
     """
-    report = functools.partial(_report, with_traceback=os.environ.get(FULL_ERROR) == "1")
+    with_traceback = os.environ.get(FULL_ERROR) == "1"
     given = sys.argv[1:] if argv is None else argv
     # `quiet` is a field of every command; `+quiet=true` is how Hydra users write a switch.
     arguments = ["quiet=" + a[7:] if a.startswith("+quiet=") else a for a in given]
@@ -108,7 +108,7 @@ def run_command(
         try:
             return function(cfg)
         except Exception as error:
-            outcomes.append(report(error))
+            outcomes.append(report(error, with_traceback=with_traceback))
             if outcomes[-1] == BAD_INPUT and cfg.get("resume") is None:
                 _remove_unused_folder(prelude)
             message = str(error).strip() or type(error).__name__
@@ -122,7 +122,7 @@ def run_command(
         with env_override({FULL_ERROR: "1"}):  # Hydra shall raise instead of reporting.
             hydra.main(str(config_dir()), config_name, VERSION_BASE)(job)()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        outcomes.append(report(error))
+        outcomes.append(report(error, with_traceback=with_traceback))
     finally:
         sys.argv = own_argv
     return max(outcomes)
@@ -162,8 +162,13 @@ def _remove_unused_folder(prelude: Collection[str]) -> None:
             parent.rmdir()
 
 
-def _report(error: BaseException, *, with_traceback: bool) -> int:
-    """Tell the user what went wrong and return the exit status that says so."""
+def report(error: BaseException, *, with_traceback: bool = False) -> int:
+    """Tell the user what went wrong and return the exit status that says so.
+
+    Args:
+        error: What was raised.
+        with_traceback: Whether bad input has a traceback too.
+    """
     if isinstance(error, SystemExit):
         # Lightning turns an interrupt into an exit.
         interrupted = isinstance(error.__context__, KeyboardInterrupt)

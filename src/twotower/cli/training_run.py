@@ -9,22 +9,25 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 from twotower.cli.data import prepare_from
 from twotower.cli.tables import figures_table
+from twotower.cli.training_checks import check_parts, check_settings
 from twotower.config import build
 from twotower.config_files import read_yaml, to_yaml, write_spec
 from twotower.data.prepared import FEATURES_FOLDER, Prepared
-from twotower.data.queries import EvaluationSettings
-from twotower.data.schema import SPLIT_NAMES, TEST, VALIDATION, DataError
+from twotower.data.schema import TEST, DataError
 from twotower.features.pipeline import FeaturePipeline
+from twotower.losses.ranks import Ranks
 from twotower.training.baselines import ITEM_KNN, POPULARITY
 from twotower.training.board import Board
+from twotower.training.context import Context
+from twotower.training.distributed import wait_for_all
 from twotower.training.fit import Fitted, seed_everything
+from twotower.training.processes import Place
 from twotower.training.report import report_ranking, report_retrieval
 from twotower.training.run_folder import (
     CONFIG,
@@ -38,19 +41,19 @@ from twotower.training.run_folder import (
 from twotower.training.stages import (
     RANKING,
     RETRIEVAL,
-    STAGES,
-    Context,
     Trained,
     ranking_examples,
     train_ranking,
     train_retrieval,
-    validation_metrics,
 )
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
+
+# What may be said beside ``resume``: another number of processes goes on with the same batches.
+BESIDE_RESUME = ("resume", "quiet", "trainer.devices")
 
 
 @dataclass(kw_only=True)
@@ -70,32 +73,40 @@ class TrainingRun:
     metrics: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
-    def start(cfg: DictConfig) -> TrainingRun:
+    def start(cfg: DictConfig, ranks: Ranks) -> TrainingRun:
         """Prepare the data and open the run folder.
+
+        Args:
+            cfg: The composed config.
+            ranks: The processes that train together; the first one prepares and writes.
 
         Raises:
             ValueError: When `stages` names something else than the two stages, a setting of theirs
                 is out of range, or the data lacks what they need.
         """
-        check_stages(cfg.stages)
-        trainer, evaluation = build(cfg.trainer), build(cfg.evaluation)
-        trainer.device()
-        for stage in cfg.stages:
-            build(cfg.training[stage]).check_monitor(validation_metrics(stage, evaluation.ks))
-        prepared: Prepared = prepare_from(cfg)
-        check_parts(prepared, cfg, evaluation)
+        evaluation = build(cfg.evaluation)
+        prepared: Prepared | None = None
+        if ranks.rank == 0:
+            check_settings(cfg, ranks)
+            prepared = prepare_from(cfg)
+            check_parts(prepared, cfg, evaluation)
+        wait_for_all(ranks)
+        prepared = prepared or prepare_from(cfg)
         pipeline = FeaturePipeline.load(prepared.folder / FEATURES_FOLDER)
         folder = Path(cfg.output_dir).resolve()
         context = Context(
             prepared=prepared,
             folder=folder,
-            trainer=trainer,
+            trainer=build(cfg.trainer),
             evaluation=evaluation,
             seed=cfg.seed,
             progress=not cfg.quiet,
+            ranks=ranks,
         )
-        start_run(folder, to_yaml(cfg), prepared)
-        write_spec(folder / "features.yaml", pipeline.spec.to_dict())
+        if ranks.rank == 0:
+            start_run(folder, to_yaml(cfg), prepared)
+            write_spec(folder / "features.yaml", pipeline.spec.to_dict())
+        wait_for_all(ranks)
         return TrainingRun(cfg=cfg, context=context, pipeline=pipeline)
 
     def wants(self, stage: str) -> bool:
@@ -116,6 +127,8 @@ class TrainingRun:
             settings=build(self.cfg.training.retrieval),
         )
         report = report_retrieval(self.context, trained)
+        if report is None:
+            return trained
         self._record(RETRIEVAL, dict(report.metrics), trained.fitted, model)
         _, _, items = self.context.prepared.require_events()
         board = Board(self.context.folder, RETRIEVAL)
@@ -151,6 +164,8 @@ class TrainingRun:
         )
         test = ranking_examples(self.context, source, TEST, model, ranker.columns, retriever)
         report = report_ranking(self.context, model, ranker.calibration, test)
+        if report is None:
+            return
         self._record(RANKING, dict(report.metrics), ranker.fitted, model)
         state = {
             "calibration": asdict(ranker.calibration),
@@ -168,6 +183,8 @@ class TrainingRun:
     def finish(self) -> dict[str, float]:
         """Write the figures and print the short table."""
         folder = self.context.folder
+        if self.context.ranks.rank:
+            return self.metrics
         write_metrics(folder, self.metrics)
         point_latest(folder)
         if not self.cfg.quiet:
@@ -192,56 +209,6 @@ class TrainingRun:
         }
         self.metrics |= metrics | of_training
         write_metrics(self.context.folder, self.metrics)
-
-
-def check_stages(stages: list[str]) -> None:
-    """Refuse stages that do not exist.
-
-    Raises:
-        DataError: Names them and what is allowed.
-    """
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown or not stages:
-        received = ", ".join(unknown) or "none"
-        raise DataError([f"stages: must be some of {', '.join(STAGES)}, got {received}"])
-
-
-def check_parts(prepared: Prepared, cfg: DictConfig, evaluation: EvaluationSettings) -> None:
-    """Refuse, before anything is trained, data on which a stage could not be trained or tested.
-
-    Raises:
-        DataError: When retrieval has no users or items, a part has nothing to be found, or no
-            examples can be made for the ranker.
-        ValueError: When a stage is to be stopped by what the data does not give.
-    """
-    stages, has_users = cfg.stages, prepared.users is not None
-    if RETRIEVAL in stages:
-        prepared.require_events()
-    rows = prepared.interactions
-    counts = np.bincount(rows.split, weights=rows.positive, minlength=len(SPLIT_NAMES))
-    problems = [
-        f"the {part} part has no positive among its {prepared.manifest['counts'][part]} rows; a "
-        "positive is a row whose label is at least data.label.positive_from="
-        f"{prepared.manifest['label']['positive_from']:g}"
-        for part, count in zip(SPLIT_NAMES, counts, strict=True)
-        if count == 0
-    ]
-    problems += [
-        f"the {part} part has only rows of one outcome in `{task}` (data.label.tasks); a ranker of "
-        "this task needs both"
-        for task, won in rows.tasks.items()
-        for number, part in enumerate(SPLIT_NAMES)
-        if RANKING in stages and len(np.unique(won[rows.split == number])) < 2
-    ]
-    if problems:
-        raise DataError(problems)
-    if RETRIEVAL in stages:
-        for part in (VALIDATION, TEST):
-            evaluation.queries(prepared, part)
-    if RANKING in stages:
-        names = validation_metrics(RANKING, evaluation.ks, has_users=has_users)
-        build(cfg.training.ranking).check_monitor(names)
-        build(cfg.training.examples).check(prepared, has_retriever=RETRIEVAL in stages)
 
 
 def headline_figures(ks: Sequence[int]) -> list[str]:
@@ -270,13 +237,16 @@ def config_to_resume(cfg: DictConfig) -> DictConfig:
         ValueError: When the run has no config, or other settings are given beside it.
     """
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    others = [text for text in given if text.lstrip("+").split("=")[0] not in ("resume", "quiet")]
+    names = [text.lstrip("+").split("=")[0] for text in given]
+    others = [t for t, name in zip(given, names, strict=True) if name not in BESIDE_RESUME]
     if others:
         raise DataError(
             [f"resume={cfg.resume}: the run's own config is used; leave out {', '.join(others)}"]
         )
     saved = read_yaml(Path(cfg.resume) / CONFIG)
     saved.output_dir, saved.quiet = cfg.resume, cfg.quiet
+    if "trainer.devices" in names or Place.of_environment() is not None:
+        saved.trainer.devices = cfg.trainer.devices
     return saved
 
 

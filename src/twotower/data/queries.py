@@ -44,6 +44,17 @@ class Queries:
     def __len__(self) -> int:
         return len(self.user_rows)
 
+    def between(self, start: int, stop: int) -> Queries:
+        """The queries from `start` up to `stop`."""
+        return Queries(
+            part=self.part,
+            user_rows=self.user_rows[start:stop],
+            interactions=self.interactions[start:stop],
+            history_end=self.history_end[start:stop],
+            seen=self.seen.between(start, stop),
+            truth=self.truth.between(start, stop),
+        )
+
 
 def evaluation_queries(
     prepared: Prepared, part: int, *, remove_seen: bool, max_users: int = 0, seed: int = 0

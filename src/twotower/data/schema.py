@@ -48,6 +48,7 @@ TASK_WEIGHTS = "task_weights"
 NUM_SEEN = "num_seen"  # how many events of its user lie before a query
 WINDOW, PLACE = "window", "place"  # of every target, and in it the latest event of its history
 OWNER = "owner"  # whose query a target belongs to
+BORROWED = "borrowed"  # the example belongs to another process; this one has no share in the batch
 
 TASK_PREFIX = "task."  # before the name of a further outcome, in a batch and in an exported ranker
 
@@ -55,7 +56,7 @@ RESERVED_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP, LABEL, WEIGHT, SPLIT)
 # What a batch holds beside the features.
 BATCH_COLUMNS = (
     *(RETRIEVAL_SCORE, RETRIEVAL_RANK, USER_ROWS, ITEM_ROWS, LABELS, WEIGHTS, TASK_WEIGHTS),
-    *(NUM_SEEN, WINDOW, PLACE, OWNER),
+    *(NUM_SEEN, WINDOW, PLACE, OWNER, BORROWED),
 )
 
 SPLIT_NAMES = ("train", "validation", "test")

@@ -79,11 +79,18 @@ class UserSets:
     def __len__(self) -> int:
         return len(self.user_rows)
 
-    def batch(self, chosen: Tensor) -> Batch:
-        """Histories and targets of some users; draws from torch's global random state.
+    def batch(
+        self,
+        chosen: Tensor,
+        share: slice = slice(None),
+        generator: torch.Generator | None = None,
+    ) -> Batch:
+        """Histories and targets of some users.
 
         Args:
             chosen: (B,) sets.
+            share: Which of them the batch holds; numbers are drawn for all.
+            generator: Random state on the CPU; None for torch's global one.
 
         Returns:
             ``history.<item feature>`` (E, ...) and ``history.owner`` (E,) for the events of all
@@ -93,9 +100,12 @@ class UserSets:
         events, _, _ = self.prepared.require_events()
         users = self.user_rows[chosen.numpy()]
         starts, stops = events.offsets[:-1][users], events.part_end(TRAIN)[users]
+        edges = np.append(0, np.cumsum(stops - starts))  # (B + 1,)
+        draw = torch.rand(int(edges[-1]), generator=generator).numpy()
+        first, last, _ = share.indices(len(users))
+        draw, users = draw[edges[first] : edges[last]], users[first:last]
         positions = np.arange(len(events.item_rows))
-        sets = ItemLists.cut(positions, starts, stops)
-        draw = torch.rand(len(sets.item_rows)).numpy()
+        sets = ItemLists.cut(positions, starts[first:last], stops[first:last])
         largest = np.maximum.reduceat(draw, sets.offsets[:-1])  # (B,) always a target
         in_history = (draw < self.history_share) & (draw < largest[sets.query_index])
         history, targets = sets.where(in_history), sets.where(~in_history)

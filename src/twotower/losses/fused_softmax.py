@@ -126,7 +126,7 @@ class _FusedSoftmax(torch.autograd.Function):
         starts = logits.starts(queries, candidates)
         ordered = owners is None
         mine_of = torch.split(owned, starts.step) if ordered else _targets_by_block(owned, starts)
-        blocks = zip(starts, mine_of, strict=True)
+        blocks = zip(starts, mine_of if starts else (), strict=True)
         with torch.autocast(device_type=queries.device.type, enabled=False):
             for start, mine in blocks:
                 block = queries[start : start + starts.step]  # (b, D)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from twotower.losses.masks import PositiveMask
+from twotower.losses.ranks import Ranks
 from twotower.losses.scores import dot_products
 from twotower.losses.step import Step
 
@@ -103,10 +104,18 @@ class HardNegatives(nn.Module):
         if past % self.every == 0:
             self._catalogue = step.embed_catalogue()
         self._catalogue = self._catalogue.to(queries.device)
-        chosen = torch.randperm(len(queries), device=queries.device)[: self.num_queries]
+        chosen = self._chosen(step.ranks, queries)
         mask = step.mask.of_queries(chosen)
         best = top_rows(queries[chosen], self._catalogue, mask, self.skip + self.num)
         return Mined(queries=chosen, rows=best[:, self.skip :])
+
+    def _chosen(self, ranks: Ranks, queries: Tensor) -> Tensor:
+        """(S,) the queries of this process among those that are drawn from the whole batch."""
+        device, counts = queries.device, ranks.counts(len(queries))
+        generator = ranks.generator(device)
+        drawn = torch.randperm(sum(counts), generator=generator, device=device)
+        drawn = drawn[: self.num_queries] - sum(counts[: ranks.rank])
+        return drawn if ranks.size == 1 else drawn[(drawn >= 0) & (drawn < len(queries))]
 
     def get_extra_state(self) -> HardState:
         """For `state_dict`; the size of the catalogue is not known before it is embedded."""

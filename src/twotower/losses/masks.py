@@ -85,6 +85,8 @@ class PositiveMask:
 
     def block(self, pool_rows: Tensor, queries: slice) -> Tensor:
         """The same ``(b, C)`` for a slice of the queries."""
+        if not len(self.users[queries]):
+            return torch.zeros(0, len(pool_rows), dtype=torch.bool, device=pool_rows.device)
         parts = []
         if self.target_rows is not None:
             parts.append(pool_rows == self.target_rows[queries].unsqueeze(1))  # (b, C)

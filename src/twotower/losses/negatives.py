@@ -87,7 +87,14 @@ class Pool:
 
 
 class Negatives(Protocol):
-    """Draws the candidates of a batch."""
+    """Draws the candidates of a batch.
+
+    Where several processes hold shares of a batch, each of them draws the same for all of it.
+    """
+
+    @property
+    def remembers(self) -> bool:
+        """Whether `remember` is to be called."""
 
     def draw(
         self, target_rows: Tensor, item_probability: Tensor, generator: torch.Generator | None
@@ -142,6 +149,11 @@ class MixedNegatives(nn.Module):
         self.queue = queue
         self.frequency = frequency
 
+    @property
+    def remembers(self) -> bool:
+        """See `Negatives`."""
+        return self.queue is not None
+
     def draw(
         self, target_rows: Tensor, item_probability: Tensor, generator: torch.Generator | None
     ) -> PoolRows:
@@ -194,6 +206,8 @@ class MixedNegatives(nn.Module):
 
 class WholeCatalogue:
     """Every item, once."""
+
+    remembers = False
 
     def draw(
         self, target_rows: Tensor, item_probability: Tensor, generator: torch.Generator | None

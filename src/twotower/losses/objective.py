@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from twotower.losses.hard_negatives import HardNegatives, Mined
 from twotower.losses.masks import CandidateMask, check_masks, positive_mask
-from twotower.losses.negatives import Negatives, OwnCandidates, Pool
+from twotower.losses.negatives import Negatives, OwnCandidates, Pool, PoolRows
+from twotower.losses.ranks import share
 from twotower.losses.step import Step
 
 
@@ -29,7 +30,7 @@ class RetrievalObjective(Protocol):
     mask_cold: bool
 
     def __call__(self, step: Step) -> Tensor:
-        """Scalar loss of a batch."""
+        """Scalar loss of a batch; of several processes, the mean over the targets of one."""
 
 
 class RetrievalLoss(Protocol):
@@ -87,14 +88,17 @@ class Objective(nn.Module):
         self.mask_cold = mask_cold
 
     def forward(self, step: Step) -> Tensor:
-        """Scalar loss of a batch."""
-        drawn = self.negatives.draw(step.target_rows, step.item_probability, None)
+        """Scalar loss of a batch, a mean over the targets of this process."""
+        ranks, device = step.ranks, step.target_rows.device
+        target_rows = ranks.gather(step.target_rows)
+        drawn = self.negatives.draw(target_rows, step.item_probability, ranks.generator(device))
         queries = step.embed_queries()  # (B, D)
-        vectors = step.embed_items(drawn.to_embed)
-        if drawn.num_in_batch:
-            targets = vectors[: drawn.num_in_batch]
-        else:
-            targets = step.embed_items(step.target_rows)  # (T, D)
+        targets, vectors = _embedded(step, drawn)
+        if self.negatives.remembers:
+            of_all = vectors[: drawn.num_in_batch]
+            if not drawn.num_in_batch:
+                of_all = ranks.gather(targets.detach())
+            self.negatives.remember(target_rows, of_all)
         if drawn.gradient_scale is not None:
             vectors = _with_scaled_gradient(vectors, drawn.gradient_scale)
         if drawn.queued is not None:
@@ -104,8 +108,25 @@ class Objective(nn.Module):
         mined = None if self.hard is None else self.hard.mine(step, queries.detach())
         if mined is not None:
             pool, masked = _with_mined(pool, masked, mined, step, len(queries))
-        self.negatives.remember(step.target_rows, targets)
         return self.loss(queries, targets, pool, masked, step.weights, step.owners)
+
+
+def _embedded(step: Step, drawn: PoolRows) -> tuple[Tensor, Tensor]:
+    """Vectors of a process' targets ``(T, D)`` and of all candidates but the queued ``(C - Q, D)``.
+
+    Every process embeds its own targets and a share of the other candidates.
+    """
+    ranks, num_targets = step.ranks, len(step.target_rows)
+    others = drawn.to_embed[drawn.num_in_batch :]
+    own = others[share(ranks, len(others))]
+    if not drawn.num_in_batch:
+        vectors = ranks.gather(step.embed_items(own))
+        return step.embed_items(step.target_rows), vectors
+    vectors = step.embed_items(torch.cat([step.target_rows, own]))
+    if ranks.size == 1:
+        return vectors[:num_targets], vectors
+    gathered = [ranks.gather(part) for part in (vectors[:num_targets], vectors[num_targets:])]
+    return vectors[:num_targets], torch.cat(gathered)
 
 
 def _with_scaled_gradient(vectors: Tensor, scale: Tensor) -> Tensor:
@@ -123,7 +144,7 @@ def _with_mined(
     vectors = step.embed_items(flat.clamp(min=0))  # (S * H, D)
     own = OwnCandidates(
         queries=mined.queries,
-        vectors=vectors.view(num_mined, num_own, -1),
+        vectors=vectors.view(num_mined, num_own, vectors.shape[1]),
         absent=mined.rows < 0,
     )
     # A candidate of all that was mined for a query counts once, among what was mined.

@@ -1,4 +1,4 @@
-"""A batch as an objective sees it.
+"""A batch as an objective sees it; of several processes, the share of one.
 
 Shapes: B queries, T targets, C candidates, N items, D width of the vectors.
 """
@@ -6,11 +6,12 @@ Shapes: B queries, T targets, C candidates, N items, D width of the vectors.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from twotower.losses.masks import PositiveMask
+from twotower.losses.ranks import OneRank, Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Step:
         embed_catalogue: Gives the vectors ``(N, D)`` of all items as in evaluation, without
             gradient.
         owners: Query of every target, ``(T,)``; None where every query has the one of its place.
+        ranks: The processes that hold the other shares of the batch.
     """
 
     target_rows: Tensor
@@ -37,3 +39,20 @@ class Step:
     embed_items: Callable[[Tensor], Tensor]
     embed_catalogue: Callable[[], Tensor]
     owners: Tensor | None = None
+    ranks: Ranks = field(default_factory=OneRank)
+
+    def without_queries(self) -> Step:
+        """The step of a process that has no share in a batch smaller than there are processes.
+
+        It still embeds queries that another process has too, so that every weight has a gradient,
+        zero, and takes part in what all processes do.
+        """
+        nothing = self.target_rows[:0]
+        return replace(
+            self,
+            target_rows=nothing,
+            weights=self.weights[:0],
+            mask=self.mask.of_queries(nothing),
+            embed_queries=lambda: self.embed_queries()[:0],
+            owners=None if self.owners is None else nothing,
+        )

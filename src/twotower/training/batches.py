@@ -9,10 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from twotower.data.batches import Batch, Columns
+from twotower.data.batches import WEIGHTS, Batch, Columns
 from twotower.data.prepared import Prepared
+from twotower.data.schema import BORROWED, TASK_WEIGHTS
 from twotower.data.user_sets import UserSets
 from twotower.data.windows import Windows
+from twotower.losses.ranks import Ranks, share
 from twotower.models.two_tower import TwoTower
 
 
@@ -23,6 +25,8 @@ class TrainingExamples:
     Args:
         rows: (E,) int64 the examples of every epoch.
         assemble: Turns examples (B,) into a batch.
+        assemble_share: Turns a share of examples (B,) into a batch; for examples that draw random
+            numbers, from the given state and for all of them. None for examples that do not.
         pool: (F,) int64 further examples, of which every epoch draws some anew; None for none.
         num_drawn: How many.
     """
@@ -31,6 +35,35 @@ class TrainingExamples:
     assemble: Callable[[Tensor], Batch]
     pool: Tensor | None = None
     num_drawn: int = 0
+    assemble_share: Callable[[Tensor, slice, torch.Generator | None], Batch] | None = None
+
+    def share_of_batch(self, ranks: Ranks) -> Callable[[Tensor], Batch]:
+        """Turns the examples (B,) of a batch into the share that a process has in it.
+
+        Where there is none, the batch holds an example of another process and says so.
+        """
+        if ranks.size == 1:
+            return self.assemble
+
+        def assemble(rows: Tensor) -> Batch:
+            own = share(ranks, len(rows))
+            is_empty = own.start == own.stop
+            own = slice(0, 1) if is_empty else own
+            if self.assemble_share is None:
+                batch = self.assemble(rows[own])
+            else:
+                batch = self.assemble_share(rows, own, ranks.generator(torch.device("cpu")))
+            return _borrowed(batch) if is_empty else batch
+
+        return assemble
+
+
+def _borrowed(batch: Batch) -> Batch:
+    """The batch without weight."""
+    weights = {
+        name: torch.zeros_like(batch[name]) for name in (WEIGHTS, TASK_WEIGHTS) if name in batch
+    }
+    return batch | weights | {BORROWED: torch.ones(1, dtype=torch.bool)}
 
 
 class TrainingBatches(Protocol):
@@ -99,4 +132,6 @@ class UserBatches:
         sets = UserSets.of(
             prepared, columns, history_share=self.history_share, user_power=self.user_power
         )
-        return TrainingExamples(rows=torch.arange(len(sets)), assemble=sets.batch)
+        return TrainingExamples(
+            rows=torch.arange(len(sets)), assemble=sets.batch, assemble_share=sets.batch
+        )

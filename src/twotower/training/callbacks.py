@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, TQDMProgressB
 from torch import Tensor
 
 from twotower.data.batches import ShuffledBatches
+from twotower.losses.ranks import Ranks
+from twotower.training.distributed import DistributedRanks
 
 
 class ValidationMetrics(pl.Callback):
@@ -70,6 +73,29 @@ class Stopping(EarlyStopping):
         return trainer.global_step >= self.max_steps > 0
 
 
+class Together(pl.Callback):
+    """Lets several processes end together: all stop when one of them has been told to.
+
+    Args:
+        ranks: The processes.
+    """
+
+    def __init__(self, ranks: DistributedRanks) -> None:
+        self.ranks = ranks
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let a signal to terminate end the process at once, as any other death.
+
+        Lightning's handler talks to the other processes from within whatever they are doing.
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Agree on whether to stop."""
+        told = torch.tensor(float(trainer.should_stop))
+        trainer.should_stop = bool(self.ranks.sum(told))
+
+
 class ResumePoint(Checkpoint):
     """Writes the checkpoint that a killed run is resumed from: every few steps, and after epochs.
 
@@ -109,11 +135,13 @@ class Throughput(pl.Callback):
     Args:
         stage: Prefix of the names.
         every: Steps between two entries.
+        num_processes: How many hold a share of every batch, of about the same size.
     """
 
-    def __init__(self, *, stage: str, every: int) -> None:
+    def __init__(self, *, stage: str, every: int, num_processes: int = 1) -> None:
         self.stage = stage
         self.every = every
+        self.num_processes = num_processes
         self._since = 0.0
         self._examples = 0
 
@@ -134,7 +162,7 @@ class Throughput(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Count the batch, log now and then."""
-        self._examples += len(next(iter(batch.values())))
+        self._examples += self.num_processes * len(next(iter(batch.values())))
         if (batch_idx + 1) % self.every and not trainer.should_stop:
             return
         now = time.perf_counter()
@@ -185,18 +213,30 @@ class ResumeState(pl.Callback):
     Lightning saves the loader's state too, but does not restore it when the schedule has asked for
     the number of steps, nor at the end of an epoch.
 
+    Several processes share some random states and have one of their own each. A run that is resumed
+    by another number of processes goes on with the same batches and the same shared states.
+
     Args:
         loader: The training batches.
+        ranks: The processes that train together; None for one.
     """
 
-    def __init__(self, loader: ShuffledBatches) -> None:
+    def __init__(self, loader: ShuffledBatches, ranks: Ranks | None = None) -> None:
         self.loader = loader
+        self.ranks = ranks
         self._restored: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the loader, states of the CPU's and every GPU's generator."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {"loader": self.loader.state_dict(), "cpu": torch.get_rng_state(), "cuda": cuda}
+        state = {"loader": self.loader.state_dict(), **_random_states(), "of_ranks": []}
+        if isinstance(self.ranks, DistributedRanks):
+            shared = self.ranks.random_states()
+            state["of_ranks"] = _of_ranks(self.ranks)
+            state |= {
+                "cpu": shared["cpu"],
+                "cuda": [shared[name] for name in shared if name != "cpu"],
+            }
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the states until training starts."""
@@ -204,8 +244,35 @@ class ResumeState(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put all back, after everything that might draw on the way here."""
-        if self._restored:
-            self.loader.load_state_dict(self._restored["loader"])
-            torch.set_rng_state(self._restored["cpu"].cpu())
-            if torch.cuda.is_available() and self._restored["cuda"]:
-                torch.cuda.set_rng_state_all([state.cpu() for state in self._restored["cuda"]])
+        state = self._restored
+        if state:
+            self.loader.load_state_dict(state["loader"])
+        if isinstance(self.ranks, DistributedRanks):
+            own = state["of_ranks"] if state else []
+            if state:
+                shared = zip(("cpu", "cuda"), [state["cpu"], *state["cuda"]], strict=False)
+                self.ranks.set_random_states(dict(shared))
+            # A seed of its own, or dropout would be the same everywhere.
+            torch.manual_seed((torch.initial_seed() + 1) * 1_000_003 + self.ranks.rank)
+            state = own[self.ranks.rank] if len(own) == self.ranks.size else {}
+        if state:
+            torch.set_rng_state(state["cpu"].cpu())
+            if torch.cuda.is_available() and state["cuda"]:
+                torch.cuda.set_rng_state_all([state.cpu() for state in state["cuda"]])
+
+
+def _random_states() -> dict[str, Any]:
+    """States of this process."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _of_ranks(ranks: DistributedRanks) -> list[dict[str, Any]]:
+    """States of all processes."""
+    own = _random_states()
+    cpu = ranks.gather(own["cpu"].unsqueeze(0))  # (R, bytes)
+    cuda = [ranks.gather(state.unsqueeze(0)) for state in own["cuda"]]
+    return [
+        {"cpu": cpu[rank].clone(), "cuda": [device[rank].clone() for device in cuda]}
+        for rank in range(ranks.size)
+    ]

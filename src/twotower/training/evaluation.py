@@ -17,6 +17,7 @@ from twotower.data.batches import Batch, Columns
 from twotower.data.item_lists import ItemLists
 from twotower.data.queries import Queries
 from twotower.index.exact import exact_search
+from twotower.losses.ranks import OneRank, Ranks, share
 from twotower.metrics.top_k import Relevant, mean_over_queries, top_k_metrics
 from twotower.models.two_tower import TwoTower
 from twotower.training.retrieval import embed_catalogue
@@ -90,16 +91,25 @@ def rank_catalogue(
     num_catalogue: int,
     k: int,
     remove_seen: bool,
+    ranks: Ranks | None = None,
 ) -> Array:
     """The exact top `k` of the catalogue for every query.
+
+    Of several processes each ranks for a share of the queries, and all get all; all must call it.
 
     Returns:
         Item rows (Q, k) int64, best first, padded with -1.
     """
-    items = embed_catalogue(model, columns, num_catalogue)  # (C, D)
-    vectors = embed_queries(model, columns, queries)  # (Q, D)
-    left_out = excluded(queries, remove_seen=remove_seen, num_catalogue=num_catalogue)
-    return exact_search(vectors, items, k, left_out).rows
+    ranks = ranks or OneRank()
+    items = embed_catalogue(model, columns, num_catalogue, ranks=ranks)  # (C, D)
+    part = share(ranks, len(queries))
+    own = queries.between(part.start, part.stop)
+    found = np.zeros((0, k), np.int64)
+    if len(own):
+        vectors = embed_queries(model, columns, own)  # (Q, D) of the share
+        left_out = excluded(own, remove_seen=remove_seen, num_catalogue=num_catalogue)
+        found = exact_search(vectors, items, k, left_out).rows
+    return ranks.gather(torch.from_numpy(found)).numpy()
 
 
 def mean_metrics(ranked: Array, queries: Queries, ks: Sequence[int]) -> dict[str, float]:

@@ -9,7 +9,7 @@ Shape letters: n examples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -28,7 +28,9 @@ from twotower.data.schema import (
     TRAIN,
     DataError,
 )
+from twotower.losses.ranks import Ranks
 from twotower.training.batches import TrainingExamples
+from twotower.training.distributed import DistributedRanks, arrays_of_first
 from twotower.training.retriever import Retriever
 
 Array = npt.NDArray[Any]
@@ -92,6 +94,40 @@ def with_ranks(examples: Examples, prepared: Prepared, retriever: Retriever | No
         raise DataError([NO_RANKS])
     ranks = retriever.ranks(prepared, examples.interactions, examples.item_rows)
     return replace(examples, ranks=ranks)
+
+
+def examples_of_first(make: Callable[[], Examples], ranks: Ranks) -> Examples:
+    """Examples that the first process makes, in all processes.
+
+    Scores that were computed twice may differ in their last digit, and lists of candidates with
+    them.
+
+    Args:
+        make: Makes them; called by the first process alone.
+        ranks: The processes.
+    """
+    if not isinstance(ranks, DistributedRanks):
+        return make()
+    sent: dict[str, Array] = {}
+    if ranks.rank == 0:
+        made = make()
+        fields = {name: value for name, value in vars(made).items() if value is not None}
+        sent = {TASK_PREFIX + name: won for name, won in fields.pop("tasks").items()}
+        sent |= {name: np.asarray(value) for name, value in fields.items()}
+    found = arrays_of_first(sent, ranks)
+    tasks = {n: won for n, won in found.items() if n.startswith(TASK_PREFIX)}
+    num_drawn = found.get("num_drawn")
+    return Examples(
+        interactions=found["interactions"],
+        item_rows=found.get("item_rows"),
+        labels=found["labels"],
+        weights=found["weights"],
+        scores=found.get("scores"),
+        negative_rate=float(found["negative_rate"]),
+        ranks=found.get("ranks"),
+        tasks={name.removeprefix(TASK_PREFIX): won for name, won in tasks.items()},
+        num_drawn=None if num_drawn is None else int(num_drawn),
+    )
 
 
 class ExampleSource(Protocol):

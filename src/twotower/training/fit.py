@@ -11,24 +11,31 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from twotower.data.batches import ShuffledBatches
+from twotower.losses.ranks import Ranks
 from twotower.training.callbacks import (
     ProgressBar,
     ResumePoint,
     ResumeState,
     Stopping,
     Throughput,
+    Together,
     ValidationMetrics,
 )
+from twotower.training.checkpoints import BestWeights, WholeFiles
+from twotower.training.distributed import DistributedRanks, agreed, take_part
+from twotower.training.processes import PATIENCE, StartedTogether
 from twotower.training.run_folder import write_json
 from twotower.training.settings import StageSettings, TrainerSettings
+from twotower.training.task import StageTask
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +48,8 @@ TENSORBOARD = "tensorboard"
 EXPECTED_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"Checkpoint directory .* exists and is not empty",
+    r"It is recommended to use `self.log\(.*sync_dist=True\)`",  # all processes log the same
+    r"`broadcast_buffers` is deprecated",  # by torch 2.13; its successor is not in 2.11
 )
 
 
@@ -73,7 +82,7 @@ def seed_everything(seed: int) -> None:
 def fit_stage(
     *,
     stage: str,
-    task: pl.LightningModule,
+    task: StageTask,
     loader: ShuffledBatches,
     evaluate: Callable[[], Mapping[str, float]],
     settings: StageSettings,
@@ -85,7 +94,8 @@ def fit_stage(
 
     Args:
         stage: ``retrieval`` or ``ranking``.
-        task: The Lightning task; its ``model`` holds the weights that are kept afterwards.
+        task: The Lightning task; its ``model`` holds the weights that are kept afterwards. Of the
+            processes that it is trained by, the first one writes.
         loader: Training batches.
         evaluate: Metrics of the validation part by full name.
         settings: Of the stage.
@@ -99,44 +109,44 @@ def fit_stage(
     Raises:
         SystemExit: When the process is told to terminate; its status says so.
     """
-    stage_folder, device = folder / stage, trainer_settings.device()
+    ranks, device = task.ranks, trainer_settings.device()
+    stage_folder = folder / stage
     finished, last = stage_folder / FINISHED, stage_folder / f"{LAST}.ckpt"
-    if finished.is_file():
+    if _all_see(finished, ranks):
         log.info("%s: finished before, the best weights are loaded", stage)
         _load_best(task, stage_folder, device)
         return Fitted(**json.loads(finished.read_text()))
     log_every = min(trainer_settings.log_every, len(loader))
     stopping, best = _selection(stage, stage_folder, settings, trainer_settings.max_steps)
+    pruning = trainer_settings.pruning if ranks.rank == 0 else None
     callbacks = [
         ValidationMetrics(evaluate),
         stopping,
-        *(trainer_settings.pruning.callbacks(stage) if trainer_settings.pruning else []),
-        Throughput(stage=stage, every=log_every),
-        ResumeState(loader),
+        *(pruning.callbacks(stage) if pruning else []),
+        *([Together(ranks)] if isinstance(ranks, DistributedRanks) else []),
+        Throughput(stage=stage, every=log_every, num_processes=ranks.size),
+        ResumeState(loader, ranks),
         best,
         ResumePoint(path=last, every=trainer_settings.checkpoint_every),
         *([ProgressBar(stage)] if progress else []),
     ]
-    logger = TensorBoardLogger(save_dir=folder, name=TENSORBOARD, version=stage)
     task.to(device)
     started = time.perf_counter()
     with _quiet_lightning():
-        trainer = pl.Trainer(
-            accelerator=device.type.replace("cuda", "gpu"),
-            devices=1,
-            precision=trainer_settings.lightning_precision(),
-            max_epochs=settings.max_epochs,
+        trainer = _trainer(
+            trainer_settings,
+            ranks,
             callbacks=callbacks,
-            logger=logger,
-            log_every_n_steps=log_every,
-            enable_progress_bar=progress,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
+            logger=TensorBoardLogger(save_dir=folder, name=TENSORBOARD, version=stage),
+            max_epochs=settings.max_epochs,
+            log_every=log_every,
+            progress=progress,
         )
-        resumed = last if last.is_file() else None
+        resumed = last if _all_see(last, ranks) else None
         if resumed:
             log.info("%s: goes on from %s", stage, last)
+        if isinstance(ranks, DistributedRanks):
+            take_part(task, ranks)
         try:
             trainer.fit(task, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
         except SIGTERMException as stopped:  # It has no status, and would pass for success.
@@ -150,7 +160,8 @@ def fit_stage(
         seconds=round(time.perf_counter() - started, 1),
         best=float("nan") if of_kept is None else float(of_kept),
     )
-    write_json(finished, asdict(fitted))
+    if ranks.rank == 0:
+        write_json(finished, asdict(fitted))
     log.info(
         "%s: %d epochs, %d steps in %.1f s, %s %s on validation %.4f",
         *(stage, fitted.epochs, fitted.steps, fitted.seconds),
@@ -159,9 +170,51 @@ def fit_stage(
     return fitted
 
 
+def _trainer(
+    settings: TrainerSettings,
+    ranks: Ranks,
+    *,
+    callbacks: list[pl.Callback],
+    logger: TensorBoardLogger,
+    max_epochs: int,
+    log_every: int,
+    progress: bool,
+) -> pl.Trainer:
+    """Lightning's trainer, of one process or of those that are connected."""
+    devices, num_nodes = 1, 1
+    strategy: DDPStrategy | str = "auto"
+    plugins: list[Any] = [WholeFiles()]
+    if isinstance(ranks, DistributedRanks):
+        devices, num_nodes = ranks.local_size, ranks.size // ranks.local_size
+        # What is not a weight is computed alike by all.
+        strategy = DDPStrategy(broadcast_buffers=False, timeout=PATIENCE)
+        plugins.append(StartedTogether(ranks))
+    return pl.Trainer(
+        accelerator=settings.device().type.replace("cuda", "gpu"),
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=settings.lightning_precision(),
+        max_epochs=max_epochs,
+        callbacks=callbacks,
+        logger=logger,
+        log_every_n_steps=log_every,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        plugins=plugins,
+    )
+
+
+def _all_see(path: Path, ranks: Ranks) -> bool:
+    """Whether the first process sees a file."""
+    return bool(agreed({"there": path.is_file()}, ranks)["there"])
+
+
 def _selection(
     stage: str, folder: Path, settings: StageSettings, max_steps: int
-) -> tuple[Stopping, ModelCheckpoint]:
+) -> tuple[Stopping, BestWeights]:
     """When training stops, and which weights are kept."""
     monitor, keeps_best = f"{stage}/validation/{settings.monitor}", settings.keep == "best"
     stopping = Stopping(
@@ -170,14 +223,8 @@ def _selection(
         patience=settings.patience if keeps_best else settings.max_epochs,
         max_steps=max_steps,
     )
-    best = ModelCheckpoint(
-        dirpath=folder,
-        filename=BEST,
-        monitor=monitor if keeps_best else None,
-        mode=settings.mode,
-        save_weights_only=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
+    best = BestWeights(
+        path=folder / f"{BEST}.ckpt", monitor=monitor if keeps_best else None, mode=settings.mode
     )
     return stopping, best
 

@@ -14,6 +14,7 @@ from twotower.data.batches import LABELS, WEIGHTS, Batch
 from twotower.data.prepared import Prepared
 from twotower.data.schema import TASK_PREFIX, TASK_WEIGHTS
 from twotower.losses.calibration import Calibration
+from twotower.losses.ranks import OneRank, Ranks, share
 from twotower.metrics.calibration import expected_calibration_error, reliability
 from twotower.metrics.click import auc, grouped_auc, log_loss, normalised_entropy
 from twotower.models.dcn import DCNv2
@@ -45,13 +46,21 @@ class RankingTask(StageTask):
         model: The ranker.
         loss: What is minimised; with further tasks, the weighted sum of it over all.
         optimizer: Rates and schedule.
+        ranks: The processes that train together, each on a share of every batch; None for one.
 
     Raises:
         ValueError: When the loss weighs a task that there is not.
     """
 
-    def __init__(self, *, model: DCNv2, loss: RankingLoss, optimizer: OptimizerSettings) -> None:
-        super().__init__(optimizer)
+    def __init__(
+        self,
+        *,
+        model: DCNv2,
+        loss: RankingLoss,
+        optimizer: OptimizerSettings,
+        ranks: Ranks | None = None,
+    ) -> None:
+        super().__init__(optimizer, ranks or OneRank())
         unknown = set(loss.task_weights) - set(model.tasks)
         if unknown:
             raise ValueError(
@@ -62,37 +71,50 @@ class RankingTask(StageTask):
         self.loss = loss
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Loss of one batch of examples."""
+        """Loss of one batch of examples, or of a share of it."""
         logits = self.model.logits(batch)  # (B, T)
-        loss = self.loss(logits[:, 0], batch[LABELS], batch[WEIGHTS])
-        self.log("ranking/train/loss", loss, batch_size=len(batch[LABELS]), prog_bar=True)
+        loss = self._mean(logits[:, 0], batch[LABELS], batch[WEIGHTS])
+        of_all = self.ranks.mean(loss)
+        self.log("ranking/train/loss", of_all, batch_size=len(logits), prog_bar=True)
         for column, task in enumerate(self.model.tasks, 1):
-            of_task = self.loss(logits[:, column], batch[TASK_PREFIX + task], batch[TASK_WEIGHTS])
-            self.log(f"ranking/train/{task}/loss", of_task, batch_size=len(logits))
+            of_task = self._mean(logits[:, column], batch[TASK_PREFIX + task], batch[TASK_WEIGHTS])
+            of_all = self.ranks.mean(of_task)
+            self.log(f"ranking/train/{task}/loss", of_all, batch_size=len(logits))
             loss = loss + self.loss.task_weights.get(task, 1.0) * of_task
         return loss
 
+    def _mean(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Weighted mean, of several processes the share of this one."""
+        return self.ranks.share_of(self.loss(logits, labels, weights), weights)
+
 
 @torch.no_grad()
-def predicted_logits(model: DCNv2, examples: ExampleBatches) -> Tensor:
-    """Logits (n, T) of all examples as float64 on the CPU, in blocks."""
+def predicted_logits(model: DCNv2, examples: ExampleBatches, ranks: Ranks | None = None) -> Tensor:
+    """Logits (n, T) of all examples as float64 on the CPU, in blocks.
+
+    Of several processes each scores a share, and all get all; all must call it.
+    """
+    ranks = ranks or OneRank()
+    rows = torch.arange(len(examples))[share(ranks, len(examples))]
+    parts = [torch.zeros(0, 1 + len(model.tasks), dtype=torch.float64)]
     with evaluating(model):
-        parts = [
-            model.logits(examples.batch(block)).double().cpu()
-            for block in torch.split(torch.arange(len(examples)), EVALUATION_BLOCK)
-        ]
-    return torch.cat(parts)
+        blocks = torch.split(rows, EVALUATION_BLOCK) if len(rows) else ()
+        parts += [model.logits(examples.batch(block)).double().cpu() for block in blocks]
+    return ranks.gather(torch.cat(parts))
 
 
 def probabilities(
-    model: DCNv2, examples: ExampleBatches, calibration: Calibration
+    model: DCNv2, examples: ExampleBatches, calibration: Calibration, ranks: Ranks | None = None
 ) -> npt.NDArray[np.float64]:
     """Probability (n,) of every example among examples whose negatives were sampled as these."""
     kept = examples.examples.negative_rate
-    return calibration.probability(predicted_logits(model, examples)[:, 0], kept=kept).numpy()
+    logits = predicted_logits(model, examples, ranks)[:, 0]
+    return calibration.probability(logits, kept=kept).numpy()
 
 
-def task_metrics(model: DCNv2, examples: ExampleBatches) -> dict[str, float]:
+def task_metrics(
+    model: DCNv2, examples: ExampleBatches, ranks: Ranks | None = None
+) -> dict[str, float]:
     """AUC, log loss and calibration error of every further task, by ``<task>/<metric>``.
 
     They are held against the examples as they are: those of validation and test are not sampled.
@@ -100,7 +122,7 @@ def task_metrics(model: DCNv2, examples: ExampleBatches) -> dict[str, float]:
     values: dict[str, float] = {}
     if not model.tasks:
         return values
-    predicted = predicted_logits(model, examples)[:, 1:].sigmoid().numpy()  # (n, T - 1)
+    predicted = predicted_logits(model, examples, ranks)[:, 1:].sigmoid().numpy()  # (n, T - 1)
     for column, task in enumerate(model.tasks):
         labels = examples.examples.tasks[task]
         of_task = {

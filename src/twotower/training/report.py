@@ -23,10 +23,11 @@ from twotower.metrics.cold_start import cold_start
 from twotower.metrics.top_k import contains, top_k_metrics
 from twotower.models.dcn import DCNv2
 from twotower.training.baselines import ITEM_KNN, rank_baselines
+from twotower.training.context import Context
 from twotower.training.evaluation import rank_catalogue, relevant
 from twotower.training.examples import ExampleBatches
 from twotower.training.ranking import click_metrics, probabilities, task_metrics
-from twotower.training.stages import RANKING, RETRIEVAL, Context, Trained
+from twotower.training.stages import RANKING, RETRIEVAL, Trained
 
 Array = npt.NDArray[Any]
 
@@ -47,12 +48,15 @@ class RetrievalReport:
     deciles: Array
 
 
-def report_retrieval(context: Context, trained: Trained) -> RetrievalReport:
+def report_retrieval(context: Context, trained: Trained) -> RetrievalReport | None:
     """Rank the catalogue for every test query, with the model and both baselines.
 
     Args:
         context: Data and settings.
         trained: The trained stage.
+
+    Returns:
+        The figures; None in all processes but the first.
     """
     prepared, settings = context.prepared, context.evaluation
     queries = settings.queries(prepared, TEST)
@@ -64,7 +68,10 @@ def report_retrieval(context: Context, trained: Trained) -> RetrievalReport:
         num_catalogue=prepared.num_catalogue,
         k=longest,
         remove_seen=settings.remove_seen,
+        ranks=context.ranks,
     )
+    if context.ranks.rank:
+        return None
     lists = {RETRIEVAL: ranked} | dict(
         rank_baselines(prepared, queries, k=longest, remove_seen=settings.remove_seen)
     )
@@ -110,7 +117,7 @@ class RankingReport:
 
 def report_ranking(
     context: Context, model: DCNv2, calibration: Calibration, examples: ExampleBatches
-) -> RankingReport:
+) -> RankingReport | None:
     """Score the test examples.
 
     Args:
@@ -121,15 +128,18 @@ def report_ranking(
 
     Returns:
         Figures of the calibrated probabilities; ``calibration_error_before`` is that of the ranker
-        as it was trained.
+        as it was trained. None in all processes but the first.
     """
-    labels = examples.examples.labels
-    predicted = probabilities(model, examples, calibration)
-    table = reliability(labels, predicted)
-    values = click_metrics(context.prepared, examples, predicted) | task_metrics(model, examples)
-    metrics = {f"{RANKING}/test/{name}": value for name, value in values.items()}
+    labels, ranks = examples.examples.labels, context.ranks
+    predicted = probabilities(model, examples, calibration, ranks)
     as_trained = Calibration(negative_rate=calibration.negative_rate)
-    before = reliability(labels, probabilities(model, examples, as_trained))
+    before = reliability(labels, probabilities(model, examples, as_trained, ranks))
+    of_tasks = task_metrics(model, examples, ranks)
+    if ranks.rank:
+        return None
+    table = reliability(labels, predicted)
+    values = click_metrics(context.prepared, examples, predicted) | of_tasks
+    metrics = {f"{RANKING}/test/{name}": value for name, value in values.items()}
     metrics[f"{RANKING}/test/calibration_error_before"] = expected_calibration_error(before)
     metrics[f"{RANKING}/test/examples"] = float(len(labels))
     metrics[f"{RANKING}/test/positive_rate"] = float(labels.mean())

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from twotower.data.batches import ITEM_ROWS, NUM_SEEN, USER_ROWS, WEIGHTS, Batch, Columns
+from twotower.data.schema import BORROWED
 from twotower.data.user_sets import OWNER
 from twotower.data.windows import WINDOW
 from twotower.losses.masks import PositiveMask
 from twotower.losses.objective import RetrievalObjective
+from twotower.losses.ranks import OneRank, Ranks, share
 from twotower.losses.step import Step
 from twotower.models.two_tower import TwoTower
 from twotower.training.optimizers import OptimizerSettings
@@ -29,6 +31,7 @@ class RetrievalTask(StageTask):
         columns: Where features come from.
         item_probability: (C,) share of the training events that are of an item.
         optimizer: Rates and schedule.
+        ranks: The processes that train together, each on a share of every batch; None for one.
     """
 
     def __init__(
@@ -39,36 +42,40 @@ class RetrievalTask(StageTask):
         columns: Columns,
         item_probability: Tensor,
         optimizer: OptimizerSettings,
+        ranks: Ranks | None = None,
     ) -> None:
-        super().__init__(optimizer)
+        super().__init__(optimizer, ranks or OneRank())
         self.model = model
         self.objective = objective
         self.columns = columns
         self.item_probability = item_probability.to(columns.device)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Loss of one batch of events, windows or users."""
+        """Loss of one batch of events, windows or users, or of a share of it."""
         targets = batch[ITEM_ROWS]  # (B,), or (N,) of all windows or users
         embed = self.model.embed_queries
         if WINDOW in batch:
             embed = self.model.embed_windows
         elif OWNER in batch:
             embed = self.model.embed_sets
-        loss = self.objective(
-            Step(
-                target_rows=targets,
-                weights=batch[WEIGHTS],
-                mask=self._mask(batch),
-                item_probability=self.item_probability,
-                embed_queries=lambda: embed(batch),
-                embed_items=lambda rows: self.model.embed_items(self.columns.items(rows)),
-                embed_catalogue=lambda: embed_catalogue(
-                    self.model, self.columns, self.item_probability.numel()
-                ),
-                owners=batch.get(OWNER),
-            )
+        step = Step(
+            target_rows=targets,
+            weights=batch[WEIGHTS],
+            mask=self._mask(batch),
+            item_probability=self.item_probability,
+            embed_queries=lambda: embed(batch),
+            embed_items=lambda rows: self.model.embed_items(self.columns.items(rows)),
+            embed_catalogue=lambda: embed_catalogue(
+                self.model, self.columns, self.item_probability.numel(), ranks=self.ranks
+            ),
+            owners=batch.get(OWNER),
+            ranks=self.ranks,
         )
-        self.log("retrieval/train/loss", loss, batch_size=len(targets), prog_bar=True)
+        if BORROWED in batch:
+            step = step.without_queries()
+        loss = self.ranks.share_of(self.objective(step), step.weights)
+        of_all = self.ranks.mean(loss)
+        self.log("retrieval/train/loss", of_all, batch_size=len(targets), prog_bar=True)
         return loss
 
     def _mask(self, batch: Batch) -> PositiveMask:
@@ -99,15 +106,21 @@ class RetrievalTask(StageTask):
 
 
 @torch.no_grad()
-def embed_catalogue(model: TwoTower, columns: Columns, num_items: int, block: int = 8192) -> Tensor:
-    """Vectors (C, D) of the items 0 to `num_items` - 1, float32, in blocks."""
+def embed_catalogue(
+    model: TwoTower,
+    columns: Columns,
+    num_items: int,
+    block: int = 8192,
+    ranks: Ranks | None = None,
+) -> Tensor:
+    """Vectors (C, D) of the items 0 to `num_items` - 1, float32, in blocks.
+
+    Of several processes each embeds a share, and all get all; all must call it.
+    """
+    ranks = ranks or OneRank()
+    rows = torch.arange(num_items, device=columns.device)[share(ranks, num_items)]
     with evaluating(model):
         parts = [
-            model.embed_items(
-                columns.items(
-                    torch.arange(start, min(start + block, num_items), device=columns.device)
-                )
-            ).float()
-            for start in range(0, num_items, block)
+            model.embed_items(columns.items(part)).float() for part in torch.split(rows, block)
         ]
-    return torch.cat(parts)
+    return ranks.gather(torch.cat(parts))

@@ -14,6 +14,7 @@ from twotower.data.batches import Columns
 from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared
 from twotower.index.exact import exact_ranks
+from twotower.losses.ranks import Ranks
 from twotower.models.two_tower import TwoTower
 from twotower.training.retrieval import embed_catalogue
 from twotower.training.task import evaluating
@@ -42,10 +43,15 @@ class Retriever:
 
     @staticmethod
     def of(
-        model: TwoTower, columns: Columns, num_catalogue: int, *, remove_seen: bool = True
+        model: TwoTower,
+        columns: Columns,
+        num_catalogue: int,
+        *,
+        remove_seen: bool = True,
+        ranks: Ranks | None = None,
     ) -> Retriever:
         """A retriever with the vectors of the catalogue."""
-        items = embed_catalogue(model, columns, num_catalogue)
+        items = embed_catalogue(model, columns, num_catalogue, ranks=ranks)
         return Retriever(model=model, columns=columns, items=items, remove_seen=remove_seen)
 
     @torch.no_grad()

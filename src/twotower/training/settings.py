@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from twotower.training.optimizers import OptimizerSettings
+from twotower.training.processes import Place
 from twotower.training.pruning import MedianPruning
 
 
@@ -19,6 +20,8 @@ class TrainerSettings:
 
     Args:
         accelerator: ``auto``, ``cpu`` or ``gpu``.
+        devices: How many GPUs of this machine are used, or on CPU how many processes; each of them
+            takes its share of every batch. Under torchrun it stays 1: torchrun says how many.
         precision: ``auto`` (bf16 where the device has it), ``32-true`` or ``bf16-mixed``.
         log_every: Steps between two entries in TensorBoard; at least one an epoch is made.
         checkpoint_every: Steps between two checkpoints to resume from; every epoch ends with one.
@@ -30,6 +33,7 @@ class TrainerSettings:
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     log_every: int = 50
     checkpoint_every: int = 500
@@ -37,17 +41,17 @@ class TrainerSettings:
     pruning: MedianPruning | None = None
 
     def __post_init__(self) -> None:
-        problems = _below_one(self, "log_every", "checkpoint_every")
+        problems = _below_one(self, "devices", "log_every", "checkpoint_every")
         if self.max_steps != -1 and self.max_steps < 1:
             problems.append(f"`max_steps` must be at least 1, or -1, got {self.max_steps}")
         if problems:
             raise ValueError("\n".join(f"trainer: {problem}" for problem in problems))
 
     def device(self) -> torch.device:
-        """The device that models and columns live on.
+        """The device that models and columns of this process live on.
 
         Raises:
-            ValueError: When a GPU is asked for and torch sees none.
+            ValueError: When more GPUs are asked for than torch sees.
         """
         has_gpu = torch.cuda.is_available()
         if self.accelerator == "gpu" and not has_gpu:
@@ -55,7 +59,16 @@ class TrainerSettings:
                 "trainer: `accelerator` is gpu but torch sees none; `twotower doctor` says why, "
                 "and auto or cpu train without"
             )
-        return torch.device("cuda" if has_gpu and self.accelerator != "cpu" else "cpu")
+        if not has_gpu or self.accelerator == "cpu":
+            return torch.device("cpu")
+        place = Place.of_environment()
+        if place is None and self.devices == 1:
+            return torch.device("cuda")
+        local_rank = 0 if place is None else place.local_rank
+        needed, there = max(self.devices, local_rank + 1), torch.cuda.device_count()
+        if needed > there:
+            raise ValueError(f"trainer: {needed} `devices` are asked for, torch sees {there} GPUs")
+        return torch.device("cuda", local_rank)
 
     def lightning_precision(self) -> Any:  # noqa: ANN401 - Lightning's own union of strings
         """The precision under Lightning's name."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -13,20 +12,25 @@ import torch
 
 from twotower.data.batches import Columns, ShuffledBatches
 from twotower.data.leakage import check_leaks
-from twotower.data.prepared import Prepared
-from twotower.data.queries import EvaluationSettings
 from twotower.data.schema import TRAIN, VALIDATION
 from twotower.features.frequency import ItemFrequency
 from twotower.features.spec import ModelInputs
 from twotower.losses.calibration import Calibration, Calibrator
 from twotower.losses.objective import RetrievalObjective
 from twotower.metrics.top_k import metric_names
-from twotower.models.columns import stage_columns
 from twotower.models.dcn import DCNv2
 from twotower.models.two_tower import TwoTower
 from twotower.training.batches import TrainingBatches, TrainingExamples
+from twotower.training.context import Context
+from twotower.training.distributed import agreed
 from twotower.training.evaluation import mean_metrics, rank_catalogue
-from twotower.training.examples import ExampleBatches, Examples, ExampleSource, with_ranks
+from twotower.training.examples import (
+    ExampleBatches,
+    Examples,
+    ExampleSource,
+    examples_of_first,
+    with_ranks,
+)
 from twotower.training.fit import Fitted, fit_stage
 from twotower.training.memory import keep_freed_memory
 from twotower.training.ranking import (
@@ -40,38 +44,14 @@ from twotower.training.ranking import (
 )
 from twotower.training.retrieval import RetrievalTask
 from twotower.training.retriever import Retriever
-from twotower.training.settings import StageSettings, TrainerSettings
+from twotower.training.reused_tables import start_from_tables
+from twotower.training.settings import StageSettings
 
 log = logging.getLogger(__name__)
 
 RETRIEVAL: Final = "retrieval"
 RANKING: Final = "ranking"
 STAGES = (RETRIEVAL, RANKING)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Context:
-    """What both stages share.
-
-    Args:
-        prepared: The data set.
-        folder: The run folder.
-        trainer: Settings of the trainer.
-        evaluation: Settings of the metrics.
-        seed: Seed of the order of batches.
-        progress: Whether progress bars are shown.
-    """
-
-    prepared: Prepared
-    folder: Path
-    trainer: TrainerSettings
-    evaluation: EvaluationSettings
-    seed: int
-    progress: bool
-
-    def columns(self, inputs: ModelInputs) -> Columns:
-        """The columns of a stage on the trainer's device."""
-        return stage_columns(self.prepared, inputs, self.trainer.device())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +123,7 @@ def train_retrieval(
             num_catalogue=prepared.num_catalogue,
             k=longest,
             remove_seen=context.evaluation.remove_seen,
+            ranks=context.ranks,
         )
         means = mean_metrics(ranked, queries, context.evaluation.ks)
         return {f"{RETRIEVAL}/validation/{name}": value for name, value in means.items()}
@@ -153,12 +134,17 @@ def train_retrieval(
         columns=columns,
         item_probability=torch.from_numpy(frequency.probability()),
         optimizer=settings.optimizer,
+        ranks=context.ranks,
     )
     examples = batches.examples(prepared, columns, model)
     fitted = _fit(context, RETRIEVAL, task, examples, evaluate, settings)
     model.eval()
     retriever = Retriever.of(
-        model, columns, prepared.num_catalogue, remove_seen=context.evaluation.remove_seen
+        model,
+        columns,
+        prepared.num_catalogue,
+        remove_seen=context.evaluation.remove_seen,
+        ranks=context.ranks,
     )
     return Trained(retriever=retriever, frequency=frequency, fitted=fitted)
 
@@ -198,45 +184,24 @@ def train_ranking(
     rate = training.examples.trained_rate
 
     def evaluate() -> Mapping[str, float]:
-        predicted = probabilities(model, validation, Calibration(negative_rate=rate))
+        as_trained = Calibration(negative_rate=rate)
+        predicted = probabilities(model, validation, as_trained, context.ranks)
         values = click_metrics(context.prepared, validation, predicted)
-        values |= task_metrics(model, validation)
+        values |= task_metrics(model, validation, context.ranks)
         return {f"{RANKING}/validation/{name}": value for name, value in values.items()}
 
-    task = RankingTask(model=model, loss=loss, optimizer=settings.optimizer)
+    task = RankingTask(model=model, loss=loss, optimizer=settings.optimizer, ranks=context.ranks)
     examples = training.of_epochs()
     fitted = _fit(context, RANKING, task, examples, evaluate, settings)
     model.eval()
     calibration = calibrator.fit(
-        predicted_logits(model, validation)[:, 0].numpy(),
+        predicted_logits(model, validation, context.ranks)[:, 0].numpy(),
         validation.examples.labels,
         kept=validation.examples.negative_rate,
         trained=rate,
     )
     log.info("ranking: slope %.3f, bias %+.3f on validation", calibration.scale, calibration.bias)
     return TrainedRanker(model=model, columns=columns, calibration=calibration, fitted=fitted)
-
-
-def start_from_tables(model: DCNv2, retrieval: TwoTower) -> list[str]:
-    """Let the ranker's tables start from those that the retrieval has learned.
-
-    A table is taken where both models have it in the same width. The ranker sees far fewer examples
-    than the retrieval, and crosses of vectors that mean nothing yet are slow to learn.
-
-    Args:
-        model: The ranker, changed in place.
-        retrieval: The trained towers.
-
-    Returns:
-        Names of their features.
-    """
-    learned = dict(retrieval.named_parameters())
-    own = {name: table for name, table in model.named_parameters() if "_embedder.layers." in name}
-    reused = [n for n, t in own.items() if n in learned and learned[n].shape == t.shape]
-    with torch.no_grad():
-        for name in reused:
-            own[name].copy_(learned[name])
-    return list(dict.fromkeys(name.split("feature_")[-1].rpartition(".")[0] for name in reused))
 
 
 def ranking_examples(
@@ -248,10 +213,15 @@ def ranking_examples(
     retriever: Retriever | None,
 ) -> ExampleBatches:
     """The examples of a part, ready to be gathered."""
-    examples: Examples = source.examples(context.prepared, part, retriever)
+
+    def make() -> Examples:
+        examples = source.examples(context.prepared, part, retriever)
+        if model.rank_scale is None:
+            return examples
+        return with_ranks(examples, context.prepared, retriever)
+
     with_scores = model.score_scale is not None
-    if model.rank_scale is not None:
-        examples = with_ranks(examples, context.prepared, retriever)
+    examples = examples_of_first(make, context.ranks)
     return ExampleBatches(examples=examples, columns=columns, with_scores=with_scores)
 
 
@@ -282,7 +252,7 @@ def _fit(
         num_drawn=examples.num_drawn,
         batch_size=settings.batch_size,
         seed=context.seed,
-        assemble=examples.assemble,
+        assemble=examples.share_of_batch(context.ranks),
     )
     if context.trainer.device().type == "cpu":
         keep_freed_memory()
@@ -290,7 +260,7 @@ def _fit(
         stage=stage,
         task=task,
         loader=loader,
-        evaluate=evaluate,
+        evaluate=lambda: agreed(evaluate(), context.ranks),
         settings=settings.stretched(len(loader)),
         trainer_settings=context.trainer,
         folder=context.folder,

@@ -7,6 +7,8 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from twotower.losses.ranks import Ranks
+from twotower.training.distributed import DistributedRanks, average_rows, sparse_tables
 from twotower.training.optimizers import OptimizerSettings
 
 
@@ -15,11 +17,18 @@ class StageTask(pl.LightningModule):
 
     Args:
         optimizer: Rates, schedule and clipping.
+        ranks: The processes that train together.
     """
 
-    def __init__(self, optimizer: OptimizerSettings) -> None:
+    def __init__(self, optimizer: OptimizerSettings, ranks: Ranks) -> None:
         super().__init__()
         self.settings = optimizer
+        self.ranks = ranks
+
+    def on_after_backward(self) -> None:
+        """Average what `DistributedDataParallel` leaves out."""
+        if isinstance(self.ranks, DistributedRanks):
+            average_rows(sparse_tables(self).values(), self.ranks)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Both optimizers behind one, with the schedule stepped every batch."""

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -266,6 +267,27 @@ def test_killed_twice_and_resumed_equals_never_killed(shared, folder, tiny, data
     assert command.main([f"resume={run}", "quiet=true"]) == 0
     assert figures(run) == figures(only_run(shared))
     assert only_run(folder) == run
+    assert_bit_equal(run, only_run(shared))
+
+
+def assert_bit_equal(run, other):
+    """All weights, the state of the optimisers and the calibration are the same."""
+    assert (run / "ranker.json").read_bytes() == (other / "ranker.json").read_bytes()
+    for path in ("retrieval/best", "retrieval/last", "ranking/best", "ranking/last"):
+        one, two = (
+            torch.load(folder / f"{path}.ckpt", weights_only=True) for folder in (run, other)
+        )
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+            assert same(one.get(part), two.get(part)), (path, part)
+
+
+def same(one, other):
+    """Whether nested states are equal in every bit."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 @pytest.mark.parametrize(

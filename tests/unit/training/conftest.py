@@ -26,8 +26,8 @@ from twotower.models.dcn import DCNv2, Parallel
 from twotower.models.history import HistoryEncoder, MeanPooling
 from twotower.models.mlp import MLP
 from twotower.models.two_tower import Cosine, TwoTower
+from twotower.training.context import Context
 from twotower.training.settings import TrainerSettings
-from twotower.training.stages import Context
 
 SPEC = FeatureSpec(
     features=(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import warnings
 
@@ -272,6 +273,41 @@ class TestKilledAndResumed:
         assert expected_fitted.steps == max_steps
         assert without_seconds(fitted) == without_seconds(expected_fitted)
         assert_same(task.state_dict(), expected.state_dict())
+
+    @pytest.mark.parametrize("left", [2, 6, 9, 13])
+    def test_killed_while_it_writes_a_checkpoint(self, left, world, tmp_path, monkeypatch):
+        """Half a file is never in the place of a whole one."""
+        trainer = settings(checkpoint_every=1)
+        expected, expected_fitted = fit_retrieval(world, tmp_path / "whole", trainer, Life())
+        save, saves = torch.save, []
+
+        def save_half(checkpoint, path):
+            saves.append(path)
+            save(checkpoint, path)
+            if len(saves) == left:
+                size = os.path.getsize(path)
+                os.truncate(path, size // 2)
+                raise Killed
+
+        monkeypatch.setattr(torch, "save", save_half)
+        with pytest.raises(Killed):
+            fit_retrieval(world, tmp_path / "killed", trainer, Life())
+        task, fitted = fit_retrieval(world, tmp_path / "killed", trainer, Life())
+        assert len(saves) > left + 1
+        assert without_seconds(fitted) == without_seconds(expected_fitted)
+        assert_same(task.state_dict(), expected.state_dict())
+        names = {path.name for path in (tmp_path / "killed" / "retrieval").iterdir()}
+        assert names == {"best.ckpt", "last.ckpt", "finished.json"}
+
+    def test_in_a_folder_that_was_moved(self, world, tmp_path):
+        """What was best before still is: an epoch that is worse does not take its place."""
+        with pytest.raises(IndexError):  # nothing is said of the third epoch
+            fit_with_metrics(world, tmp_path / "here", [0.5, 0.7], num_epochs=3)
+        shutil.move(tmp_path / "here", tmp_path / "there")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            _, fitted, _ = fit_with_metrics(world, tmp_path / "there", [0.6], num_epochs=3)
+        assert (fitted.epochs, fitted.best) == (3, pytest.approx(0.7))
 
     def test_tables_with_sparse_gradients(self, sparse_tables, world, tmp_path):
         trainer = settings(checkpoint_every=3)

@@ -28,6 +28,8 @@ class GivenNegatives:
     An item without a training event is expected 0.01 times, as few as any.
     """
 
+    remembers = False
+
     def __init__(self, further, *, in_batch):
         self.further = torch.tensor(further)
         self.in_batch = in_batch

@@ -23,10 +23,10 @@ from twotower.training.optimizers import OptimizerSettings
 from twotower.training.ranking import click_metrics, probabilities
 from twotower.training.retrieval import embed_catalogue
 from twotower.training.retriever import Retriever
+from twotower.training.reused_tables import start_from_tables
 from twotower.training.settings import StageSettings
 from twotower.training.stages import (
     ranking_examples,
-    start_from_tables,
     train_ranking,
     train_retrieval,
     validation_metrics,
