@@ -83,7 +83,9 @@ class ShardedTable(nn.Module):
         self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
         self.padding_idx, self.device = table.padding_idx, device
         # Behind a tuple it is no part of this module, so its share is no parameter of the model.
-        self._parts = (_collection(table, env, device, eps),)
+        # What TorchRec draws for its rows is not kept, so nothing that is drawn later may change.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self._parts = (_collection(table, env, device, eps),)
         self._look_ups: list[_LookUp] = []
         first = dist.get_rank() * share
         with torch.no_grad():

@@ -209,6 +209,14 @@ def test_a_table_in_two_places_stays_one(one_of_one):
 
 
 @needs_torchrec
+def test_what_is_drawn_later_stays_the_same(one_of_one):
+    table = table_of([[1.0] * 4])
+    state = torch.get_rng_state()
+    split(table)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@needs_torchrec
 def test_wrong_rates(one_of_one):
     table = split(table_of([[1.0] * 4]))
     with pytest.raises(ValueError, match="`lr` of the tables must be above 0, got 0"):
