@@ -35,6 +35,7 @@ from twotower.training.distributed import DistributedRanks, agreed, take_part
 from twotower.training.processes import PATIENCE, StartedTogether
 from twotower.training.run_folder import write_json
 from twotower.training.settings import StageSettings, TrainerSettings
+from twotower.training.split_tables import SplitTables
 from twotower.training.task import StageTask
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,9 @@ def fit_stage(
         ResumePoint(path=last, every=trainer_settings.checkpoint_every),
         *([ProgressBar(stage)] if progress else []),
     ]
+    if trainer_settings.split_tables:  # before the task is on its device: whole, it may not fit
+        task.split = SplitTables(task, device=device, checkpoints=(last, best.path))
+        task.split.clear()
     task.to(device)
     started = time.perf_counter()
     with _quiet_lightning():
@@ -162,6 +166,8 @@ def fit_stage(
     )
     if ranks.rank == 0:
         write_json(finished, asdict(fitted))
+    if task.split is not None:
+        task.split.forget(last)
     log.info(
         "%s: %d epochs, %d steps in %.1f s, %s %s on validation %.4f",
         *(stage, fitted.epochs, fitted.steps, fitted.seconds),
@@ -229,9 +235,14 @@ def _selection(
     return stopping, best
 
 
-def _load_best(task: pl.LightningModule, folder: Path, device: torch.device) -> None:
+def _load_best(task: StageTask, folder: Path, device: torch.device) -> None:
     """Put the best weights of a stage into its task, and the task back where it was trained."""
-    checkpoint = torch.load(folder / f"{BEST}.ckpt", map_location="cpu", weights_only=True)
+    path = folder / f"{BEST}.ckpt"
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if task.split is not None:
+        checkpoint = task.split.make_whole(task, checkpoint)
+        if task.ranks.rank == 0:
+            WholeFiles().save_checkpoint(checkpoint, path)
     task.load_state_dict(checkpoint["state_dict"])
     task.to(device)
 

@@ -25,6 +25,8 @@ class TrainerSettings:
         precision: ``auto`` (bf16 where the device has it), ``32-true`` or ``bf16-mixed``.
         log_every: Steps between two entries in TensorBoard; at least one an epoch is made.
         checkpoint_every: Steps between two checkpoints to resume from; every epoch ends with one.
+        split_tables: Whether the rows of tables with sparse gradients are split over the processes,
+            for tables that outgrow one GPU; needs the extra `distributed`.
         max_steps: Stop a stage after so many steps, -1 for never; for smoke runs.
         pruning: Set by a sweep, so that it can stop a trial.
 
@@ -37,6 +39,7 @@ class TrainerSettings:
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     log_every: int = 50
     checkpoint_every: int = 500
+    split_tables: bool = False
     max_steps: int = -1
     pruning: MedianPruning | None = None
 
