@@ -159,6 +159,7 @@ def main(folder: Path, num_interactions: int, num_clicks: int, large: bool) -> N
     kept = folder / "world.json"
     same = kept.exists() and json.loads(kept.read_text()) == world
     if not same:
+        kept.unlink(missing_ok=True)  # it is written last, so that a half-made world is made anew
         write_interactions(folder, num_interactions)
         write_clicks(folder / "clicks.parquet", num_clicks, CLICK_COLUMNS)
         (folder / "clicks_large.parquet").unlink(missing_ok=True)
