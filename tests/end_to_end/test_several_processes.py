@@ -17,8 +17,6 @@ from omegaconf import OmegaConf
 
 from twotower.cli import train as command
 from twotower.cli.processes import Processes
-from twotower.cli.training_checks import check_settings
-from twotower.config import compose
 
 ROOT = Path(__file__).parents[2]
 TINY = """\
@@ -191,13 +189,6 @@ def test_an_error_is_said_once_by_the_first_process(home, capfd):
     shown = capfd.readouterr().err
     assert shown.count("GBCE needs candidates") == 1
     assert "Traceback" not in shown
-
-
-def test_batch_normalisation_is_refused_before_the_run_begins():
-    ranks = type("Ranks", (), {"rank": 0, "size": 2})
-    cfg = compose("train", ["models.ranking.deep.batch_norm=true"])
-    with pytest.raises(ValueError, match=r"batch normalisation .* set batch_norm: false"):
-        check_settings(cfg, ranks)
 
 
 def test_torchrun_and_an_error_of_another_process(one, home):

@@ -5,35 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from twotower.config import build
 from twotower.data.prepared import Prepared
 from twotower.data.queries import EvaluationSettings
 from twotower.data.schema import SPLIT_NAMES, TEST, VALIDATION, DataError
-from twotower.losses.ranks import Ranks
-from twotower.training.distributed import NO_BATCH_NORM
 from twotower.training.stages import RANKING, RETRIEVAL, STAGES, validation_metrics
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def check_settings(cfg: DictConfig, ranks: Ranks) -> None:
+def check_settings(cfg: DictConfig) -> None:
     """Refuse, before the data are prepared, what could not be trained.
 
-    Args:
-        cfg: The composed config.
-        ranks: The processes that train together.
-
     Raises:
-        ValueError: When `stages` names something else than the two stages, a setting of theirs is
-            out of range, or a model cannot be trained by several processes.
+        ValueError: When `stages` names something else than the two stages, or a setting of theirs
+            is out of range.
     """
     check_stages(cfg.stages)
-    models = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg.models, list(cfg.stages)))
-    if ranks.size > 1 and "batch_norm: true" in models:
-        raise DataError([f"models: {NO_BATCH_NORM}"])
     build(cfg.trainer).device()
     for stage in cfg.stages:
         names = validation_metrics(stage, build(cfg.evaluation).ks)

@@ -87,7 +87,7 @@ class TrainingRun:
         evaluation = build(cfg.evaluation)
         prepared: Prepared | None = None
         if ranks.rank == 0:
-            check_settings(cfg, ranks)
+            check_settings(cfg)
             prepared = prepare_from(cfg)
             check_parts(prepared, cfg, evaluation)
         wait_for_all(ranks)

@@ -22,13 +22,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from twotower.losses.ranks import Ranks
+from twotower.training.batch_norm import SynchronisedBatchNorm
 
 Array = npt.NDArray[Any]
-
-NO_BATCH_NORM = (
-    "batch normalisation would see the share of one process alone; with several processes set "
-    "batch_norm: false"
-)
 
 
 class DistributedRanks:
@@ -162,10 +158,18 @@ def take_part(task: nn.Module, ranks: DistributedRanks) -> None:
         ranks: The processes; from now on they share a random state, the global one as it is now.
 
     Raises:
-        ValueError: When it computes something over a batch that is not gathered.
+        ValueError: When it normalises over the batch in a way that sees a share alone.
     """
-    if any(isinstance(module, _BatchNorm) for module in task.modules()):
-        raise ValueError(NO_BATCH_NORM)
+    local = [
+        name
+        for name, module in task.named_modules()
+        if isinstance(module, _BatchNorm) and not isinstance(module, SynchronisedBatchNorm)
+    ]
+    if local:
+        raise ValueError(
+            f"{', '.join(local)}: batch normalisation would see the share of one process alone; "
+            "several processes can train a ranker with it, and no two-tower model"
+        )
     tables = sparse_tables(task)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
         task, [*tables]

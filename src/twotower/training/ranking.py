@@ -12,12 +12,13 @@ from torch import Tensor
 
 from twotower.data.batches import LABELS, WEIGHTS, Batch
 from twotower.data.prepared import Prepared
-from twotower.data.schema import TASK_PREFIX, TASK_WEIGHTS
+from twotower.data.schema import BORROWED, TASK_PREFIX, TASK_WEIGHTS
 from twotower.losses.calibration import Calibration
 from twotower.losses.ranks import OneRank, Ranks, blocks_of_share, share
 from twotower.metrics.calibration import expected_calibration_error, reliability
 from twotower.metrics.click import auc, grouped_auc, log_loss, normalised_entropy
 from twotower.models.dcn import DCNv2
+from twotower.training.batch_norm import hold_share, synchronise
 from twotower.training.examples import ExampleBatches
 from twotower.training.optimizers import OptimizerSettings
 from twotower.training.task import StageTask, evaluating
@@ -69,9 +70,13 @@ class RankingTask(StageTask):
             )
         self.model = model
         self.loss = loss
+        if self.ranks.size > 1:
+            synchronise(model, self.ranks)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch of examples, or of a share of it."""
+        if self.ranks.size > 1:
+            hold_share(self.model, BORROWED not in batch)
         logits = self.model.logits(batch)  # (B, T)
         loss = self._mean(logits[:, 0], batch[LABELS], batch[WEIGHTS])
         of_all = self.ranks.mean(loss)

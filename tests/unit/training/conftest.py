@@ -79,6 +79,7 @@ class World:
         dropout: float = 0.0,
         retrieval_score: bool = False,
         retrieval_rank: bool = False,
+        batch_norm: bool = False,
         seed: int = 0,
     ) -> DCNv2:
         torch.manual_seed(seed)
@@ -87,7 +88,7 @@ class World:
             embedding_dim=4,
             structure=Parallel,
             cross=partial(full_rank, num_layers=1),
-            deep=partial(MLP, hidden=[8], dropout=dropout),
+            deep=partial(MLP, hidden=[8], dropout=dropout, batch_norm=batch_norm),
             history=MeanPooling,
             retrieval_score=retrieval_score,
             retrieval_rank=retrieval_rank,

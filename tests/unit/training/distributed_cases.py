@@ -88,7 +88,7 @@ SHAPES = ("event", "sequence", "user")
 CASES = (
     *(f"event: {name}" for name in OBJECTIVES),
     *(f"{shape}: {name}" for shape in SHAPES[1:] for name in ("everything", "bpr", "blockwise")),
-    *("event: mixed, sparse", "ranking", "ranking, sparse"),
+    *("event: mixed, sparse", "ranking", "ranking, sparse", "ranking, batch norm"),
 )
 
 
@@ -113,7 +113,10 @@ def build_case(name, world, ranks):
             with_scores=False,
         )
         task = RankingTask(
-            model=world.ranker(), loss=BinaryLogLoss(), optimizer=OPTIMIZER, ranks=ranks
+            model=world.ranker(batch_norm=name.endswith("batch norm")),
+            loss=BinaryLogLoss(),
+            optimizer=OPTIMIZER,
+            ranks=ranks,
         )
         return task, examples.of_epochs()
     shape, _, objective = name.partition(": ")
@@ -154,7 +157,7 @@ def with_weights(assemble):
 
 
 def run_case(name, world, ranks):
-    """Loss and gradients of every batch of an epoch, and what the objective remembers then."""
+    """Loss and gradients of every batch of an epoch, and what is remembered then."""
     several, rows = isinstance(ranks, DistributedRanks), embedding.MIN_SPARSE_ROWS
     embedding.MIN_SPARSE_ROWS = 0 if name.endswith("sparse") else rows
     task, examples = build_case(name, world, ranks)
@@ -187,7 +190,8 @@ def run_case(name, world, ranks):
         (loss,) = logged.values()
         sparse = sum(p.grad.is_sparse for p in task.parameters())
         steps.append({"loss": loss, "gradients": gradients, "sparse": sparse})
-    remembered = {n: v for n, v in task.state_dict().items() if n.startswith("objective.")}
+    weights = dict(task.named_parameters())
+    remembered = {n: v for n, v in task.state_dict().items() if n not in weights}
     return {"steps": steps, "remembered": remembered}
 
 

@@ -48,7 +48,7 @@ def several(world, tmp_path_factory):
         )
         for rank in range(size)
     ]
-    errors = [process.communicate(timeout=120)[1].decode() for process in started]
+    errors = [process.communicate(timeout=300)[1].decode() for process in started]
     assert [process.returncode for process in started] == [0] * size, "\n".join(errors)
     return {
         (num, rank): torch.load(results / f"{num}-{rank}.pt", weights_only=True)
@@ -64,11 +64,12 @@ def one(world):
 
 
 def wrong(expected, found):
-    """Weights whose gradient is off by 1e-5 of itself and 1e-6 of all gradients together.
+    """Weights whose gradient is off by 1e-5 of itself and 3e-6 of all gradients together.
 
-    The second is for gradients that are small because their parts cancel out.
+    The second is for gradients whose parts cancel out, as that of a bias before a batch norm does
+    to the last digit.
     """
-    floor = 1e-6 * float(torch.stack([gradient.norm() for gradient in expected.values()]).norm())
+    floor = 3e-6 * float(torch.stack([gradient.norm() for gradient in expected.values()]).norm())
     return [
         name
         for name, gradient in expected.items()
@@ -94,12 +95,12 @@ class TestSeveralProcesses:
     def test_same_memory(self, name, size, one, several):
         """Queue, frequencies and the catalogue that is mined are those of the whole batch."""
         expected = one[name]["remembered"]
-        assert bool(expected) == ("everything" in name or "queue" in name or name in REMEMBERS)
+        remembers = any(
+            part in name for part in ("everything", "queue", "frequency", "mined", "norm")
+        )
+        assert bool(expected) == remembers
         for rank in range(size):
             assert_close(several[size, rank][name]["remembered"], expected)
-
-
-REMEMBERS = ("event: frequency", "event: bpr, mined")
 
 
 def assert_close(found, expected):
