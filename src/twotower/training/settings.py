@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,7 @@ class TrainerSettings:
         pruning: Set by a sweep, so that it can stop a trial.
 
     Raises:
-        ValueError: When a number is out of range.
+        ValueError: When a number is out of range, or a package is missing.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -47,6 +48,11 @@ class TrainerSettings:
         problems = _below_one(self, "devices", "log_every", "checkpoint_every")
         if self.max_steps != -1 and self.max_steps < 1:
             problems.append(f"`max_steps` must be at least 1, or -1, got {self.max_steps}")
+        if self.split_tables and find_spec("torchrec") is None:
+            problems.append(
+                "`split_tables` needs the extra `distributed`: "
+                "pip install -c constraints-distributed.txt 'twotower[distributed]'"
+            )
         if problems:
             raise ValueError("\n".join(f"trainer: {problem}" for problem in problems))
 
