@@ -131,9 +131,8 @@ def fit_stage(
         ResumePoint(path=last, every=trainer_settings.checkpoint_every),
         *([ProgressBar(stage)] if progress else []),
     ]
-    if trainer_settings.split_tables:  # before the task is on its device: whole, it may not fit
-        task.split = SplitTables(task, device=device, checkpoints=(last, best.path))
-        task.split.clear()
+    if trainer_settings.split_tables:
+        _split_tables(task, device, (last, best.path))
     task.to(device)
     started = time.perf_counter()
     with _quiet_lightning():
@@ -164,10 +163,7 @@ def fit_stage(
         seconds=round(time.perf_counter() - started, 1),
         best=float("nan") if of_kept is None else float(of_kept),
     )
-    if ranks.rank == 0:
-        write_json(finished, asdict(fitted))
-    if task.split is not None:
-        task.split.forget(last)
+    _finish(task, fitted, finished, last)
     log.info(
         "%s: %d epochs, %d steps in %.1f s, %s %s on validation %.4f",
         *(stage, fitted.epochs, fitted.steps, fitted.seconds),
@@ -211,6 +207,20 @@ def _trainer(
         use_distributed_sampler=False,
         plugins=plugins,
     )
+
+
+def _split_tables(task: StageTask, device: torch.device, checkpoints: tuple[Path, ...]) -> None:
+    """Split a task's tables before it is on its device, which may not hold them whole."""
+    task.split = SplitTables(task, device=device, checkpoints=checkpoints)
+    task.split.clear()
+
+
+def _finish(task: StageTask, fitted: Fitted, finished: Path, last: Path) -> None:
+    """Write what became of a stage; tables that were split are in its best weights now."""
+    if task.ranks.rank == 0:
+        write_json(finished, asdict(fitted))
+    if task.split is not None:
+        task.split.forget(last)
 
 
 def _all_see(path: Path, ranks: Ranks) -> bool:
