@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
+from twotower.training.processes import Place, connect
 from twotower.training.sharded_checkpoint import load_tables, read_tables, save_tables
 from twotower.training.sharded_tables import ShardedTable, shard_tables
 
@@ -36,7 +37,7 @@ class SplitTables:
         self, task: nn.Module, *, device: torch.device, checkpoints: Sequence[Path]
     ) -> None:
         if not dist.is_initialized():  # one process, of a run that several may go on with
-            dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+            connect(Place.first_of(1), HashStore(), device)
         self.tables = shard_tables(task, device=device)
         self.checkpoints = tuple(checkpoints)
         self.folder = self.checkpoints[0].parent
