@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,10 +170,17 @@ def test_two_processes_that_are_killed_and_resumed_end_as_if_never_killed(home):
         time.sleep(0.05)
     assert all(gone(number) for number in followers)
     assert not (folder / "ranking" / "finished.json").exists()
+    shutil.copytree(folder, home / "runs" / "by_one")
     assert command.main([f"resume={folder}", "quiet=true"]) == 0
     expected, found = state(whole), state(folder)
     assert found["figures"] == expected["figures"]
     assert [n for n, v in expected.items() if n != "figures" and not same(v, found[n])] == []
+    # One process goes on with the same batches and other dropout.
+    given = [f"resume={home / 'runs' / 'by_one'}", "trainer.devices=1", "quiet=true"]
+    assert command.main(given) == 0
+    figures = state(home / "runs" / "by_one")["figures"]
+    assert figures == pytest.approx(expected["figures"], rel=0.2, abs=0.1)
+    assert figures != expected["figures"]
 
 
 def same(one, other):

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -39,7 +40,12 @@ from twotower.models.gru import GRU
 from twotower.models.history import MeanPooling
 from twotower.training.batches import EventBatches, SequenceBatches, UserBatches
 from twotower.training.distributed import DistributedRanks, take_part
-from twotower.training.examples import ExampleBatches, ImpressionExamples
+from twotower.training.examples import (
+    ExampleBatches,
+    Examples,
+    ImpressionExamples,
+    examples_of_first,
+)
 from twotower.training.optimizers import OptimizerSettings
 from twotower.training.ranking import RankingTask
 from twotower.training.retrieval import RetrievalTask
@@ -195,6 +201,37 @@ def run_case(name, world, ranks):
     return {"steps": steps, "remembered": remembered}
 
 
+EXAMPLES = Examples(
+    interactions=np.arange(5),
+    item_rows=np.arange(5, dtype=np.int32)[::-1],
+    labels=np.array([0, 1, 0, 0, 1], np.float32),
+    weights=np.linspace(0, 1, 5, dtype=np.float32),
+    scores=None,
+    negative_rate=0.3,
+    tasks={"like": np.ones(5, np.float32), "buy": np.zeros(5, np.float32)},
+    num_drawn=2,
+)
+
+
+def of_first(ranks):
+    """What a process gets of examples that the first one alone can make."""
+
+    def make():
+        if ranks.rank:
+            raise RuntimeError("only the first process makes examples")
+        return EXAMPLES
+
+    return plain(examples_of_first(make, ranks))
+
+
+def plain(examples):
+    """Examples as a dictionary of lists, with the types of their arrays."""
+    fields = vars(examples) | {name: won for name, won in examples.tasks.items()}
+    arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+    others = {name: fields[name] for name in ("scores", "ranks", "negative_rate", "num_drawn")}
+    return others | {name: [a.dtype.str, *a.tolist()] for name, a in arrays.items()}
+
+
 def main(prepared, results, rank, size, port):
     """Run every case in groups of 2 and of all processes; each process writes what it found."""
     torch.set_num_threads(1)
@@ -202,6 +239,7 @@ def main(prepared, results, rank, size, port):
     store = dist.TCPStore("127.0.0.1", int(port), is_master=False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     world = world_of(prepared)
+    torch.save(of_first(DistributedRanks()), Path(results) / f"examples-{rank}.pt")
     groups = {2: dist.new_group([0, 1]), size: None}
     for num, group in groups.items():
         if rank < num:

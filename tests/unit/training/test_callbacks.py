@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from twotower.data.batches import ShuffledBatches
 from twotower.data.schema import TRAIN
 from twotower.losses.ranking import BinaryLogLoss
-from twotower.training.callbacks import ResumeState, Throughput
+from twotower.training.callbacks import ResumeState, Throughput, Together
 from twotower.training.examples import ExampleBatches, ImpressionExamples
 from twotower.training.fit import fit_stage
 from twotower.training.optimizers import OptimizerSettings
@@ -127,6 +127,18 @@ def test_throughput_by_hand(monkeypatch):
         now[0] += 100.0
     expected = {"x/train/examples_per_second": 7.0, "x/train/learning_rate": 0.5}
     assert trainer.logged == [(2, expected), (5, expected)]
+
+
+@pytest.mark.parametrize(("told", "of_all"), [(False, 0.0), (False, 1.0), (True, 2.0)])
+def test_processes_stop_together(told, of_all):
+    """A sweep tells the first process alone to stop."""
+    trainer = FakeTrainer()
+    trainer.should_stop = told
+    heard = []
+    ranks = type("Ranks", (), {"sum": lambda self, own: heard.append(own) or torch.tensor(of_all)})
+    Together(ranks()).on_train_epoch_end(trainer, None)
+    assert trainer.should_stop == (of_all > 0)
+    assert [float(own) for own in heard] == [float(told)]
 
 
 def test_resume_state_puts_loader_and_generator_back():

@@ -50,11 +50,14 @@ def several(world, tmp_path_factory):
     ]
     errors = [process.communicate(timeout=300)[1].decode() for process in started]
     assert [process.returncode for process in started] == [0] * size, "\n".join(errors)
-    return {
+    found = {
         (num, rank): torch.load(results / f"{num}-{rank}.pt", weights_only=True)
         for num in SIZES
         for rank in range(num)
     }
+    for rank in range(size):
+        found["examples", rank] = torch.load(results / f"examples-{rank}.pt", weights_only=True)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,13 @@ def test_processes_hold_equal_gradients_bit_by_bit(several):
                 for first, other in pairs:
                     for weight, gradient in first["gradients"].items():
                         assert torch.equal(gradient, other["gradients"][weight]), (name, weight)
+
+
+def test_examples_of_the_first_process_reach_all(several):
+    expected = cases.plain(cases.EXAMPLES)
+    assert expected["item_rows"] == ["<i4", 4, 3, 2, 1, 0]
+    for rank in range(max(SIZES)):
+        assert several["examples", rank] == expected
 
 
 def test_cases_are_what_they_say(one):
