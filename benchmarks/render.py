@@ -178,6 +178,32 @@ def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[st
     return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]
 
 
+def speed() -> list[str]:
+    """Training, loss, evaluation and preparing against the least that the work takes."""
+    folder = KEPT / "speed"
+    lines = ["## Speed", ""]
+    for path in sorted(folder.glob("*.json")):
+        kept = json.loads(path.read_text())
+        lines += [
+            f"### {kept['title']}",
+            "",
+            f"`{kept['command']}`, {kept['date']}, {kept['device']}.",
+            "",
+            *table(kept["columns"], kept["rows"]),
+            "",
+        ]
+    return lines
+
+
+def table(columns: dict[str, str], rows: list[dict[str, Any]]) -> list[str]:
+    """Rows as Markdown; a column has a heading and says how its numbers are written."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = [format(row[name], form) if name in row else "" for name, form in columns.items()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def end_to_end() -> list[str]:
     """What whole experiments measured."""
     lines = []
@@ -212,6 +238,7 @@ def document() -> str:
         *quality(),
         *ablation(),
         *negative_sampling(),
+        *speed(),
         "## Whole experiments",
         "",
         *end_to_end(),

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -79,8 +80,9 @@ def measure(form: str, size: int, repeats: int) -> dict[str, float]:
     return {"loss": loss.item(), "seconds": seconds, "mebibytes": grown / 2**10}
 
 
-def main(sizes: list[int], plain: int, rounds: int) -> None:
+def main(sizes: list[int], plain: int, rounds: int, kept: Path | None) -> None:
     """Print a table: best of the rounds, which take turns."""
+    rows_of_all = []
     for size in sizes:
         forms = ["fused", "fused, kept"]
         forms += ["plain", "plain, kept"] if size <= plain else []
@@ -96,10 +98,13 @@ def main(sizes: list[int], plain: int, rounds: int) -> None:
         base = best[forms[-1]]["seconds"]
         for form, row in best.items():
             seconds, mebibytes = row["seconds"], row["mebibytes"]
+            rows_of_all.append({"size": size, "form": form, **row, "ratio": base / seconds})
             print(
                 f"{size:>6} x {size:<6} {form:12} {seconds:8.3f} s  {mebibytes:8.0f} MiB"
                 f"  {base / seconds:.2f} times as fast as {forms[-1]}"
             )
+    if kept:
+        kept.write_text(json.dumps(rows_of_all, indent=1) + "\n")
 
 
 if __name__ == "__main__":
@@ -107,9 +112,10 @@ if __name__ == "__main__":
     parser.add_argument("--sizes", type=int, nargs="+", default=[4096])
     parser.add_argument("--plain", type=int, default=16384, help="largest size of the plain form")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="where the rows are written")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
         print(json.dumps(measure(given.measure, given.sizes[0], repeats=3)))
     else:
-        main(given.sizes, given.plain, given.rounds)
+        main(given.sizes, given.plain, given.rounds, given.json)

@@ -59,6 +59,7 @@ HOMES = {
     "optuna": ("training", "cli"),
     "torchrec": ("training",),
     "fbgemm_gpu": ("training",),
+    "ray": ("data",),
     "sqlalchemy": (),
     "torchmetrics": (),
     "pandas": (),
@@ -76,7 +77,12 @@ HOMES = {
 WITHOUT_TORCH = ("data", "features", "metrics", "serving", "planning", "config", "config_files")
 # What `--help` loads; these import the stages inside their function.
 COMMAND_FILES = tuple(f"cli/{name}.py" for name in ("main", "run", *COMMANDS))
-TENSOR_FILES = ("data/batches.py", "data/user_sets.py", "data/windows.py")
+TENSOR_FILES = (
+    "data/batches.py",
+    "data/shuffled_batches.py",
+    "data/user_sets.py",
+    "data/windows.py",
+)
 
 FORBIDDEN_NAMES = ("utils", "util", "common", "helpers", "helper", "core", "misc")
 TAKES_KEYWORDS = ("config.py:build",)

@@ -30,6 +30,7 @@ MUST_BE_GIVEN = {
     "evaluate": ["bundle=bundles/x"],
     "recommend": ["bundle=bundles/x"],
     "embed": ["model=x.onnx", "items=x.parquet"],
+    "plan": ["users=1e8", "items=1e9"],
     "encoder_input/images": ["encoder_input.column=picture"],
     "data/tables": ["data.interactions=x.parquet"],
     "data/impressions": ["data.interactions=x.parquet"],

@@ -24,6 +24,7 @@ class TrainConfig:
     resume: str | None = None
     quiet: bool = False
     data: Any = MISSING
+    workers: Any = None
     split: Any = MISSING
     features: Any = MISSING
     models: Any = MISSING
@@ -86,4 +87,40 @@ class RecommendConfig:
     quiet: bool = False
 
 
-SCHEMAS = (TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, EmbedConfig)
+@dataclass
+class PlanConfig:
+    """Fields that `plan` reads; the machine is one with eight GPUs, as NVIDIA's DGX H100 is."""
+
+    users: float = MISSING
+    items: float = MISSING
+    dim: int = 64
+    embedding_dim: int | None = None
+    precision: str = "float32"
+    optimizer: str = "rowwise_adagrad"
+    hidden: list[int] = field(default_factory=lambda: [128])
+    interactions_per_day: float | None = None
+    positive_share: float = 1.0
+    window_days: int = 30
+    epochs: int = 3
+    history: int = 20
+    batch: int = 8192
+    negatives: int = 512
+    training_hours: float = 24.0
+    queries_per_second: float = 1000.0
+    latency_ms: float = 50.0
+    recall: float = 0.95
+    candidates: int = 200
+    stored_items: int = 100
+    index: list[str] = field(
+        default_factory=lambda: ["flat", "ivf_flat", "ivf_pq", "hnsw", "cagra"]
+    )
+    gpu: str = "h100"
+    gpu_memory_gb: float | None = None
+    gpus: int = 8
+    cores: int = 112
+    ram_gb: float = 2000.0
+    output: str | None = None
+    quiet: bool = False
+
+
+SCHEMAS = (TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, EmbedConfig, PlanConfig)

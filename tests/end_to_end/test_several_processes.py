@@ -115,6 +115,16 @@ def start(program, *given):
     )
 
 
+def wait_for(path, process):
+    """Wait until a process has written a file."""
+    deadline = time.monotonic() + 300
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.02)
+
+
 def followers_of(process):
     """Processes that were started by another one and are alive."""
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -155,12 +165,7 @@ def test_two_processes_that_are_killed_and_resumed_end_as_if_never_killed(home):
     whole = run(home / "runs" / "whole", "trainer.devices=2", *dropout)
     folder = home / "runs" / "killed"
     leader = start([ROOT / "train.py"], *arguments(folder, "trainer.devices=2", *dropout))
-    deadline = time.monotonic() + 300
-    while not (folder / "ranking" / "last.ckpt").exists():
-        assert leader.poll() is None, leader.stderr.read().decode()
-        assert time.monotonic() < deadline
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            leader.wait(timeout=0.02)
+    wait_for(folder / "ranking" / "last.ckpt", leader)
     followers = followers_of(leader)
     assert len(followers) == 1
     leader.send_signal(signal.SIGKILL)
@@ -196,6 +201,17 @@ def test_an_error_is_said_once_by_the_first_process(home, capfd):
     assert command.main(arguments(home / "runs" / "refused", *given)) == 2
     shown = capfd.readouterr().err
     assert shown.count("GBCE needs candidates") == 1
+    assert "Traceback" not in shown
+
+
+def test_a_process_that_is_killed_is_missed(home):
+    folder = home / "runs" / "missed"
+    leader = start([ROOT / "train.py"], *arguments(folder, "trainer.devices=2"))
+    wait_for(folder / "retrieval" / "last.ckpt", leader)
+    os.kill(followers_of(leader)[0], signal.SIGKILL)
+    shown = leader.communicate(timeout=300)[1].decode()
+    assert leader.returncode == 1
+    assert shown.count("process 1 of 2 was ended by signal 9") == 1
     assert "Traceback" not in shown
 
 

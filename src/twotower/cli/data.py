@@ -18,7 +18,8 @@ def prepare_from(cfg: DictConfig) -> Prepared:
     """Open the prepared data set that a config describes, building it when needed.
 
     Args:
-        cfg: With ``data``, ``split``, ``features``, ``catalogue`` and ``prepared_dir``.
+        cfg: With ``data``, ``split``, ``features``, ``catalogue``, ``workers`` and
+            ``prepared_dir``.
     """
     return prepare(
         source=build(cfg.data),
@@ -26,4 +27,6 @@ def prepare_from(cfg: DictConfig) -> Prepared:
         encoders=PipelineFactory(provider=build(cfg.features)),
         root=Path(cfg.prepared_dir),
         catalogue=cfg.catalogue,
+        workers=None if cfg.workers is None else build(cfg.workers),
+        progress=not cfg.quiet,
     )

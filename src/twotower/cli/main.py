@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "bundle -> two-stage metrics with attribution",
     "recommend": "bundle and user, item or vector -> table of items",
     "embed": "encoder and items -> items with content vectors",
+    "plan": "numbers of users and items -> memory, GPUs, hours, cores, index",
     "doctor": "check this machine and say how to mend it",
 }
 

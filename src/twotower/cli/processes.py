@@ -92,9 +92,13 @@ class Processes:
         if self._store is None:
             return
         is_first = _is_first_to_fail(self._store, 0)
+        lost = self._lost() if is_first and isinstance(error, RuntimeError) else {}
+        for rank, status in lost.items():
+            told = f"by signal {-status}" if status < 0 else f"with status {status}"
+            print(f"process {rank} of {len(self._started) + 1} was ended {told}", file=sys.stderr)
         self._end_started(wait=0.0)
         self._forget()
-        if not is_first:
+        if lost or not is_first:
             raise SystemExit(UNEXPECTED) from error
 
     def end(self) -> None:
@@ -126,6 +130,19 @@ class Processes:
         watch = threading.Thread(target=_watch, args=(self._started,), daemon=True)
         watch.start()
         return self._store
+
+    def _lost(self) -> dict[int, int]:
+        """Processes that are gone without a word, with their status; by the operating system, say.
+
+        What this process comes upon then is a broken connection.
+        """
+        deadline = time.monotonic() + 1.0
+        while True:
+            found = {rank: p.poll() for rank, p in enumerate(self._started, 1)}
+            lost = {rank: status for rank, status in found.items() if status}
+            if lost or time.monotonic() > deadline:
+                return lost
+            time.sleep(0.05)
 
     def _end_started(self, wait: float) -> None:
         started, self._started[:] = list(self._started), []

@@ -29,7 +29,7 @@ from twotower.config import ConfigError
 # Trials must be judged by one measure, and their folders are named by the sweep.
 NEVER_SEARCHED = (
     *("name", "output_dir", "prepared_dir", "resume", "quiet"),
-    *("stages", "data", "split", "catalogue", "evaluation"),
+    *("stages", "data", "workers", "split", "catalogue", "evaluation"),
 )
 MONITORS = ("training.retrieval.monitor", "training.ranking.monitor")
 

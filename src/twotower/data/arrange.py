@@ -1,193 +1,290 @@
-"""Raw tables to a log in its final order: ids to rows, parts, events per user, ends of histories.
+"""A spilled log to its final order, bucket by bucket: sorted rows, events per user, histories.
 
-Shape letters: R interactions, E events, U users, N items, C items that may be recommended.
+Rows lie by (user, part, time, table order). A bucket is a range of users whose rows fit in memory
+(of a table without users, a range of parts and times): first every block is divided among the
+buckets, then every bucket is sorted alone. Both stages can run anywhere; the buckets, one after
+another, are the columns.
+
+Shape letters: B rows of a block or bucket, N items, K keys that buckets are ranges of.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.ipc as ipc
 
-from twotower.data.raw_table import NUM_EXAMPLES
+from twotower.data.order import stable_order
 from twotower.data.schema import (
     ITEM_ID,
     LABEL,
-    SPLIT,
+    SPLIT_NAMES,
     TIMESTAMP,
-    TRAIN,
     USER_ID,
     WEIGHT,
-    Tables,
 )
-from twotower.data.split import SplitInput, Splitter
-
-log = logging.getLogger(__name__)
+from twotower.data.spill import IDS, Log, column_numbers
+from twotower.data.training_part import Encoder
 
 Array = npt.NDArray[Any]
-Catalogue = Literal["all", "interacted"]
+
+DIVIDED = "divided-"  # before the names of the files that the first stage leaves
+ROW, PART = "row", "part"
+OWN = "column."  # before the name of a column of the log, which may be called as it likes
+TIME_BINS = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arranged:
-    """The interactions in their final order, with ids replaced by rows."""
+class Keys:
+    """What buckets are ranges of: users, or else parts and, within them, times or blocks.
 
-    table: pa.Table
-    columns: dict[str, Array]
-    events: dict[str, Array] | None
-
-
-def entity_rows(tables: Tables) -> tuple[dict[str, pa.Array], dict[str, Array]]:
-    """Ids of all users and items (side table first, then as they appear), and each row's entity."""
-    ids, rows = {}, {}
-    for column, side in ((USER_ID, tables.users), (ITEM_ID, tables.items)):
-        if not tables.has(column):
-            continue
-        seen = tables.interactions.column(column)
-        listed = side.column(column).chunks if side is not None else []
-        unique = pc.unique(pa.chunked_array([*listed, *seen.chunks], type=seen.type))
-        ids[column] = unique
-        found = pc.index_in(seen.combine_chunks(), value_set=unique)
-        rows[column] = found.to_numpy(zero_copy_only=False).astype(np.int32)
-    return ids, rows
-
-
-def label_and_split(
-    tables: Tables, splitter: Splitter, rows: Mapping[str, Array]
-) -> dict[str, Array]:
-    """Labels, weights, times and parts of the interactions, in table order."""
-    table = tables.interactions
-    labels = _column(table, LABEL, np.float32, default=1.0)
-    columns: dict[str, Array] = {
-        "labels": labels,
-        "positive": np.ones(table.num_rows, bool)
-        if tables.label is None
-        else labels >= tables.label.positive_from,
-        "weights": _column(table, WEIGHT, np.float32, default=1.0),
-    }
-    if tables.has(TIMESTAMP):
-        columns["timestamps"] = _column(table, TIMESTAMP, np.int64)
-    columns["split"] = splitter.assign(
-        SplitInput(
-            num_rows=table.num_rows,
-            positive=columns["positive"],
-            user_rows=rows.get(USER_ID),
-            timestamps=columns.get("timestamps"),
-            given=_column(table, SPLIT, np.int8) if tables.has(SPLIT) else None,
-        )
-    )
-    return columns
-
-
-def outcomes(tables: Tables, table: pa.Table) -> dict[str, Array]:
-    """(R,) bool by task: which rows of the interactions, in whatever order, were a success."""
-    return {
-        name: _column(table, name, np.float32) >= np.float32(smallest)
-        for name, smallest in tables.tasks.items()
-    }
-
-
-def recommendable(
-    which: Catalogue, tables: Tables, item_rows: Array, split: Array, num_items: int
-) -> Array:
-    """(N,) bool: items that may be recommended.
-
-    With ``interacted`` these are all items of the log; with ``all``, those of the items table and
-    of the training rows: an item known only from held-out rows is not known to the model either.
+    Args:
+        log: The interactions.
+        first: Earliest time, where there are no users.
+        shift: Bits of a time that do not count, where there are no users.
     """
-    allowed = np.zeros(num_items, bool)
-    if which == "interacted":
-        allowed[item_rows] = True
-        return allowed
-    allowed[item_rows[split == TRAIN]] = True
-    if tables.items is not None:
-        allowed[: tables.items.num_rows] = True
-    return allowed
+
+    log: Log
+    first: int = 0
+    shift: int = 0
+
+    @staticmethod
+    def of(log: Log) -> Keys:
+        """The keys of a log."""
+        if USER_ID in log.ids or not log.tables.has(TIMESTAMP):
+            return Keys(log=log)
+        blocks = [log.numbers(b, TIMESTAMP, np.int64) for b in range(len(log.lengths))]
+        ends = [(int(times.min()), int(times.max())) for times in blocks if len(times)]
+        first, last = min(first for first, _ in ends), max(last for _, last in ends)
+        return Keys(log=log, first=first, shift=max(0, (last - first + 1).bit_length() - 14))
+
+    @property
+    def num_keys(self) -> int:
+        """``K``."""
+        if USER_ID in self.log.ids:
+            return len(self.log.ids[USER_ID])
+        within = TIME_BINS if self.log.tables.has(TIMESTAMP) else len(self.log.lengths)
+        return len(SPLIT_NAMES) * within
+
+    def of_block(self, block: int) -> Array:
+        """(B,) key of every row; rows with a lower key come first."""
+        if USER_ID in self.log.ids:
+            return self.log.entity_rows(block, USER_ID)
+        parts = self.log.parts(block).astype(np.int64)
+        if not self.log.tables.has(TIMESTAMP):
+            return parts * len(self.log.lengths) + block
+        times = self.log.numbers(block, TIMESTAMP, np.int64)
+        return np.asarray(parts * TIME_BINS + ((times - self.first) >> self.shift))
 
 
-def catalogue_first(ids: pa.Array, rows: Array, allowed: Array) -> tuple[pa.Array, Array]:
-    """Renumber items so that those that may be recommended are rows 0 to C - 1."""
-    order = np.argsort(~allowed, kind="stable")
-    renumbered = np.empty_like(order)
-    renumbered[order] = np.arange(len(order))
-    return ids.take(pa.array(order)), renumbered[rows].astype(np.int32)
+@dataclass(frozen=True, kw_only=True)
+class Buckets:
+    """Ranges of keys.
 
-
-def arrange(
-    tables: Tables, labelled: Mapping[str, Array], rows: Mapping[str, Array], num_users: int | None
-) -> Arranged:
-    """Sort by (user, part, time, table order) and lay out the events."""
-    unsorted = dict(labelled)
-    unsorted |= {"user_rows": rows[USER_ID]} if USER_ID in rows else {}
-    unsorted |= {"item_rows": rows[ITEM_ID]} if ITEM_ID in rows else {}
-    keys = [unsorted[name] for name in ("timestamps", "split", "user_rows") if name in unsorted]
-    order = np.lexsort([np.arange(tables.interactions.num_rows), *keys])
-    columns = {name: values[order] for name, values in unsorted.items()}
-    columns["rows"] = order.astype(np.int64)
-    has_events = num_users is not None and "item_rows" in columns
-    events = _events(columns, num_users or 0) if has_events else None
-    columns["history_end"] = _history_end(columns, events)
-    return Arranged(table=tables.interactions.take(pa.array(order)), columns=columns, events=events)
-
-
-def _events(columns: Mapping[str, Array], num_users: int) -> dict[str, Array]:
-    interactions = np.flatnonzero(columns["positive"])
-    counts = np.bincount(columns["user_rows"][interactions], minlength=num_users)
-    return {
-        "offsets": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        "item_rows": columns["item_rows"][interactions],
-        "interactions": interactions.astype(np.int64),
-        "split": columns["split"][interactions],
-    }
-
-
-def _history_end(columns: Mapping[str, Array], events: Mapping[str, Array] | None) -> Array:
-    """Absolute end of the history of every interaction.
-
-    In a log of positives alone an event sees all that stand before it, in table order where times
-    tie. In a log of impressions every row sees what happened strictly before its instant: the
-    outcome of its own slate is not known when it is shown.
+    Args:
+        of_key: (K,) bucket of every key, rising.
+        starts: Keys that begin a bucket, and K.
     """
-    positive = columns["positive"]
-    if events is None:
-        return np.zeros(len(positive), np.int64)
-    before = np.cumsum(positive) - positive
-    if positive.all() or "timestamps" not in columns:
-        return before.astype(np.int64)
-    users, split, times = columns["user_rows"], columns["split"], columns["timestamps"]
-    changes = (np.diff(users) != 0) | (np.diff(split) != 0) | (np.diff(times) != 0)
-    starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
-    instant = np.concatenate([[0], np.cumsum(changes)])
-    return np.asarray(before[starts][instant], np.int64)
+
+    of_key: Array
+    starts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @staticmethod
+    def of(counts: npt.NDArray[np.int64], rows_per_bucket: int) -> Buckets:
+        """Buckets of about as many rows; the rows of one key are never divided.
+
+        Args:
+            counts: (K,) rows of every key.
+            rows_per_bucket: Rows of a bucket.
+        """
+        before = np.cumsum(counts) - counts
+        before = np.minimum(before, before[np.flatnonzero(counts)[-1:]])  # nothing comes after
+        changes = np.flatnonzero(np.diff(before // rows_per_bucket)) + 1
+        of_key = np.zeros(len(counts), np.int64)
+        of_key[changes] = 1
+        of_key = np.cumsum(of_key)
+        narrow = np.uint16 if len(changes) < 1 << 16 else np.int64
+        return Buckets(of_key=of_key.astype(narrow), starts=(0, *changes.tolist(), len(counts)))
 
 
-def align(key: str, ids: pa.Array | None, side: pa.Table | None) -> pa.Table | None:
-    """One row an entity: the side table's row, or nulls and one warning where it has none."""
-    if ids is None:
-        return None
-    if side is None:
-        return pa.table({key: ids})
-    rows = pc.index_in(ids, value_set=side.column(key).combine_chunks())
-    missing = ids.filter(pc.is_null(rows))
-    if len(missing):
-        first = ", ".join(map(str, missing[:NUM_EXAMPLES].to_pylist()))
-        log.warning(
-            "%d of the %d values of `%s` are in the interactions alone, not in the table that "
-            "describes them; they are kept and their features count as missing. First: %s",
-            *(len(missing), len(ids), key, first),
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """The first stage: every block divided among the buckets.
+
+    Args:
+        keys: What buckets are ranges of.
+        buckets: The ranges.
+        item_rows: (N,) new row of every item, or None where the log has no items.
+        names: Columns of the log that go along.
+    """
+
+    keys: Keys
+    buckets: Buckets
+    item_rows: Array | None
+    names: tuple[str, ...]
+
+    def divide(self, block: int) -> Array:
+        """Write the rows of a block, bucket by bucket, as batches of an Arrow file.
+
+        Returns:
+            (buckets, 2) how many rows and how many positives each got.
+        """
+        log, num_buckets = self.keys.log, len(self.buckets)
+        bucket = self.buckets.of_key[self.keys.of_block(block)]
+        order = np.argsort(bucket, kind="stable")
+        table = log.table(block)
+        columns: dict[str, Any] = {
+            ROW: log.starts[block] + np.arange(len(bucket)),
+            PART: log.parts(block),
+        }
+        columns |= {name: log.entity_rows(block, name) for name in log.ids}
+        if self.item_rows is not None:
+            columns[ITEM_ID] = self.item_rows[columns[ITEM_ID]]
+        columns = {name: pa.array(values[order]) for name, values in columns.items()}
+        for name in self.names:
+            columns[OWN + name] = table.column(name).combine_chunks().take(pa.array(order))
+        divided = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+        counts = np.bincount(bucket, minlength=num_buckets)
+        positive = np.bincount(bucket[log.positive(block)], minlength=num_buckets)
+        with (
+            pa.OSFile(str(log.folder / f"{DIVIDED}{block:06}.arrow"), "wb") as sink,
+            ipc.new_file(sink, divided.schema) as writer,
+        ):
+            for start, count in zip(np.cumsum(counts) - counts, counts, strict=True):
+                writer.write_batch(divided.slice(start, count))
+        return np.stack([counts, positive], axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sorting:
+    """The second stage: every bucket sorted and encoded.
+
+    Args:
+        division: The first stage.
+        encoder: Encodes the context.
+        ids: Ids of users and items in their final order.
+        starts: (buckets + 1, 2) rows and positives that stand before each bucket.
+    """
+
+    division: Division
+    encoder: Encoder
+    ids: Mapping[str, pa.Array]
+    starts: Array
+
+    @property
+    def log(self) -> Log:
+        """The interactions."""
+        return self.division.keys.log
+
+    @property
+    def has_events(self) -> bool:
+        """Whether there are users and items."""
+        return all(name in self.ids for name in IDS)
+
+    def sort(self, bucket: int) -> dict[str, Array]:
+        """The columns of a bucket by the path of their file."""
+        table = self._gather(bucket)
+        numbers = {n: table.column(n).to_numpy() for n in (ROW, PART, *self.ids)}
+        times = self._numbers(table, TIMESTAMP, np.int64)
+        key = numbers[PART].astype(np.int64)
+        if USER_ID in self.ids:
+            first_user = self.division.buckets.starts[bucket]
+            key = key + len(SPLIT_NAMES) * (numbers[USER_ID].astype(np.int64) - first_user)
+        order = stable_order(key, times)
+        labels = self._numbers(table, LABEL, np.float32)
+        weights = self._numbers(table, WEIGHT, np.float32)
+        label, ones = self.log.tables.label, np.ones(len(order), np.float32)
+        columns = {
+            "rows": numbers[ROW][order],
+            "split": numbers[PART][order],
+            "labels": ones if labels is None else labels[order],
+            "weights": ones if weights is None else weights[order],
+        }
+        columns["positive"] = (
+            np.ones(len(order), bool) if label is None else columns["labels"] >= label.positive_from
         )
-    aligned = side.take(rows)
-    others = [name for name in side.column_names if name != key]
-    return pa.table({key: ids} | {name: aligned.column(name).combine_chunks() for name in others})
+        if times is not None:
+            columns["timestamps"] = times[order]
+        for name, own in ((USER_ID, "user_rows"), (ITEM_ID, "item_rows")):
+            if name in self.ids:
+                columns[own] = numbers[name][order]
+        columns["history_end"] = self._history_end(columns, bucket)
+        result = {f"interactions/{name}": values for name, values in columns.items()}
+        for name, smallest in self.log.tables.tasks.items():
+            outcome = column_numbers(table.column(OWN + name), np.float32)[order]
+            result[f"tasks/{name}"] = outcome >= np.float32(smallest)
+        raw = self._raw_context(table, order)
+        encoded = self.encoder.encode("context", raw)
+        result |= {f"context/{name}": values for name, values in encoded.items()}
+        if self.has_events:
+            events = self._events(columns, bucket)
+            result |= {f"events/{name}": values for name, values in events.items()}
+        return result
 
+    def _gather(self, bucket: int) -> pa.Table:
+        """All rows of a bucket in table order."""
+        batches = []
+        for block in range(len(self.log.lengths)):
+            with pa.memory_map(str(self.log.folder / f"{DIVIDED}{block:06}.arrow")) as source:
+                batches.append(ipc.open_file(source).get_batch(bucket))
+        return pa.Table.from_batches(batches).combine_chunks()
 
-def _column(table: pa.Table, name: str, dtype: type, default: float | None = None) -> Array:
-    if name not in table.column_names:
-        return np.full(table.num_rows, default, dtype)
-    return np.asarray(table.column(name).to_numpy(), dtype)
+    def _numbers(self, table: pa.Table, name: str, dtype: type) -> Array | None:
+        if not self.log.tables.has(name):
+            return None
+        return column_numbers(table.column(OWN + name), dtype)
+
+    def _raw_context(self, table: pa.Table, order: Array) -> pa.Table:
+        """What the encoder reads, in the order of the rows."""
+        columns = {}
+        for name in self.encoder.source_columns("context"):
+            if name in self.ids:
+                rows = table.column(name).combine_chunks().take(pa.array(order))
+                columns[name] = pa.DictionaryArray.from_arrays(rows, self.ids[name])
+            elif OWN + name in table.column_names:
+                columns[name] = table.column(OWN + name).combine_chunks().take(pa.array(order))
+        if columns:
+            return pa.table(columns)
+        return pa.table({ROW: order})  # has the right number of rows
+
+    def _events(self, columns: Mapping[str, Array], bucket: int) -> dict[str, Array]:
+        """The positives of a bucket; the offsets say where each of its users ends."""
+        rows_before, events_before = self.starts[bucket]
+        first, end = self.division.buckets.starts[bucket : bucket + 2]
+        places = np.flatnonzero(columns["positive"])
+        counts = np.bincount(columns["user_rows"][places] - first, minlength=end - first)
+        offsets = events_before + np.cumsum(counts)
+        return {
+            "offsets": offsets if bucket else np.concatenate([[0], offsets]),
+            "item_rows": columns["item_rows"][places],
+            "interactions": rows_before + places,
+            "split": columns["split"][places],
+        }
+
+    def _history_end(self, columns: Mapping[str, Array], bucket: int) -> Array:
+        """Absolute end of the history of every interaction.
+
+        In a log of positives alone an event sees all that stand before it, in table order where
+        times tie. In a log of impressions every row sees what happened strictly before its instant:
+        the outcome of its own slate is not known when it is shown.
+        """
+        positive = columns["positive"]
+        if not self.has_events or not len(positive):
+            return np.zeros(len(positive), np.int64)
+        before = self.starts[bucket, 1] + np.cumsum(positive) - positive
+        num_rows, num_positives = self.starts[-1]
+        if num_rows == num_positives or "timestamps" not in columns:
+            return np.asarray(before, np.int64)
+        changes = np.zeros(len(before), bool)
+        for name in ("user_rows", "split", "timestamps"):
+            changes[1:] |= np.diff(columns[name]) != 0
+        changes[0] = True
+        return np.asarray(before[changes][np.cumsum(changes) - 1], np.int64)

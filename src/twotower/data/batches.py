@@ -1,17 +1,18 @@
-"""Batches gathered out of the prepared columns, and a loader that continues where it stopped.
+"""Batches gathered out of the prepared columns.
 
 A training example is one number, the position of its event; features and histories are cut out of
-the columns by vectorised gathers when a batch is assembled, on the device where the columns live.
+the columns by vectorised gathers when a batch is assembled, where the columns live.
 
-Shape letters: B batch, L history length, P known positives of a batch, E examples of every epoch, F
-further ones of which an epoch draws some.
+Shape letters: B batch, L history length, E events of all histories of a batch, P known positives of
+a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,13 @@ import torch
 from torch import Tensor
 
 from twotower.data.prepared import Prepared
-from twotower.data.schema import HISTORY_MASK, HISTORY_PREFIX, HISTORY_TIME, TRAIN
+from twotower.data.schema import (
+    HISTORY_MASK,
+    HISTORY_OFFSETS,
+    HISTORY_PREFIX,
+    HISTORY_TIME,
+    TRAIN,
+)
 from twotower.data.schema import ITEM_ROWS as ITEM_ROWS
 from twotower.data.schema import LABELS as LABELS
 from twotower.data.schema import NUM_SEEN as NUM_SEEN
@@ -27,6 +34,8 @@ from twotower.data.schema import USER_ROWS as USER_ROWS
 from twotower.data.schema import WEIGHTS as WEIGHTS
 
 Batch = dict[str, Tensor]
+Residency = Literal["device", "host", "disk"]
+Histories = Callable[[Tensor, Tensor], Batch]  # users and ends, both (B,), to columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,18 +80,32 @@ class Columns:
     Args:
         prepared: The data set.
         names: Which columns batches hold.
-        device: Where the columns live and the gathers run.
+        device: Where batches are wanted.
+        residency: Where the columns live and the gathers run: on the ``device``, in the memory of
+            the ``host``, pinned for a GPU, or on ``disk``, as memory maps of the prepared files.
     """
 
-    def __init__(self, prepared: Prepared, names: ColumnNames, device: torch.device) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        names: ColumnNames,
+        device: torch.device,
+        residency: Residency = "device",
+    ) -> None:
         self.names = names
         self.device = device
+        self.home = device if residency == "device" else torch.device("cpu")
+        self._residency = residency
         users, items, events = prepared.users, prepared.items, prepared.events
         self._users = {} if users is None else self._tensors(users.columns, names.user)
         item_names = {*names.item, *names.history}
         self._items = {} if items is None else self._tensors(items.columns, item_names)
         self._context = self._tensors(prepared.interactions.context, names.context)
-        self._log = prepared.interactions
+        log = prepared.interactions
+        self._users_of_log = None if log.user_rows is None else self._tensor(log.user_rows)
+        self._items_of_log = None if log.item_rows is None else self._tensor(log.item_rows)
+        self._history_end = self._tensor(log.history_end)
+        self._positive, self._weights = self._tensor(log.positive), self._tensor(log.weights)
         self._offsets = None if events is None else self._tensor(events.offsets)
         self._event_items = None if events is None else self._tensor(events.item_rows)
         times = prepared.event_times if names.history_times else None
@@ -91,15 +114,15 @@ class Columns:
 
     def items(self, item_rows: Tensor) -> Batch:
         """Item features (B, ...) of some items (B,)."""
-        return {name: _gather(self._items[name], item_rows) for name in self.names.item}
+        return self._gathered(self._items, self.names.item, item_rows)
 
     def users(self, user_rows: Tensor) -> Batch:
         """User features (B, ...) of some users (B,)."""
-        return {name: _gather(self._users[name], user_rows) for name in self.names.user}
+        return self._gathered(self._users, self.names.user, user_rows)
 
     def context(self, interactions: Tensor) -> Batch:
         """Context features (B, ...) of some interactions (B,)."""
-        return {name: _gather(self._context[name], interactions) for name in self.names.context}
+        return self._gathered(self._context, self.names.context, interactions)
 
     def history(self, user_rows: Tensor, ends: Tensor, length: int | None = None) -> Batch:
         """The latest events before some ends, oldest first, padded on the left.
@@ -121,7 +144,8 @@ class Columns:
             or self._event_items is None
         ):
             return {}
-        positions = ends[:, None] - torch.arange(length, 0, -1, device=self.device)  # (B, L)
+        user_rows, ends = user_rows.to(self.home), ends.to(self.home)
+        positions = ends[:, None] - torch.arange(length, 0, -1, device=self.home)  # (B, L)
         mask = positions >= self._offsets[user_rows][:, None]  # (B, L)
 
         def of_events(values: Tensor) -> Tensor:
@@ -133,55 +157,107 @@ class Columns:
         columns: Batch = {HISTORY_MASK: mask}
         if self._event_times is not None:
             columns[HISTORY_TIME] = of_events(self._event_times)
-        for name, flat in self.events(item_rows.flatten()).items():
+        for name, flat in self._events(item_rows.flatten()).items():
             values = flat.reshape(*mask.shape, *flat.shape[1:])  # (B, L, ...)
             keep = mask.reshape(mask.shape + (1,) * (values.dim() - 2))
             columns[name] = torch.where(keep, values, torch.zeros_like(values))
-        return columns
+        return self._sent(columns)
+
+    def history_sets(self, user_rows: Tensor, ends: Tensor) -> Batch:
+        """The same events, one history behind the other, without padding.
+
+        Args:
+            user_rows: (B,) users.
+            ends: (B,) absolute end of each history in the events.
+
+        Returns:
+            ``history.<feature>`` (E, ...) and where each history begins, ``history.offsets``
+            (B + 1,) int64.
+        """
+        if self._offsets is None or self._event_items is None:
+            return {}
+        user_rows, ends = user_rows.to(self.home), ends.to(self.home)
+        lengths = (ends - self._offsets[user_rows]).clamp(max=self.names.history_length)  # (B,)
+        offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))  # (B + 1,)
+        shift = (ends - offsets[1:]).repeat_interleave(lengths)  # (E,)
+        positions = shift + torch.arange(len(shift), device=self.home)
+        columns = self._events(self._event_items.index_select(0, positions))
+        return self._sent(columns | {HISTORY_OFFSETS: offsets})
 
     def events(self, item_rows: Tensor) -> Batch:
         """``history.<feature>`` (E, ...) of events of some items (E,)."""
+        return self._sent(self._events(item_rows.to(self.home)))
+
+    def _events(self, item_rows: Tensor) -> Batch:
         return {HISTORY_PREFIX + n: _gather(self._items[n], item_rows) for n in self.names.history}
 
-    def queries(self, interactions: Tensor) -> Batch:
-        """Query features of some interactions (B,): user, context, and the history before each."""
-        rows = interactions.cpu().numpy()
+    def queries(self, interactions: Tensor, history: Histories | None = None) -> Batch:
+        """Query features of some interactions (B,): user, context, and the history before each.
+
+        Args:
+            interactions: (B,).
+            history: Cuts the histories: `history`, the default, or `history_sets`.
+        """
+        history = history or self.history
+        interactions = interactions.to(self.home)
         batch = self.context(interactions)
-        if self._log.user_rows is not None:
-            user_rows = self._tensor(self._log.user_rows[rows]).long()
-            ends = self._tensor(self._log.history_end[rows])
-            batch |= self.users(user_rows) | self.history(user_rows, ends) | {USER_ROWS: user_rows}
+        if self._users_of_log is not None:
+            user_rows = _gather(self._users_of_log, interactions)
+            ends = _gather(self._history_end, interactions)
+            batch |= self.users(user_rows) | history(user_rows, ends)
+            own = {USER_ROWS: user_rows}
             if self._offsets is not None:
-                batch[NUM_SEEN] = ends - self._offsets[user_rows]
+                own[NUM_SEEN] = ends - self._offsets[user_rows]
+            batch |= self._sent(own)
         return batch
 
-    def examples(self, interactions: Tensor) -> Batch:
-        """Queries, candidate items, labels and weights of some interactions (B,)."""
-        rows = interactions.cpu().numpy()
-        batch = self.queries(interactions)
-        if self._log.item_rows is not None:
-            item_rows = self._tensor(self._log.item_rows[rows]).long()
-            batch |= self.items(item_rows) | {ITEM_ROWS: item_rows}
-        positive = self._tensor(self._log.positive[rows]).float()
-        return batch | {LABELS: positive, WEIGHTS: self._tensor(self._log.weights[rows])}
+    def examples(self, interactions: Tensor, history: Histories | None = None) -> Batch:
+        """Queries, candidate items, labels and weights of some interactions (B,).
+
+        Args:
+            interactions: (B,).
+            history: As in `queries`.
+        """
+        interactions = interactions.to(self.home)
+        batch = self.queries(interactions, history)
+        own = {
+            LABELS: self._positive.index_select(0, interactions).float(),
+            WEIGHTS: self._weights.index_select(0, interactions),
+        }
+        if self._items_of_log is not None:
+            own[ITEM_ROWS] = _gather(self._items_of_log, interactions)
+            batch |= self.items(own[ITEM_ROWS])
+        return batch | self._sent(own)
 
     def known_positives(self, user_rows: Tensor) -> KnownPositives:
         """Training positives of some users (B,)."""
         if self._offsets is None or self._train_end is None or self._event_items is None:
             empty = torch.zeros(0, dtype=torch.long, device=self.device)
             return KnownPositives(owners=empty, item_rows=empty, places=empty.int())
+        user_rows = user_rows.to(self.home)
         starts, counts = (
             self._offsets[user_rows],
             self._train_end[user_rows] - self._offsets[user_rows],
         )
-        owners = torch.repeat_interleave(torch.arange(len(user_rows), device=self.device), counts)
+        owners = torch.repeat_interleave(torch.arange(len(user_rows), device=self.home), counts)
         firsts = torch.cumsum(counts, 0) - counts  # (B,)
-        places = torch.arange(len(owners), device=self.device) - firsts[owners]
+        places = torch.arange(len(owners), device=self.home) - firsts[owners]
+        item_rows = self._event_items[starts[owners] + places].long()
         return KnownPositives(
-            owners=owners,
-            item_rows=self._event_items[starts[owners] + places].long(),
-            places=places.int(),
+            owners=owners.to(self.device),
+            item_rows=item_rows.to(self.device),
+            places=places.int().to(self.device),
         )
+
+    def _gathered(self, columns: Batch, names: Sequence[str], rows: Tensor) -> Batch:
+        rows = rows.to(self.home)
+        return self._sent({name: _gather(columns[name], rows) for name in names})
+
+    def _sent(self, batch: Batch) -> Batch:
+        """A batch where it is wanted."""
+        if self.home == self.device:
+            return batch
+        return {name: values.to(self.device, non_blocking=True) for name, values in batch.items()}
 
     def _tensors(
         self, columns: Mapping[str, npt.NDArray[Any]], names: Sequence[str] | set[str]
@@ -189,76 +265,16 @@ class Columns:
         return {name: self._tensor(columns[name]) for name in names}
 
     def _tensor(self, values: npt.NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.array(values)).to(self.device)
+        if self._residency == "disk":
+            with warnings.catch_warnings():  # a map of a file is not to be written to, and is not
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+                return torch.from_numpy(values)
+        tensor = torch.from_numpy(np.array(values)).to(self.home)
+        is_pinned = self._residency == "host" and self.device.type == "cuda"
+        return tensor.pin_memory() if is_pinned else tensor
 
 
 def _gather(column: Tensor, rows: Tensor) -> Tensor:
     """Rows of a column; ids come out as int64, whatever they are stored as."""
     values = column.index_select(0, rows)
     return values if values.is_floating_point() else values.long()
-
-
-class ShuffledBatches:
-    """A seeded permutation of examples, cut into batches; remembers where it stands.
-
-    Args:
-        examples: (E,) int64 what an example is, such as the row of an interaction.
-        pool: (F,) int64 further examples, of which every epoch draws some anew; None for none.
-        num_drawn: How many, without replacement.
-        batch_size: Examples a batch; the last one of an epoch may be smaller.
-        seed: Together with the epoch number it fixes the order.
-        assemble: Turns examples (B,) into a batch.
-
-    Raises:
-        ValueError: When a batch would hold nothing, or more is to be drawn than there is.
-    """
-
-    def __init__(
-        self,
-        examples: Tensor,
-        *,
-        pool: Tensor | None = None,
-        num_drawn: int = 0,
-        batch_size: int,
-        seed: int,
-        assemble: Callable[[Tensor], Batch],
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
-        self.pool = examples[:0] if pool is None else pool
-        if not 0 <= num_drawn <= len(self.pool):
-            raise ValueError(
-                f"`num_drawn` must lie in 0..{len(self.pool)}, the pool's size, got {num_drawn}"
-            )
-        self.examples = examples
-        self.num_drawn = num_drawn
-        self.batch_size = batch_size
-        self.seed = seed
-        self.assemble = assemble
-        self.epoch = 0
-        self.position = 0
-
-    def __len__(self) -> int:
-        return -(-(len(self.examples) + self.num_drawn) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        examples = self.examples
-        if self.num_drawn:
-            drawn = torch.randperm(len(self.pool), generator=generator)[: self.num_drawn]
-            examples = torch.cat([examples, self.pool[drawn]])
-        order = torch.randperm(len(examples), generator=generator)
-        for start in range(self.position, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            self.position += len(chosen)
-            if self.position == len(order):  # nobody need ask for one batch more than there are
-                self.epoch, self.position = self.epoch + 1, 0
-            yield self.assemble(examples[chosen])
-
-    def state_dict(self) -> dict[str, int]:
-        """Where the loader stands."""
-        return {"epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue with the batch after the last one of a saved state."""
-        self.epoch, self.position = state["epoch"], state["position"]

@@ -7,7 +7,7 @@ without types (CSV), where numbers and times are spelled out; all work is vector
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.data.schema import MICROSECONDS, TEST, TRAIN, VALIDATION
+from twotower.data.text_kind import ISO, TextKind, infer, parse_iso, plain_text, text_kind
 
 Column: TypeAlias = pa.ChunkedArray
 Rows = npt.NDArray[np.int64]
@@ -24,22 +25,12 @@ MAX_INT64 = 2**63 - 1
 LATEST_SECONDS = 4_133_980_800  # 2101-01-01
 LATEST_MICROSECONDS = 253_402_300_800 * MICROSECONDS  # year 10000
 SPLIT_WORDS = dict(train=TRAIN, validation=VALIDATION, valid=VALIDATION, val=VALIDATION, test=TEST)
-NULL_WORDS = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-nan", "null", "NULL", "None")
 
 ALLOWED_IDS = "64-bit integers or text"
 ALLOWED_TIMES = "integer seconds since 1970, timestamps, dates or ISO 8601 text"
 
-_KEEP_AS_TEXT = r"^\s*[+-]?0[0-9xX]"  # leading zeros carry meaning: 007, 02138, 0x1F
 _WHOLE = r"^-?\d{1,18}$"
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_WHOLE_FLOAT = r"^-?\d+(\.0*)?$"
-_DATE = (
-    r"(\d{4}-((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)"
-    r"|02-(0[1-9]|1\d|2[0-8]))"
-    r"|(\d\d(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)"
-)
-_ZONE = r"( UTC|Z|[+-]([01]\d|2[0-3])(:?[0-5]\d)?)"
-_ISO = rf"^{_DATE}([T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d{{1,9}})?)?{_ZONE}?)?$"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +42,14 @@ class Fault:
         allowed: What would be right.
         rows: Row numbers from 0, ascending; None for the column as a whole.
         fatal: Whether reading must stop even where bad rows may be set aside.
+        rank: Place among the faults of a column in messages.
     """
 
     what: str
     allowed: str
     rows: Rows | None = None
     fatal: bool = False
+    rank: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,56 +70,37 @@ def decode(column: Column) -> Column:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def infer(column: Column) -> Column:
-    """Type of a column of text: integers, numbers, ISO times, or else the text itself.
-
-    Words such as ``NA`` are null in numbers and times and stay as they are in text. Text with
-    leading zeros is no number.
-    """
-    if pc.any(pc.match_substring_regex(column, _KEEP_AS_TEXT)).as_py():
-        return column
-    plain = _plain(column)
-    for kind in (pa.int64(), pa.float64()):
-        try:
-            return plain.cast(kind)
-        except pa.ArrowInvalid:
-            continue
-    for part in (plain.slice(0, 1000), plain):  # the first rows spare most columns the long look
-        if pc.any(pc.invert(pc.match_substring_regex(part, _ISO))).as_py():
-            return column
-    return _parse_iso(plain).cast(pa.timestamp("us", "UTC"))
-
-
-def to_ids(column: Column, *, text: bool) -> Converted:
+def to_ids(column: Column, *, text: bool, kind: TextKind | None = None) -> Converted:
     """Ids as int64 or string, exactly as they came.
 
     Args:
         column: Integers or text; floats are refused, because they round above 2^53.
         text: Whether the type must be read off the values.
+        kind: What the whole column could be, where this is a part of it.
     """
     if text:
-        inferred = infer(column)
-        if pa.types.is_integer(inferred.type):
-            column = inferred
-        elif pa.types.is_floating(inferred.type) and _looks_whole(column):
+        kind = text_kind(column) if kind is None else kind
+        if not kind.keeps and kind.integers:
+            column = infer(column, kind)
+        elif not kind.keeps and kind.numbers and kind.whole and kind.dotted:
             return _wrong_type(column, "holds numbers with a decimal point", ALLOWED_IDS)
-    kind = column.type
+    stored = column.type
     large = _none(column)
-    if _is_text(kind):
+    if _is_text(stored):
         values = column.cast(pa.string())
         values = pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
-    elif kind == pa.uint64():
-        large = _true(pc.greater(column, pa.scalar(MAX_INT64, kind)))
-        values = pc.if_else(large, pa.scalar(None, kind), column).cast(pa.int64())
-    elif pa.types.is_integer(kind) or pa.types.is_null(kind):
+    elif stored == pa.uint64():
+        large = _true(pc.greater(column, pa.scalar(MAX_INT64, stored)))
+        values = pc.if_else(large, pa.scalar(None, stored), column).cast(pa.int64())
+    elif pa.types.is_integer(stored) or pa.types.is_null(stored):
         values = column.cast(pa.int64())
     else:
-        hint = ", which rounds ids above 2^53" if pa.types.is_floating(kind) else ""
-        return _wrong_type(column, f"has type {kind}{hint}", ALLOWED_IDS)
+        hint = ", which rounds ids above 2^53" if pa.types.is_floating(stored) else ""
+        return _wrong_type(column, f"has type {stored}{hint}", ALLOWED_IDS)
     missing = pc.and_not(pc.is_null(values), large)
-    faults = (
-        *_faults("without an id", ALLOWED_IDS, missing),
-        *_faults("with an id above 2^63 - 1", ALLOWED_IDS, large, fatal=True),
+    faults = _in_order(
+        _faults("without an id", ALLOWED_IDS, missing),
+        _faults("with an id above 2^63 - 1", ALLOWED_IDS, large, fatal=True),
     )
     return Converted(values=values, faults=faults)
 
@@ -140,7 +114,7 @@ def to_timestamps(column: Column) -> Converted:
     kind = column.type
     unreadable = late = _none(column)
     if _is_text(kind):
-        column = _plain(column.cast(pa.string()))
+        column = plain_text(column.cast(pa.string()))
         values, unreadable, late = _from_text(column)
     elif pa.types.is_integer(kind):
         values, late = _from_seconds(column)
@@ -152,11 +126,11 @@ def to_timestamps(column: Column) -> Converted:
         return _wrong_type(column, f"has type {kind}", ALLOWED_TIMES)
     early = _true(pc.less(values, 0))
     values = pc.if_else(early, pa.scalar(None, pa.int64()), values)
-    faults = (
-        *_faults("without a time", ALLOWED_TIMES, pc.is_null(column)),
-        *_faults("with a time that cannot be read", ALLOWED_TIMES, unreadable),
-        *_faults("with a time before 1970", ALLOWED_TIMES, early),
-        *_faults("beyond the year 2100, which looks like milliseconds", ALLOWED_TIMES, late),
+    faults = _in_order(
+        _faults("without a time", ALLOWED_TIMES, pc.is_null(column)),
+        _faults("with a time that cannot be read", ALLOWED_TIMES, unreadable),
+        _faults("with a time before 1970", ALLOWED_TIMES, early),
+        _faults("beyond the year 2100, which looks like milliseconds", ALLOWED_TIMES, late),
     )
     return Converted(values=values, faults=faults)
 
@@ -176,7 +150,7 @@ def to_numbers(
     unreadable = _none(column)
     kind = column.type
     if text:
-        plain = _plain(column)
+        plain = plain_text(column)
         missing = pc.is_null(plain)
         numbers, unreadable = _parse_numbers(plain)
     elif _is_number(kind):
@@ -187,10 +161,10 @@ def to_numbers(
     outside = _true(pc.or_(pc.less(numbers, minimum), pc.greater(numbers, maximum)))
     bad = pc.or_(outside, missing)
     values = pc.if_else(bad, pa.scalar(None, pa.float64()), numbers).cast(pa.float32())
-    faults = (
-        *_faults("without a value", allowed, missing),
-        *_faults("that are no number", allowed, unreadable),
-        *_faults("outside the range", allowed, outside),
+    faults = _in_order(
+        _faults("without a value", allowed, missing),
+        _faults("that are no number", allowed, unreadable),
+        _faults("outside the range", allowed, outside),
     )
     return Converted(values=values, faults=faults)
 
@@ -215,19 +189,6 @@ def _is_number(kind: pa.DataType) -> bool:
     return any(getattr(pa.types, f"is_{check}")(kind) for check in checks)
 
 
-def _plain(text: Column) -> Column:
-    """Text without space around it, and null where a word says that nothing is there."""
-    trimmed = pc.utf8_trim_whitespace(text)
-    absent = pc.is_in(trimmed, value_set=pa.array(NULL_WORDS))
-    return pc.if_else(absent, pa.scalar(None, trimmed.type), trimmed)
-
-
-def _looks_whole(text: Column) -> bool:
-    plain = _plain(text)
-    whole = pc.all(pc.match_substring_regex(plain, _WHOLE_FLOAT)).as_py()
-    return bool(whole and pc.any(pc.match_substring(plain, ".")).as_py())
-
-
 def _none(column: Column) -> Column:
     return pa.chunked_array([pa.array(np.zeros(len(column), dtype=bool))])
 
@@ -241,6 +202,10 @@ def _faults(what: str, allowed: str, mask: Column, fatal: bool = False) -> tuple
     return (Fault(what=what, allowed=allowed, rows=rows, fatal=fatal),) if len(rows) else ()
 
 
+def _in_order(*faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
+    return tuple(replace(f, rank=rank) for rank, found in enumerate(faults) for f in found)
+
+
 def _wrong_type(column: Column, what: str, allowed: str) -> Converted:
     return Converted(values=column, faults=(Fault(what=what, allowed=allowed, fatal=True),))
 
@@ -250,9 +215,9 @@ def _from_text(
 ) -> tuple[Column, Column, Column]:
     nothing = pa.scalar(None, pa.string())
     whole = _true(pc.match_substring_regex(plain, _WHOLE))
-    iso = _true(pc.match_substring_regex(plain, _ISO))
+    iso = _true(pc.match_substring_regex(plain, ISO))
     seconds, late = _from_seconds(pc.if_else(whole, plain, nothing).cast(pa.int64()))
-    values = pc.coalesce(seconds, _parse_iso(pc.if_else(iso, plain, nothing)))
+    values = pc.coalesce(seconds, parse_iso(pc.if_else(iso, plain, nothing)))
     return values, pc.and_not(pc.is_valid(plain), pc.or_(whole, iso)), late
 
 
@@ -279,17 +244,6 @@ def _from_timestamp(column: Column) -> tuple[Column, Column]:
     limit = LATEST_MICROSECONDS // factor
     far = _true(pc.or_(pc.greater_equal(raw, limit), pc.less(raw, -limit)))
     return pc.multiply(pc.if_else(far, pa.scalar(None, pa.int64()), raw), factor), far
-
-
-def _parse_iso(text: Column) -> Column:
-    """Microseconds since 1970 of text that matches `_ISO`, or null."""
-    text = pc.replace_substring_regex(text, r"(\.\d{6})\d+", r"\1")
-    text = pc.replace_substring_regex(text, r" UTC$", "Z")
-    zoned = _true(pc.match_substring_regex(text, r"[T ].*(Z|[+-]\d{2}(:?\d{2})?)$"))
-    nothing = pa.scalar(None, text.type)
-    with_zone = pc.if_else(zoned, text, nothing).cast(pa.timestamp("us", "UTC"))
-    without = pc.if_else(zoned, nothing, text).cast(pa.timestamp("us"))
-    return pc.coalesce(with_zone.cast(pa.int64()), without.cast(pa.int64()))
 
 
 def _parse_numbers(text: Column) -> tuple[Column, Column]:

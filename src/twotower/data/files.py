@@ -1,4 +1,6 @@
-"""Files to a `RawTable`: Parquet, CSV or Arrow; one file, a pattern, or a folder.
+"""Files to a raw table: Parquet, CSV or Arrow; one file, a pattern, or a folder.
+
+`read_raw` reads a table at once; `twotower.data.pieces` lists the pieces of one that is too long.
 
 A folder is read with all its files in the order of their names; folders called ``key=value`` inside
 it give a column (hive partitions). CSV is read as text and typed later, column by column, so that
@@ -13,7 +15,8 @@ import glob
 import io
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -29,6 +32,7 @@ from twotower.data.schema import DataError
 
 log = logging.getLogger(__name__)
 
+CSV_BLOCK = 1 << 24  # bytes
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 ENDINGS = {
     ".parquet": "parquet",
@@ -69,16 +73,15 @@ def read_raw(location: str) -> RawTable:
         except DataError as error:
             problems += error.problems
             continue
-        keys = _partition_keys(path.relative_to(files.base), table.column_names)
-        for key, value in keys.items():
-            table = table.append_column(key, pa.repeat(pa.scalar(value, pa.string()), len(table)))
-        text |= set(table.column_names if _format(path) == "csv" else keys)
+        keys = partition_keys(path.relative_to(files.base), table.column_names)
+        table = with_keys(table, keys)
+        text |= set(table.column_names if file_format(path) == "csv" else keys)
         tables.append(table)
     if problems:
         raise DataError(problems)
     names = [path.relative_to(files.base).as_posix() for path in files.paths]
     parts = tuple((name, len(table)) for name, table in zip(names, tables, strict=True))
-    data = _concatenate(location, tables, parts)
+    data = concatenate(location, tables, parts)
     return RawTable(location=location, data=data, text=frozenset(text), parts=parts)
 
 
@@ -96,8 +99,8 @@ def find_files(location: str) -> Files:
         fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
         paths = [p for match in matches for p in (_inside(match) if match.is_dir() else (match,))]
         found = Files(base=Path(*fixed), paths=tuple(dict.fromkeys(paths)))
-    unknown = [str(p) for p in found.paths if not _format(p)]
-    formats = {_format(p) for p in found.paths}
+    unknown = [str(p) for p in found.paths if not file_format(p)]
+    formats = {file_format(p) for p in found.paths}
     if unknown or not found.paths:
         what = ", ".join(unknown[:NUM_EXAMPLES]) or f"{location}, where there is no table"
         raise DataError([f"{what}: not a supported format; allowed: {', '.join(ENDINGS)}"])
@@ -107,7 +110,7 @@ def find_files(location: str) -> Files:
 
 
 def _inside(folder: Path) -> tuple[Path, ...]:
-    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and _format(p))
+    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and file_format(p))
     return tuple(p for p in found if not _hidden(p.relative_to(folder)))
 
 
@@ -115,7 +118,7 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.parts)
 
 
-def _format(path: Path) -> str:
+def file_format(path: Path) -> str:
     """Format by the ending of the name, or nothing."""
     name = path.name.lower()
     return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), "")
@@ -132,16 +135,28 @@ def _neighbours(path: Path) -> str:
     return f"{path.parent} has {', '.join(names[:NUM_EXAMPLES]) or 'no files'}"
 
 
-def _partition_keys(path: Path, names: Sequence[str]) -> dict[str, str | None]:
+def partition_keys(path: Path, names: Sequence[str]) -> dict[str, str | None]:
     """Columns told by folders called ``key=value``; a column of the file itself comes first."""
     pairs = (part.split("=", 1) for part in path.parts[:-1] if "=" in part)
     values = {unquote(key): unquote(value) for key, value in pairs if unquote(key) not in names}
     return {key: None if value == HIVE_NULL else value for key, value in values.items()}
 
 
-def _concatenate(
+def with_keys(table: pa.Table, keys: Mapping[str, str | None]) -> pa.Table:
+    """The table with the columns that its folders tell."""
+    for key, value in keys.items():
+        table = table.append_column(key, pa.repeat(pa.scalar(value, pa.string()), len(table)))
+    return table
+
+
+def concatenate(
     location: str, tables: Sequence[pa.Table], parts: Sequence[tuple[str, int]]
 ) -> pa.Table:
+    """The rows of all files; a column that one of them lacks is null there.
+
+    Raises:
+        DataError: When the files disagree about the type of a column.
+    """
     names = set().union(*(table.column_names for table in tables))
     for (name, _), table in zip(parts, tables, strict=True):
         if lacking := sorted(names - set(table.column_names)):
@@ -154,14 +169,32 @@ def _concatenate(
         ) from error
 
 
-def _read_file(path: Path) -> pa.Table:
-    kind = _format(path)
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """What goes wrong while a file is read is said in one sentence.
+
+    Args:
+        path: The file.
+        kind: Its format.
+
+    Raises:
+        DataError: When the file is damaged.
+    """
     try:
-        table = READERS[kind](path)
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError([f"{path}: cannot be read as {kind}: {_first_line(error)}"]) from error
-    columns = [decode(column) for column in table.columns]
-    return pa.table(columns, names=table.column_names)
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """The table without dictionary encoding and without remarks of whoever wrote it."""
+    return pa.table([decode(column) for column in table.columns], names=table.column_names)
+
+
+def _read_file(path: Path) -> pa.Table:
+    kind = file_format(path)
+    with reading(path, kind):
+        return plain(READERS[kind](path))
 
 
 def _read_parquet(path: Path) -> pa.Table:
@@ -170,15 +203,45 @@ def _read_parquet(path: Path) -> pa.Table:
 
 
 def _read_arrow(path: Path) -> pa.Table:
-    """The file form (also called Feather 2) or the stream form."""
+    with arrow_batches(path) as held:
+        return pa.Table.from_batches(list(held.batches), held.schema)
+
+
+@contextmanager
+def arrow_batches(path: Path) -> Iterator[ArrowBatches]:
+    """The batches of the file form (also called Feather 2) or of the stream form."""
     with pa.memory_map(str(path)) as source:
         is_file = source.read(6) == b"ARROW1"
         source.seek(0)
-        reader = ipc.open_file(source) if is_file else ipc.open_stream(source)
-        return reader.read_all()
+        if is_file:
+            reader = ipc.open_file(source)
+            numbers = range(reader.num_record_batches)
+            yield ArrowBatches(schema=reader.schema, batches=map(reader.get_batch, numbers))
+        else:
+            reader = ipc.open_stream(source)
+            yield ArrowBatches(schema=reader.schema, batches=reader)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrowBatches:
+    """What an Arrow file holds.
+
+    Args:
+        schema: Its columns.
+        batches: Its rows, some at a time.
+    """
+
+    schema: pa.Schema
+    batches: Iterable[pa.RecordBatch]
 
 
 def _read_csv(path: Path) -> pa.Table:
+    with reading_csv(path) as reader:
+        return reader.read_all()
+
+
+@contextmanager
+def reading_csv(path: Path) -> Iterator[pacsv.CSVStreamingReader]:
     """All columns as text, nothing as null; quoted line breaks are allowed."""
     with io.TextIOWrapper(pa.input_stream(str(path)), encoding="utf-8-sig", newline="") as stream:
         header = next(csv.reader(stream), [])
@@ -190,8 +253,10 @@ def _read_csv(path: Path) -> pa.Table:
         strings_can_be_null=True,
     )
     parse = pacsv.ParseOptions(newlines_in_values=True)
+    read = pacsv.ReadOptions(block_size=CSV_BLOCK)
     try:
-        return pacsv.read_csv(path, parse_options=parse, convert_options=convert)
+        with pacsv.open_csv(path, read, parse, convert) as reader:
+            yield reader
     except pa.ArrowInvalid as error:
         ragged = _ragged_rows(path, convert)
         if not ragged:
@@ -213,9 +278,11 @@ def _ragged_rows(path: Path, convert: pacsv.ConvertOptions) -> list[int]:
         return "skip"
 
     parse = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip)
-    in_order = pacsv.ReadOptions(use_threads=False)  # only then are rows numbered
+    in_order = pacsv.ReadOptions(use_threads=False, block_size=CSV_BLOCK)  # then rows are numbered
     try:
-        pacsv.read_csv(path, parse_options=parse, convert_options=convert, read_options=in_order)
+        with pacsv.open_csv(path, in_order, parse, convert) as reader:
+            for _ in reader:
+                pass
     except pa.ArrowInvalid:
         return []
     return rows

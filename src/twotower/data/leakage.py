@@ -41,10 +41,39 @@ class FittedOn:
             row_numbers: (R,) positions in the user's table.
             timestamps: (R,) microseconds, or None.
         """
-        ordered = np.sort(row_numbers.astype(np.int64))
-        latest = int(timestamps.max()) if timestamps is not None and len(timestamps) else None
-        digest = blake2b(ordered.tobytes(), digest_size=16).hexdigest()
-        return FittedOn(num_rows=len(ordered), last_timestamp=latest, digest=digest)
+        seen = RowRecord()
+        seen.add(np.sort(row_numbers.astype(np.int64)), timestamps)
+        return seen.fitted_on()
+
+
+class RowRecord:
+    """Takes down rows as they are seen, block by block."""
+
+    def __init__(self) -> None:
+        self._num_rows = 0
+        self._latest: int | None = None
+        self._digest = blake2b(digest_size=16)
+
+    def add(
+        self, row_numbers: npt.NDArray[np.int64], timestamps: npt.NDArray[np.int64] | None
+    ) -> None:
+        """Take down some rows.
+
+        Args:
+            row_numbers: (B,) rising positions in the user's table, behind all those before.
+            timestamps: (B,) microseconds in any order, or None.
+        """
+        self._num_rows += len(row_numbers)
+        self._digest.update(np.ascontiguousarray(row_numbers, np.int64).data)
+        if timestamps is not None and len(timestamps):
+            latest = int(timestamps.max())
+            self._latest = latest if self._latest is None else max(self._latest, latest)
+
+    def fitted_on(self) -> FittedOn:
+        """The record of all rows so far."""
+        return FittedOn(
+            num_rows=self._num_rows, last_timestamp=self._latest, digest=self._digest.hexdigest()
+        )
 
 
 class LeakError(DataError):

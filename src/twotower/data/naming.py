@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from twotower.data.raw_table import RawTable
+from twotower.data.raw_table import RawPieces, RawTable
 from twotower.data.schema import (
     ITEM_ID,
     LABEL,
@@ -92,7 +92,7 @@ def required_columns(kind: str, asked: frozenset[str], reading: Reading) -> set[
 
 
 def missing_columns(
-    kind: str, raw: RawTable, required: set[str], reading: Reading
+    kind: str, raw: RawTable | RawPieces, required: set[str], reading: Reading
 ) -> Iterator[str]:
     """What is missing in a table, and a label that nobody declared.
 
@@ -124,7 +124,9 @@ def missing_columns(
         )
 
 
-def broken_mappings(present: Mapping[str, RawTable], reading: Reading) -> dict[str, str]:
+def broken_mappings(
+    present: Mapping[str, RawTable | RawPieces], reading: Reading
+) -> dict[str, str]:
     """Entries of the mapping that lead nowhere: canonical name to what is wrong."""
     problems = {}
     for canonical, source in reading.columns.items():
@@ -162,7 +164,7 @@ def context_problems(location: str, names: Sequence[str], reading: Reading) -> I
             )
 
 
-def task_problems(raw: RawTable, reading: Reading) -> Iterator[str]:
+def task_problems(raw: RawTable | RawPieces, reading: Reading) -> Iterator[str]:
     """Columns with further outcomes that the interactions do not have."""
     names = raw.data.column_names
     for name in reading.tasks:

@@ -27,10 +27,12 @@ import pyarrow as pa
 
 from twotower.data.leakage import FittedOn
 from twotower.data.schema import MICROSECONDS, TRAIN, VALIDATION, DataError
+from twotower.data.workers import Threads
 
 PREPARED_VERSION = 1
 MANIFEST = "manifest.json"
 FEATURES_FOLDER = "features"
+CHECKSUM_BYTES = 16
 
 Array = npt.NDArray[Any]
 
@@ -241,20 +243,21 @@ def verify_files(folder: Path, files: Mapping[str, str]) -> None:
     Raises:
         DataError: Names every file that is missing or was changed.
     """
-    problems = []
-    for name, expected in files.items():
+
+    def problem_of(name: str) -> str | None:
         path = folder / name
         if not path.is_file():
-            problems.append(f"{path}: missing; delete the folder to prepare the data again")
-        elif checksum(path) != expected:
-            problems.append(_changed(path))
+            return f"{path}: missing; delete the folder to prepare the data again"
+        return None if checksum(path) == files[name] else _changed(path)
+
+    problems = [problem for problem in Threads().map(problem_of, files) if problem is not None]
     if problems:
         raise DataError(problems)
 
 
 def checksum(path: Path) -> str:
     """Digest of a file's bytes."""
-    digest = blake2b(digest_size=16)
+    digest = blake2b(digest_size=CHECKSUM_BYTES)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

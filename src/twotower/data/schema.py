@@ -38,6 +38,7 @@ REJECTED_REASON = "reason"
 HISTORY_PREFIX = "history."
 HISTORY_MASK = "history.mask"
 HISTORY_TIME = "history.time"
+HISTORY_OFFSETS = "history.offsets"  # where each begins, if they stand one behind the other
 RETRIEVAL_SCORE = "retrieval_score"
 RETRIEVAL_RANK = "retrieval_rank"
 USER_ROWS = "user_rows"

@@ -8,47 +8,60 @@ is the only split in which no event of the future, of any user, helps to predict
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from itertools import accumulate
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from twotower.data.order import LatestPositives, nth_smallest
 from twotower.data.schema import SPLIT_NAMES, TEST, TRAIN, VALIDATION, DataError
 
 log = logging.getLogger(__name__)
 
 Int64 = npt.NDArray[np.int64]
 Int8 = npt.NDArray[np.int8]
+Array = npt.NDArray[Any]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SplitInput:
-    """What a splitter may look at; all arrays have one entry an interaction, in table order.
+class SplitInput(Protocol):
+    """What a splitter may look at in a block; all arrays have one entry a row, in table order."""
 
-    Args:
-        num_rows: Number of interactions, ``R``.
-        positive: (R,) bool, whether the row is a positive.
-        user_rows: (R,) int64, or None where the table has no users.
-        timestamps: (R,) int64 microseconds, or None.
-        given: (R,) int8 split codes of the ``split`` column, or None.
-    """
+    @property
+    def num_rows(self) -> int:
+        """Rows of the block, ``R``."""
 
-    num_rows: int
-    positive: npt.NDArray[np.bool_]
-    user_rows: Int64 | None = None
-    timestamps: Int64 | None = None
-    given: Int8 | None = None
+    @property
+    def positive(self) -> npt.NDArray[np.bool_]:
+        """(R,) whether the row is a positive."""
+
+    @property
+    def user_rows(self) -> npt.NDArray[np.integer[Any]] | None:
+        """(R,) rows of the users, or None where the table has none."""
+
+    @property
+    def timestamps(self) -> Int64 | None:
+        """(R,) microseconds, or None."""
+
+    @property
+    def given(self) -> Int8 | None:
+        """(R,) split codes of the ``split`` column, or None."""
 
 
 class Splitter(Protocol):
     """Assigns every interaction to train, validation or test."""
 
-    def assign(self, rows: SplitInput) -> Int8:
-        """Split codes (R,) of the rows.
+    def assign(self, blocks: Sequence[SplitInput]) -> Iterator[Int8]:
+        """Split codes of the rows, block by block, however they are cut into blocks.
+
+        Args:
+            blocks: All rows in table order. A block is read anew whenever it is asked for, so that
+                no more than one needs to be in memory.
 
         Raises:
             DataError: When the table lacks what the split needs or a part would be empty.
@@ -85,19 +98,25 @@ class TemporalSplit:
                 f"{self.validation_from!r} and {self.test_from!r}"
             )
 
-    def assign(self, rows: SplitInput) -> Int8:
+    def assign(self, blocks: Sequence[SplitInput]) -> Iterator[Int8]:
         """See `Splitter.assign`; rows of one instant always fall on the same side of a cut."""
-        if rows.timestamps is None:
-            raise DataError(
-                ["split=temporal needs a `timestamp` column; allowed without one: given, random"]
-            )
+
+        def times() -> Iterator[Int64]:
+            for block in blocks:
+                if block.timestamps is None:
+                    raise DataError(
+                        ["split=temporal needs a `timestamp` column; "
+                         "allowed without one: given, random"]
+                    )  # fmt: skip
+                yield block.timestamps
+
         cuts = self._given_cuts()
         if not cuts:
-            ordered = np.sort(rows.timestamps)
+            count = sum(len(block) for block in times())
             shares = (self.validation_share + self.test_share, self.test_share)
-            first_rows = [round(len(ordered) * (1.0 - share)) for share in shares]
-            cuts = [int(ordered[min(row, len(ordered) - 1)]) for row in first_rows]
-        codes = np.searchsorted(np.asarray(cuts), rows.timestamps, side="right").astype(np.int8)
+            first_rows = [round(count * (1.0 - share)) for share in shares]
+            cuts = nth_smallest(times, [min(row, count - 1) for row in first_rows])
+        codes = ((block >= cuts[0]).view(np.int8) + (block >= cuts[1]) for block in times())
         return _nothing_empty(codes, "temporal")
 
     def _given_cuts(self) -> list[int]:
@@ -116,30 +135,30 @@ class LeaveOneOut:
     of other users into training, which a temporal split does not.
     """
 
-    def assign(self, rows: SplitInput) -> Int8:
-        """See `Splitter.assign`."""
-        if rows.user_rows is None:
-            raise DataError(
-                ["split=leave_one_out needs a `user_id` column; allowed: temporal, given, random"]
-            )
-        times = (
-            rows.timestamps if rows.timestamps is not None else np.zeros(rows.num_rows, np.int64)
-        )
-        order = np.lexsort((np.arange(rows.num_rows), times, rows.user_rows))
-        users, positive = rows.user_rows[order], rows.positive[order]
-        # positives of the same user that stand at or after the row, counted from the end
-        later = np.cumsum(positive[::-1])[::-1]
-        ends = np.searchsorted(users, users, side="right")
-        after_user = np.append(later, 0)[ends]
-        remaining = later - after_user
-        starts = np.searchsorted(users, users, side="left")
-        total = later[starts] - after_user
-        sorted_codes = np.select(
-            [total < 3, remaining <= 1, remaining == 2], [TRAIN, TEST, VALIDATION], default=TRAIN
-        )
-        codes = np.empty(rows.num_rows, np.int8)
-        codes[order] = sorted_codes
-        return _nothing_empty(codes, "leave_one_out")
+    def assign(self, blocks: Sequence[SplitInput]) -> Iterator[Int8]:
+        """See `Splitter.assign`; the last three positives of every user are remembered."""
+        starts = [*accumulate((block.num_rows for block in blocks), initial=0)]
+
+        def keys() -> Iterator[tuple[SplitInput, Array, Int64, Int64]]:
+            for start, block in zip(starts, blocks, strict=False):
+                if block.user_rows is None:
+                    raise DataError(
+                        ["split=leave_one_out needs a `user_id` column; "
+                         "allowed: temporal, given, random"]
+                    )  # fmt: skip
+                rows = start + np.arange(block.num_rows)
+                times = block.timestamps if block.timestamps is not None else np.zeros_like(rows)
+                yield block, block.user_rows, times, rows
+
+        def codes() -> Iterator[Int8]:
+            latest = LatestPositives()
+            for block, users, times, rows in keys():
+                which = np.flatnonzero(block.positive)
+                latest.add(users[which], times[which], rows[which])
+            for _, users, times, rows in keys():
+                yield latest.codes(users, times, rows)
+
+        return _nothing_empty(codes(), "leave_one_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,23 +177,33 @@ class GivenSplit:
     def __post_init__(self) -> None:
         _check_shares(validation_share=self.validation_share)
 
-    def assign(self, rows: SplitInput) -> Int8:
+    def assign(self, blocks: Sequence[SplitInput]) -> Iterator[Int8]:
         """See `Splitter.assign`."""
-        if rows.given is None:
-            raise DataError(
-                ["split=given needs a `split` column (map it with data.columns.split=<name>); "
-                 "allowed without one: temporal, leave_one_out, random"]
-            )  # fmt: skip
-        codes = rows.given.copy()
-        if not (codes == VALIDATION).any():
-            train = np.flatnonzero(codes == TRAIN)
-            draw = np.random.default_rng(self.seed).random(len(train))
-            codes[train[draw < self.validation_share]] = VALIDATION
+
+        def given() -> Iterator[Int8]:
+            for block in blocks:
+                if block.given is None:
+                    raise DataError(
+                        ["split=given needs a `split` column (map it with "
+                         "data.columns.split=<name>); "
+                         "allowed without one: temporal, leave_one_out, random"]
+                    )  # fmt: skip
+                yield block.given
+
+        def held_out() -> Iterator[Int8]:
             log.info(
                 "The given split has no validation rows: %.0f %% of train held out",
                 100 * self.validation_share,
             )
-        return _nothing_empty(codes, "given")
+            generator = np.random.default_rng(self.seed)
+            for stated in given():
+                codes = stated.copy()
+                train = np.flatnonzero(codes == TRAIN)
+                codes[train[generator.random(len(train)) < self.validation_share]] = VALIDATION
+                yield codes
+
+        has_validation = any((codes == VALIDATION).any() for codes in given())
+        return _nothing_empty(given() if has_validation else held_out(), "given")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,15 +223,17 @@ class RandomSplit:
     def __post_init__(self) -> None:
         _check_shares(validation_share=self.validation_share, test_share=self.test_share)
 
-    def assign(self, rows: SplitInput) -> Int8:
+    def assign(self, blocks: Sequence[SplitInput]) -> Iterator[Int8]:
         """See `Splitter.assign`."""
         log.warning(
             "split=random lets the model see the future of every user; its figures do not carry "
             "over to production. Use split=temporal where there are timestamps."
         )
-        draw = np.random.default_rng(self.seed).random(rows.num_rows)
+        generator = np.random.default_rng(self.seed)
         cuts = np.array([1.0 - self.validation_share - self.test_share, 1.0 - self.test_share])
-        return _nothing_empty(np.searchsorted(cuts, draw, side="right").astype(np.int8), "random")
+        draws = (generator.random(block.num_rows) for block in blocks)
+        codes = (np.searchsorted(cuts, draw, side="right").astype(np.int8) for draw in draws)
+        return _nothing_empty(codes, "random")
 
 
 def _check_shares(*, validation_share: float, test_share: float | None = None) -> None:
@@ -224,10 +255,14 @@ def _microseconds(text: str) -> int:
     return (moment - EPOCH) // timedelta(microseconds=1)
 
 
-def _nothing_empty(codes: Int8, name: str) -> Int8:
-    counts = np.bincount(codes, minlength=3)
+def _nothing_empty(blocks: Iterable[Int8], name: str) -> Iterator[Int8]:
+    """The codes as they come, and an error at the end when a part has no row."""
+    counts = np.zeros(len(SPLIT_NAMES), np.int64)
+    for codes in blocks:
+        counts += np.bincount(codes, minlength=len(counts))
+        yield codes
     problems = [
-        f"split={name}: the {part} part is empty ({len(codes)} rows in all, "
+        f"split={name}: the {part} part is empty ({counts.sum()} rows in all, "
         f"{counts[TRAIN]} train, {counts[VALIDATION]} validation, {counts[TEST]} test); "
         "every part needs at least one row"
         for part, count in zip(SPLIT_NAMES, counts, strict=True)
@@ -235,4 +270,3 @@ def _nothing_empty(codes: Int8, name: str) -> Int8:
     ]
     if problems:
         raise DataError(problems)
-    return codes

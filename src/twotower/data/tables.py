@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from hashlib import blake2b, file_digest
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import get_args
 
 from twotower.data.files import find_files, read_raw
 from twotower.data.naming import INTERACTIONS, ITEMS, USERS, OnBadRows, Reading
-from twotower.data.raw_table import RawTable
+from twotower.data.pieces import list_pieces
+from twotower.data.raw_table import RawPieces, RawTable
 from twotower.data.schema import DataError, Label, Tables
+from twotower.data.spill import write_block
 from twotower.data.validate import build_tables
+from twotower.data.workers import Budget, Scratch, Threads
 
 
 class TableSource:
@@ -76,26 +82,42 @@ class TableSource:
             except DataError as error:
                 digest.update(json.dumps([kind, error.problems]).encode())
                 continue
-            for path in files.paths:
+            contents = Threads().map(_content, files.paths)
+            for path, content in zip(files.paths, contents, strict=True):
                 name = path.relative_to(files.base).as_posix()
                 digest.update(json.dumps([kind, name]).encode())
-                with path.open("rb") as stream:
-                    digest.update(file_digest(stream, "blake2b").digest())
+                digest.update(content)
         return digest.hexdigest()
 
     def read(self) -> Tables:
-        """Read, map and check the tables.
+        """Read, map and check the tables; all rows are in memory.
 
         Raises:
             DataError: Lists everything that is wrong with any of the tables.
         """
-        raw: dict[str, RawTable | DataError] = {}
+        with TemporaryDirectory() as folder:
+            scratch = Scratch(folder=Path(folder), workers=Threads(), budget=Budget())
+            return build_tables(self._raw(scratch), self._reading)
+
+    def stream(self, scratch: Scratch) -> Tables:
+        """See `StreamedSource`."""
+        sink = partial(write_block, scratch.folder)
+        return build_tables(self._raw(scratch), self._reading, workers=scratch.workers, sink=sink)
+
+    def _raw(self, scratch: Scratch) -> dict[str, RawTable | RawPieces | DataError]:
+        raw: dict[str, RawTable | RawPieces | DataError] = {}
         for kind, location in self._locations.items():
             try:
-                raw[kind] = read_raw(location)
+                is_log = kind == INTERACTIONS
+                raw[kind] = list_pieces(location, scratch) if is_log else read_raw(location)
             except DataError as error:
                 raw[kind] = error
-        return build_tables(raw, self._reading)
+        return raw
+
+
+def _content(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return file_digest(stream, "blake2b").digest()
 
 
 def declared_label(

@@ -21,12 +21,10 @@ from torch import Tensor
 from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS, Batch, Columns
 from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared
-from twotower.data.schema import HISTORY_PREFIX, TRAIN, DataError
+from twotower.data.schema import HISTORY_OFFSETS, TRAIN, DataError
 from twotower.data.schema import OWNER as OWNER
 
 Array = npt.NDArray[Any]
-
-HISTORY_OWNER = f"{HISTORY_PREFIX}owner"  # whose history an event belongs to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +91,10 @@ class UserSets:
             generator: Random state on the CPU; None for torch's global one.
 
         Returns:
-            ``history.<item feature>`` (E, ...) and ``history.owner`` (E,) for the events of all
-            histories; user features (B, ...) and ``user_rows`` (B,); for every target its item,
-            weight and ``owner`` (N,). Owners are places in the batch. Every user has a target.
+            ``history.<item feature>`` (E, ...) of the events of all histories, and where each
+            begins, ``history.offsets`` (B + 1,); user features (B, ...) and ``user_rows`` (B,); for
+            every target its item, weight and ``owner`` (N,). Owners are places in the batch. Every
+            user has a target.
         """
         events, _, _ = self.prepared.require_events()
         users = self.user_rows[chosen.numpy()]
@@ -123,7 +122,7 @@ class UserSets:
         batch = self.columns.users(user_rows)
         batch |= self.columns.events(tensor(events.item_rows[history.item_rows].astype(np.int64)))
         return batch | {
-            HISTORY_OWNER: tensor(history.query_index),
+            HISTORY_OFFSETS: tensor(history.offsets),
             USER_ROWS: user_rows,
             OWNER: tensor(targets.query_index),
             ITEM_ROWS: tensor(events.item_rows[targets.item_rows].astype(np.int64)),

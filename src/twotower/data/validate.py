@@ -7,23 +7,16 @@ what is allowed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from twotower.data.columns import (
-    Converted,
-    Fault,
-    Rows,
-    infer,
-    to_ids,
-    to_numbers,
-    to_splits,
-    to_timestamps,
-)
+from twotower.data.columns import Fault
+from twotower.data.convert import Checked, Plan, Sink, check_piece, kinds_of_piece
 from twotower.data.naming import (
     INTERACTIONS,
     ITEMS,
@@ -36,61 +29,61 @@ from twotower.data.naming import (
     required_columns,
     task_problems,
 )
-from twotower.data.raw_table import ColumnFault, RawTable, describe, rejected_rows
-from twotower.data.schema import (
-    ITEM_ID,
-    LABEL,
-    SPLIT,
-    TIMESTAMP,
-    TITLE,
-    USER_ID,
-    WEIGHT,
-    DataError,
-    Tables,
+from twotower.data.raw_table import (
+    ColumnFault,
+    Found,
+    RawPieces,
+    RawTable,
+    describe,
+    join,
+    sum_up,
 )
+from twotower.data.schema import ITEM_ID, USER_ID, DataError, Tables
+from twotower.data.text_kind import TextKind
+from twotower.data.workers import Threads, Workers
 
 log = logging.getLogger(__name__)
 
-MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Checked:
-    """A table in canonical form, and where the columns that could be read came from."""
-
-    table: pa.Table
-    sources: Mapping[str, str]
-    problems: tuple[str, ...]
-    rejected: pa.Table | None = None
-
-
-def build_tables(raw: Mapping[str, RawTable | DataError], reading: Reading) -> Tables:
+def build_tables(
+    raw: Mapping[str, RawTable | RawPieces | DataError],
+    reading: Reading,
+    *,
+    workers: Workers | None = None,
+    sink: Sink | None = None,
+) -> Tables:
     """Map, convert and check all tables of a data set.
 
     Args:
         raw: The tables asked for: ``interactions`` and, optionally, ``users`` and ``items``; the
             error where a table could not be read, so that it is reported with all the others.
         reading: Names, label, context, and what happens to bad rows.
+        workers: Who converts the pieces.
+        sink: Takes the interactions piece by piece; they are left out of the result then.
 
     Raises:
         DataError: Lists everything that is wrong with any of the tables.
     """
+    workers = workers or Threads()
     problems = [text for t in raw.values() if isinstance(t, DataError) for text in t.problems]
-    present = {kind: t for kind, t in raw.items() if isinstance(t, RawTable)}
+    present = {kind: t for kind, t in raw.items() if not isinstance(t, DataError)}
     broken = broken_mappings(present, reading) if len(present) == len(raw) else {}
     problems += broken.values()
     checked = {}
     for kind, table in present.items():
         required = required_columns(kind, frozenset(raw), reading) - set(broken)
-        checked[kind] = _check(kind, table, required, reading)
+        plan = _plan(kind, table, required, reading, workers)
+        task = partial(check_piece, plan, sink if kind == INTERACTIONS else None)
+        pieces = list(workers.map(task, [*enumerate(table.pieces)])) if plan.names else []
+        checked[kind] = _Whole.of(plan, table, pieces)
         problems += checked[kind].problems
     problems += _id_type_problems(checked, present)
     if INTERACTIONS in checked and (names := checked[INTERACTIONS].table.column_names):
         problems += context_problems(present[INTERACTIONS].location, names, reading)
     if problems:
-        raise DataError(problems)
+        raise DataError(list(dict.fromkeys(problems)))
     tables = {kind: table.table for kind, table in checked.items()}
-    rejected = [c.rejected for c in checked.values() if c.rejected is not None]
+    rejected = [one for table in checked.values() for one in table.rejected]
     return Tables(
         interactions=tables[INTERACTIONS],
         users=tables.get(USERS),
@@ -101,109 +94,91 @@ def build_tables(raw: Mapping[str, RawTable | DataError], reading: Reading) -> T
     )
 
 
-def _check(kind: str, raw: RawTable, required: set[str], reading: Reading) -> _Checked:
-    """One table in canonical form, with its problems and the rows that were set aside."""
+def _plan(
+    kind: str,
+    raw: RawTable | RawPieces,
+    required: set[str],
+    reading: Reading,
+    workers: Workers,
+) -> Plan:
     names = raw.data.column_names
     twice = sorted({name for name in names if names.count(name) > 1})
+    problems = [f"{raw.location}: more than one column is called `{'`, `'.join(twice)}`"]
     if twice:
-        problem = f"{raw.location}: more than one column is called `{'`, `'.join(twice)}`"
-        return _Checked(table=raw.data.select([]), sources={}, problems=(problem,))
+        return Plan(
+            kind=kind, sources={}, reading=reading, names=(), kinds={}, problems=tuple(problems)
+        )
     sources = find_columns(kind, names, reading)
     problems = [*missing_columns(kind, raw, required, reading)]
     if kind == INTERACTIONS:
         problems += task_problems(raw, reading)
-    if raw.data.num_rows == 0:
-        problems.append(f"{raw.location}: the table is empty; at least one row is needed")
-    table, faults = _convert_all(kind, raw, sources, reading)
-    strict = reading.on_bad_rows == "fail"
-    fatal = [f for f in faults if strict or f.fault.fatal]
-    aside = [f for f in faults if not (strict or f.fault.fatal)]
-    bad = np.unique(np.concatenate([np.empty(0, np.int64), *(_rows(f) for f in aside)]))
-    if len(bad) and len(bad) == raw.data.num_rows:
-        problems.append(f"{raw.location}: no row is left when the bad rows are set aside")
-        fatal = faults
-    problems += [describe(raw, found) for found in fatal]
-    rejected = None
-    if len(bad) and not problems:
-        keep = np.ones(raw.data.num_rows, dtype=bool)
-        keep[bad] = False
-        table = table.filter(pa.array(keep))
-        rejected = rejected_rows(raw, aside, bad)
-    failed = {found.name for found in faults if found.fault.rows is None}
-    read = {name: source for name, source in sources.items() if name not in failed}
-    return _Checked(table=table, sources=read, problems=tuple(problems), rejected=rejected)
-
-
-def _convert_all(
-    kind: str, raw: RawTable, sources: Mapping[str, str], reading: Reading
-) -> tuple[pa.Table, list[ColumnFault]]:
-    """Canonical columns first, then all others under their own names."""
-    columns: dict[str, pa.ChunkedArray] = {}
-    faults: list[ColumnFault] = []
-    for name, source in sources.items():
-        converted = _convert(name, raw, source, reading)
-        columns[name] = converted.values
-        found = [*converted.faults]
-        if kind != INTERACTIONS and name != TITLE and all(f.rows is not None for f in found):
-            found += _repeated(converted.values)
-        faults += [ColumnFault(name=name, source=source, fault=fault) for fault in found]
     tasks = reading.tasks if kind == INTERACTIONS else {}
-    for name in raw.data.column_names:
-        if name in sources.values() and name not in tasks:
-            continue
-        if name in tasks and name not in columns:
-            converted = _to_outcomes(raw.data.column(name), text=name in raw.text)
-            columns[name] = converted.values
-            faults += [ColumnFault(name=name, source=name, fault=f) for f in converted.faults]
-        elif name in columns:
+    others = [name for name in names if name not in sources.values() or name in tasks]
+    for name in others:
+        if name in sources and name not in tasks:
             why = f"because `{sources[name]}` is read as `{name}`"
             log.warning("%s: column `%s` is left out, %s", raw.location, name, why)
-        else:
-            column = raw.data.column(name)
-            columns[name] = infer(column) if name in raw.text else column
-    return pa.table(columns), faults
+    free = [name for name in others if name not in sources]
+    untyped = {sources[name] for name in (USER_ID, ITEM_ID) if name in sources}
+    untyped |= {name for name in free if name not in tasks}
+    return Plan(
+        kind=kind,
+        sources=sources,
+        reading=reading,
+        names=(*sources, *free),
+        kinds=_text_kinds(raw, sorted(untyped & raw.text), workers),
+        problems=tuple(problems),
+    )
 
 
-def _convert(name: str, raw: RawTable, source: str, reading: Reading) -> Converted:
-    column, text = raw.data.column(source), source in raw.text
-    if name in (USER_ID, ITEM_ID):
-        return to_ids(column, text=text)
-    if name == TIMESTAMP:
-        return to_timestamps(column)
-    if name == SPLIT:
-        return to_splits(column)
-    if name == WEIGHT:
-        allowed = "finite numbers of at least 0"
-        return to_numbers(column, text=text, minimum=0.0, maximum=MAX_FLOAT32, allowed=allowed)
-    if name == LABEL and reading.label is not None:
-        low, high = reading.label.minimum, reading.label.maximum
-        allowed = f"numbers from {low:g} to {high:g} (data.label.minimum, data.label.maximum)"
-        return to_numbers(column, text=text, minimum=low, maximum=high, allowed=allowed)
-    return Converted(values=column)
+def _text_kinds(
+    raw: RawTable | RawPieces, names: Sequence[str], workers: Workers
+) -> dict[str, TextKind]:
+    """What whole columns of text could be."""
+    kinds: dict[str, TextKind] = {}
+    if names:
+        for found in workers.map(partial(kinds_of_piece, names), raw.pieces):
+            kinds = {name: kind | kinds.get(name, kind) for name, kind in found.items()}
+    return kinds
 
 
-def _to_outcomes(column: pa.ChunkedArray, *, text: bool) -> Converted:
-    low, high = -MAX_FLOAT32, MAX_FLOAT32
-    return to_numbers(column, text=text, minimum=low, maximum=high, allowed="finite numbers")
+@dataclass(frozen=True, kw_only=True)
+class _Whole:
+    """All pieces of a table in canonical form, and where the columns that were read came from."""
 
+    table: pa.Table
+    sources: Mapping[str, str]
+    problems: tuple[str, ...]
+    rejected: tuple[pa.Table, ...]
+    num_rows: int
 
-def _repeated(ids: pa.ChunkedArray) -> list[Fault]:
-    """Rows whose id an earlier row has already; nulls do not count."""
-    codes = ids.combine_chunks().dictionary_encode().indices
-    filled = np.flatnonzero(codes.is_valid().to_numpy(zero_copy_only=False))
-    again = np.ones(len(filled), dtype=bool)
-    again[np.unique(codes.drop_null().to_numpy(), return_index=True)[1]] = False
-    rows = filled[again].astype(np.int64)
-    what = "with an id that an earlier row has already"
-    return [Fault(what=what, allowed="one row an id", rows=rows, fatal=True)] if len(rows) else []
-
-
-def _rows(found: ColumnFault) -> Rows:
-    return np.empty(0, np.int64) if found.fault.rows is None else found.fault.rows
+    @staticmethod
+    def of(plan: Plan, raw: RawTable | RawPieces, pieces: Sequence[Checked]) -> _Whole:
+        problems = [*plan.problems, *(text for piece in pieces for text in piece.problems)]
+        num_rows = sum(piece.num_rows for piece in pieces)
+        if num_rows == 0 and plan.names and not any(piece.problems for piece in pieces):
+            problems.append(f"{raw.location}: the table is empty; at least one row is needed")
+        found = join((one for piece in pieces for one in piece.found), plan.names)
+        strict = plan.reading.on_bad_rows == "fail"
+        fatal = [one for one in found if strict or one.fault.fatal]
+        if num_rows and not any(piece.num_kept for piece in pieces):
+            problems.append(f"{raw.location}: no row is left when the bad rows are set aside")
+            fatal = found
+        problems += [describe(raw, one) for one in fatal]
+        failed = {one.name for one in found if one.count is None}
+        return _Whole(
+            table=pa.concat_tables(
+                [p.table for p in pieces if not p.problems] or [raw.data.select([])]
+            ),
+            sources={name: own for name, own in plan.sources.items() if name not in failed},
+            problems=tuple(problems),
+            rejected=tuple(piece.rejected for piece in pieces if piece.rejected is not None),
+            num_rows=num_rows,
+        )
 
 
 def _id_type_problems(
-    checked: Mapping[str, _Checked], present: Mapping[str, RawTable]
+    checked: Mapping[str, _Whole], present: Mapping[str, RawTable | RawPieces]
 ) -> Iterator[str]:
     """Ids that are integers in the interactions and text in the other table, or the reverse."""
     for kind, name in ((USERS, USER_ID), (ITEMS, ITEM_ID)):
@@ -211,7 +186,7 @@ def _id_type_problems(
         types = {
             k: t.table.schema.field(name).type
             for k, t in tables.items()
-            if name in t.sources and t.table.num_rows
+            if name in t.sources and t.num_rows
         }
         if set(types.values()) == {pa.int64(), pa.string()}:
             shown = " and ".join(f"{t} in {present[k].location}" for k, t in types.items())
@@ -220,11 +195,15 @@ def _id_type_problems(
             yield from _not_integer(name, tables[text].sources[name], present[text])
 
 
-def _not_integer(name: str, source: str, raw: RawTable) -> Iterator[str]:
+def _not_integer(name: str, source: str, raw: RawTable | RawPieces) -> Iterator[str]:
     """The first values that make a column of ids text."""
-    column = raw.data.column(source).cast(pa.string())
-    whole = pc.match_substring_regex(column, r"^\s*(0|-?[1-9]\d*)?\s*$")
-    rows = np.flatnonzero(~pc.fill_null(whole, True).to_numpy()).astype(np.int64)
-    if len(rows):
-        fault = Fault(what="with an id that is text", allowed="integers throughout", rows=rows)
-        yield describe(raw, ColumnFault(name=name, source=source, fault=fault))
+    found: list[Found] = []
+    for piece in raw.pieces:
+        rows = piece.read()
+        column = rows.data.column(source).cast(pa.string())
+        whole = pc.match_substring_regex(column, r"^\s*(0|-?[1-9]\d*)?\s*$")
+        odd = np.flatnonzero(~pc.fill_null(whole, True).to_numpy()).astype(np.int64)
+        if len(odd):
+            fault = Fault(what="with an id that is text", allowed="integers throughout", rows=odd)
+            found.append(sum_up(rows, ColumnFault(name=name, source=source, fault=fault)))
+    yield from (describe(raw, one) for one in join(found, [name]))

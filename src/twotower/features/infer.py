@@ -11,14 +11,11 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Final, Literal, Protocol
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from twotower.data.prepare import TrainingPart
 from twotower.data.schema import (
     ITEM_ID,
     POSITION,
@@ -27,33 +24,24 @@ from twotower.data.schema import (
     USER_ID,
     DataError,
 )
+from twotower.data.training_part import Column, Columns, TrainingPart
+from twotower.data.workers import Threads
+from twotower.features.column_facts import Facts, kind_of, obstacle_of
 from twotower.features.pipeline import FeaturePipeline, training_table
 from twotower.features.spec import (
     TABLE_KINDS,
     Feature,
     FeatureSpec,
     History,
-    Kind,
     Side,
     is_feature_name,
 )
-from twotower.features.transforms import fit_transform, is_text
-from twotower.features.vocabulary import as_array
+from twotower.features.transforms import fit_transform
 
 log = logging.getLogger(__name__)
 
-MAX_INTEGER_CATEGORIES = 100
-MAX_TEXT_SHARE = 0.5
-MIN_TEXT_VALUES = 50
-MIN_TAGGED_SHARE = 0.1
-SEPARATOR = "|"
 AUTO: Final = "auto"
 KEYS = {"user": USER_ID, "item": ITEM_ID}
-LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-UNREADABLE = (
-    *(pa.types.is_nested, pa.types.is_interval),
-    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary),
-)
 
 
 class SpecProvider(Protocol):
@@ -144,6 +132,9 @@ class AutoSpec:
             if column.name not in self.exclude and (self.time or not column.is_instant)
         ]
         names = Counter(column.feature_name for column in columns)
+        told = [c for c in columns if c.name != KEYS.get(c.side) and not c.is_instant]
+        for _ in Threads().map(lambda column: column.facts, told):
+            pass  # they are kept by their columns
         for column in columns:
             if column.name == KEYS.get(column.side):
                 yield Feature(
@@ -151,7 +142,7 @@ class AutoSpec:
                 )
             elif column.is_instant:
                 yield Feature(name=TIMESTAMP, side="context", kind="time")
-            elif (obstacle := _obstacle(column.values)) is not None:
+            elif (obstacle := obstacle_of(column.facts)) is not None:
                 log.warning(
                     "Column `%s` (%s side, %s) is no feature: %s",
                     *(column.name, column.side, column.values.type, obstacle),
@@ -198,12 +189,12 @@ class PipelineFactory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Column:
+class _Candidate:
     """A column of the training part that may become a feature."""
 
     side: Side
     name: str
-    values: pa.ChunkedArray
+    values: Column
 
     @property
     def feature_name(self) -> str:
@@ -213,24 +204,28 @@ class _Column:
     def is_instant(self) -> bool:
         return self.name == TIMESTAMP and self.side == "context"
 
+    @cached_property
+    def facts(self) -> Facts:
+        return Facts.of(self.values)
 
-def _columns(part: TrainingPart) -> Iterator[_Column]:
-    sides: tuple[tuple[Side, pa.Table | None], ...] = (("user", part.users), ("item", part.items))
+
+def _columns(part: TrainingPart) -> Iterator[_Candidate]:
+    sides: tuple[tuple[Side, Columns | None], ...] = (("user", part.users), ("item", part.items))
     for side, table in sides:
         if table is None:
             continue
         for name in table.column_names:
-            yield _Column(side=side, name=name, values=table.column(name))
+            yield _Candidate(side=side, name=name, values=table.column(name))
     instant = {TIMESTAMP} & set(part.interactions.column_names)
     for name in (*(name for name in part.context if name not in instant), *instant):
-        yield _Column(side="context", name=name, values=part.interactions.column(name))
+        yield _Candidate(side="context", name=name, values=part.interactions.column(name))
 
 
-def _guess(column: _Column, names: Mapping[str, int]) -> Feature:
+def _guess(column: _Candidate, names: Mapping[str, int]) -> Feature:
     """The feature of a column; the side stands before a name that is not free or not the only one.
 
     Args:
-        column: One without an `_obstacle`.
+        column: One without an `obstacle_of`.
         names: How many columns would give a feature its name.
     """
     name = column.feature_name
@@ -242,7 +237,7 @@ def _guess(column: _Column, names: Mapping[str, int]) -> Feature:
         return Feature(
             name=name, side="context", kind="categorical", column=source, stages=("ranking",)
         )
-    return Feature(name=name, side=column.side, kind=_kind(as_array(column.values)), column=source)
+    return Feature(name=name, side=column.side, kind=kind_of(column.facts), column=source)
 
 
 def _auto_dim(feature: Feature, part: TrainingPart) -> int:
@@ -259,38 +254,3 @@ def _auto_dim(feature: Feature, part: TrainingPart) -> int:
         )  # fmt: skip
     fitted = fit_transform(feature, table.column(feature.source_column))
     return max(1, round(6 * math.sqrt(math.sqrt(fitted.num_rows - 1))))
-
-
-def _obstacle(column: pa.ChunkedArray) -> str | None:
-    """Why a column can be no feature, or None."""
-    array = as_array(column)
-    if array.null_count == len(array):
-        return "the training part has no value of it"
-    inner = array.type.value_type if _is_any(array.type, LISTS) else array.type
-    if _is_any(inner, UNREADABLE):
-        return "columns of this type are not read"
-    if _kind(array) == "categorical" and is_text(array.type):
-        distinct = len(pc.unique(array.drop_null()))
-        if distinct > max(MIN_TEXT_VALUES, MAX_TEXT_SHARE * (len(array) - array.null_count)):
-            return "nearly every value is different. Declare it in a feature spec to use it"
-    return None
-
-
-def _kind(array: pa.Array) -> Kind:
-    is_a, kind = pa.types, array.type
-    if _is_any(kind, LISTS):
-        return "vector" if is_a.is_floating(kind.value_type) else "tags"
-    if _is_any(kind, (is_a.is_floating, is_a.is_decimal, is_a.is_temporal)):
-        return "numeric"
-    if is_a.is_integer(kind):
-        few = len(pc.unique(array.drop_null())) <= MAX_INTEGER_CATEGORIES
-        return "categorical" if few else "numeric"
-    if is_text(kind):
-        tagged = pc.sum(pc.match_substring(array.cast(pa.string()), SEPARATOR)).as_py()
-        if tagged >= MIN_TAGGED_SHARE * (len(array) - array.null_count):
-            return "tags"
-    return "categorical"
-
-
-def _is_any(kind: pa.DataType, checks: Iterable[Callable[[pa.DataType], bool]]) -> bool:
-    return any(check(kind) for check in checks)

@@ -18,9 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from twotower.data.leakage import FittedOn
-from twotower.data.prepare import TrainingPart
 from twotower.data.prepared import read_arrow, write_arrow
-from twotower.data.schema import ITEM_ID, USER_ID, DataError
+from twotower.data.schema import HISTORY_OFFSETS, ITEM_ID, USER_ID, DataError
+from twotower.data.training_part import Columns, TrainingPart
+from twotower.data.workers import Threads
 from twotower.features.spec import (
     HISTORY_MASK,
     HISTORY_PREFIX,
@@ -76,21 +77,26 @@ class FeaturePipeline:
         """
         problems: list[str] = []
         transforms: dict[str, Transform] = {}
-        for feature in spec.features:
-            table = training_table(feature, part)
+        tables = {feature.name: training_table(feature, part) for feature in spec.features}
+
+        def fit(feature: Feature) -> Transform | str:
+            table = tables[feature.name]
             if table is None or feature.source_column not in table.column_names:
                 columns = "none" if table is None else ", ".join(table.column_names)
-                problems.append(
+                return (
                     f"feature `{feature.name}`: no column `{feature.source_column}` on the "
                     f"{feature.side} side; columns: {columns}"
                 )
-                continue
             try:
-                transforms[feature.name] = fit_transform(
-                    feature, table.column(feature.source_column)
-                )
+                return fit_transform(feature, table.column(feature.source_column))
             except ValueError as error:
-                problems.append(f"feature `{feature.name}` of kind {feature.kind}: {error}")
+                return f"feature `{feature.name}` of kind {feature.kind}: {error}"
+
+        for feature, fitted in zip(spec.features, Threads().map(fit, spec.features), strict=True):
+            if isinstance(fitted, str):
+                problems.append(fitted)
+            else:
+                transforms[feature.name] = fitted
         known = {f.name for f in spec.features if f.side == "item"}
         problems += [
             f"history: `{name}` is no item feature; allowed: {', '.join(sorted(known))}"
@@ -101,11 +107,15 @@ class FeaturePipeline:
             f"history: a feature called `{name}` cannot describe an event, "
             f"`{HISTORY_PREFIX}{name}` is taken; give it another name and say `column: <name>`"
             for name in spec.history.features
-            if HISTORY_PREFIX + name in (HISTORY_MASK, HISTORY_TIME)
+            if HISTORY_PREFIX + name in (HISTORY_MASK, HISTORY_TIME, HISTORY_OFFSETS)
         ]
         if problems:
             raise DataError(problems)
         return FeaturePipeline(spec, transforms, part.fitted_on)
+
+    def source_columns(self, side: Side) -> tuple[str, ...]:
+        """Columns of a table that `encode` reads, where they are there."""
+        return tuple({f.source_column: None for f in self.spec.features if f.side == side})
 
     def encode(self, side: Side, table: pa.Table) -> dict[str, Array]:
         """Encode one table.
@@ -201,7 +211,7 @@ class FeaturePipeline:
         )
 
 
-def training_table(feature: Feature, part: TrainingPart) -> pa.Table | None:
+def training_table(feature: Feature, part: TrainingPart) -> Columns | None:
     """The table whose rows a feature is fitted on."""
     is_key = feature.source_column == {"user": USER_ID, "item": ITEM_ID}.get(feature.side)
     if feature.side == "context" or is_key:

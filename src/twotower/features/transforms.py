@@ -5,6 +5,8 @@ Shapes of encoded columns: `twotower.features.spec`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -14,11 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.data.schema import MICROSECONDS
+from twotower.data.training_part import Column
+from twotower.features.pairwise_sum import pairwise_sum
 from twotower.features.spec import Feature
-from twotower.features.vocabulary import Vocabulary, as_array
+from twotower.features.vocabulary import Vocabulary, as_array, chunks_of
 
 Array = npt.NDArray[Any]
-Values: TypeAlias = pa.Array | pa.ChunkedArray
+Values: TypeAlias = pa.Array | Column
 
 HOUR, DAY, WEEK = 3600, 86_400, 604_800
 EPOCH_TO_MONDAY = 3 * DAY  # 1970-01-01 was a Thursday
@@ -96,13 +100,26 @@ class Numeric:
     @staticmethod
     def fit(values: Values, *, log: bool) -> Numeric:
         """Mean and standard deviation of the finite values; a constant column has scale 1."""
-        numbers = _numbers(values, log=log)
-        known = numbers[np.isfinite(numbers)]
-        if not len(known):
+
+        def known() -> Iterator[Array]:
+            for chunk in chunks_of(values):
+                numbers = _numbers(chunk, log=log)
+                yield numbers[np.isfinite(numbers)]
+
+        count, low, high = 0, np.inf, -np.inf
+        for numbers in known():
+            count += len(numbers)
+            low, high = (
+                min(low, numbers.min(initial=np.inf)),
+                max(high, numbers.max(initial=-np.inf)),
+            )
+        if not count:
             return Numeric(mean=0.0, scale=1.0, log=log)
-        varies = known.min() < known.max()  # rounding leaves a constant a deviation above 0
-        scale = float(known.std()) if varies else 1.0
-        return Numeric(mean=float(known.mean()), scale=scale, log=log)
+        mean = pairwise_sum(known(), count) / count
+        squares = ((numbers - mean) * (numbers - mean) for numbers in known())
+        varies = low < high  # rounding leaves a constant a deviation above 0
+        scale = math.sqrt(pairwise_sum(squares, count) / count) if varies else 1.0
+        return Numeric(mean=mean, scale=scale, log=log)
 
     def apply(self, values: Values) -> Array:
         """See `Transform`."""
@@ -168,9 +185,12 @@ class Time:
                 f"{array.type}"
             )
         seconds = _numbers(array, log=False) / (MICROSECONDS if is_integer else 1)
-        angles = np.stack([seconds / DAY, (seconds + EPOCH_TO_MONDAY) / WEEK], axis=1) * 2 * np.pi
-        waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-        return np.asarray(np.nan_to_num(waves), np.float32)
+        waves = np.empty((len(seconds), self.width), np.float32)
+        for place, turns in enumerate((seconds / DAY, (seconds + EPOCH_TO_MONDAY) / WEEK)):
+            angles = turns * 2 * np.pi
+            waves[:, place], waves[:, place + 2] = np.sin(angles), np.cos(angles)
+        waves[~np.isfinite(seconds)] = 0.0
+        return waves
 
 
 def fit_transform(feature: Feature, values: Values) -> Transform:
@@ -186,22 +206,40 @@ def fit_transform(feature: Feature, values: Values) -> Transform:
     if feature.kind in ("id", "categorical"):
         return Categorical(Vocabulary.fit(values, min_count=feature.min_count))
     if feature.kind == "tags":
-        lists = as_lists(values, feature.separator)
-        tags = pc.list_flatten(lists)
-        if is_text(tags.type):
-            tags = tags.filter(pc.not_equal(tags, ""))
-        longest = pc.max(pc.list_value_length(lists)).as_py() or 1
+        longest = _longest(values, feature.separator) or 1
+        tags = _Tags(values, feature.separator)
         vocabulary = Vocabulary.fit(tags, min_count=feature.min_count)
         return Tags(vocabulary, max(1, min(longest, feature.max_tags)), feature.separator)
     if feature.kind == "vector":
-        width = pc.max(pc.list_value_length(as_lists(values))).as_py()
+        width = _longest(values)
         if not width:
             raise ValueError("there is no vector in the training part; leave the feature out")
         return Vector(width=width)
     if feature.kind == "numeric":
         return Numeric.fit(values, log=feature.log)
-    Time().apply(values)
+    Time().apply(pa.array([], values.type))
     return Time()
+
+
+def _longest(values: Values, separator: str = "") -> int:
+    """Length of the longest list."""
+    as_lists(pa.array([], values.type), separator)
+    lengths = (pc.list_value_length(as_lists(chunk, separator)) for chunk in chunks_of(values))
+    return max((pc.max(length).as_py() or 0 for length in lengths), default=0)
+
+
+class _Tags:
+    """All tags of a column of lists."""
+
+    def __init__(self, values: Values, separator: str) -> None:
+        self._values = values
+        self._separator = separator
+        self.type = pc.list_flatten(as_lists(pa.array([], values.type), separator)).type
+
+    def iterchunks(self) -> Iterator[pa.Array]:
+        for chunk in chunks_of(self._values):
+            tags = pc.list_flatten(as_lists(chunk, self._separator))
+            yield tags.filter(pc.not_equal(tags, "")) if is_text(tags.type) else tags
 
 
 def as_lists(values: Values, separator: str = "") -> pa.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from twotower.data.training_part import Column
 
 
 class Vocabulary:
@@ -27,13 +30,10 @@ class Vocabulary:
         self.values = values
 
     @staticmethod
-    def fit(values: pa.Array | pa.ChunkedArray, *, min_count: int) -> Vocabulary:
+    def fit(values: pa.Array | Column, *, min_count: int) -> Vocabulary:
         """The values that occur at least `min_count` times, most frequent first, ties by value."""
-        counted = as_key(values).value_counts()
-        table = pa.table({"value": counted.field("values"), "count": counted.field("counts")})
-        kept = table.filter(
-            pc.and_(pc.is_valid(table["value"]), pc.greater_equal(table["count"], min_count))
-        )
+        table = count_values(values)
+        kept = table.filter(pc.greater_equal(table["count"], min_count))
         ordered = kept.sort_by([("count", "descending"), ("value", "ascending")])
         return Vocabulary(ordered.column("value").combine_chunks())
 
@@ -62,6 +62,44 @@ class Vocabulary:
         digest.update(pc.binary_length(self.values).to_numpy().tobytes())
         digest.update(pc.binary_join(whole, "")[0].as_buffer())
         return digest.hexdigest()
+
+
+def count_values(values: pa.Array | Column) -> pa.Table:
+    """How often every value occurs, as columns ``value`` and ``count``; nulls do not count.
+
+    Counts of chunks are added up whenever they are four times what was added up before.
+    """
+    schema = pa.schema({"value": as_key(pa.array([], values.type)).type, "count": pa.int64()})
+    total, waiting = schema.empty_table(), []
+    for chunk in chunks_of(values):
+        waiting.append(_count_chunk(chunk))
+        if sum(map(len, waiting)) > 4 * len(total):
+            total, waiting = _add_up([total, *waiting]), []
+    total = _add_up([total, *waiting])
+    return total.filter(pc.is_valid(total["value"]))
+
+
+def _count_chunk(chunk: pa.Array) -> pa.Table:
+    if pa.types.is_dictionary(chunk.type):
+        counts = np.bincount(chunk.indices.drop_null().to_numpy(zero_copy_only=False))
+        present = np.flatnonzero(counts)
+        keys, counts = as_key(chunk.dictionary.take(pa.array(present))), counts[present]
+    else:
+        counted = as_key(chunk).value_counts()
+        keys, counts = counted.field("values"), counted.field("counts")
+    return pa.table({"value": keys, "count": pa.array(counts, pa.int64())})
+
+
+def _add_up(tables: Sequence[pa.Table]) -> pa.Table:
+    grouped = pa.concat_tables(tables).group_by("value").aggregate([("count", "sum")])
+    return grouped.select(["value", "count_sum"]).rename_columns(["value", "count"])
+
+
+def chunks_of(values: pa.Array | Column) -> Iterator[pa.Array]:
+    """The values, some at a time."""
+    if isinstance(values, pa.Array):
+        return iter([values])
+    return values.iterchunks()
 
 
 def as_key(values: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -21,18 +21,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from twotower.losses.masks import CandidateMask
+from twotower.losses.masks import CandidateMask, hide_
 from twotower.losses.scores import target_scores, widened
 
 # Logits of a block: what a cache holds, and what fills a GPU.
-CPU_BLOCK, GPU_BLOCK = 2**19, 2**27
+CPU_BLOCK, GPU_BLOCK = 2**20, 2**27
 # Queries at least: the gradient of all candidates is rewritten for every block.
 SMALLEST_BLOCK = 64
+
+
+Places: TypeAlias = slice | Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +54,14 @@ class Logits:
     masked: CandidateMask
     block: int | None = None
 
-    def of(self, queries: Tensor, candidates: Tensor, start: int) -> Tensor:
-        """Logits ``(b, C)`` of the queries ``(b, D)`` that begin at `start`."""
+    def of(self, queries: Tensor, candidates: Tensor, start: int, out: Tensor) -> Tensor:
+        """Logits ``(b, C)`` of the queries ``(b, D)`` that begin at `start`, written to `out`."""
         offset, scale = -self.log_expected_count.to(queries.dtype), 1 / self.temperature
-        logits = torch.addmm(offset, queries, candidates.T, alpha=scale)  # (b, C)
+        logits = torch.addmm(offset, queries, candidates.T, alpha=scale, out=out)  # (b, C)
         # Not minus infinity: a query without candidates shall have a gradient, zero.
         lowest = torch.finfo(logits.dtype).min
-        return logits.masked_fill_(self.masked[start : start + len(queries)], lowest)
+        hide_(logits, self.masked, start, lowest)
+        return logits
 
     def starts(self, queries: Tensor, candidates: Tensor) -> range:
         """Where the blocks begin."""
@@ -120,36 +124,35 @@ class _FusedSoftmax(torch.autograd.Function):
         logits: Logits,
     ) -> Tensor:
         """Scalar loss of logits `own` (N,) with weights `shares` (N,) that sum to one."""
-        of_queries, of_candidates = torch.empty_like(queries), torch.zeros_like(candidates)
+        of_queries = torch.empty_like(queries)
+        of_candidates = torch.zeros_like(candidates.T, memory_format=torch.contiguous_format)
         log_sums, of_further = torch.empty_like(further), torch.empty_like(further)  # (B,)
-        owned = torch.arange(len(own), device=queries.device) if owners is None else owners
         starts = logits.starts(queries, candidates)
-        ordered = owners is None
-        mine_of = torch.split(owned, starts.step) if ordered else _targets_by_block(owned, starts)
-        blocks = zip(starts, mine_of if starts else (), strict=True)
+        blocks = _targets_by_block(owners, starts, len(own))
+        room = queries.new_empty(min(starts.step, len(queries)), len(candidates))  # (b, C)
         with torch.autocast(device_type=queries.device.type, enabled=False):
-            for start, mine in blocks:
+            for start, mine in zip(starts, blocks, strict=True):
                 block = queries[start : start + starts.step]  # (b, D)
-                values = logits.of(block, candidates, start)  # (b, C)
-                highest = values.amax(dim=1, keepdim=True)
-                values.sub_(highest).exp_()
+                values = logits.of(block, candidates, start, room[: len(block)])
+                highest = values.amax(dim=1)  # (b,)
+                values.sub_(highest.unsqueeze(1)).exp_()
                 stop = start + len(block)
-                others = values.sum(dim=1).log() + highest.squeeze(1)  # (b,)
+                others = values.sum(dim=1).log_().add_(highest)  # (b,)
                 others = torch.logaddexp(others, further[start:stop])
                 log_sums[start:stop] = others
-                at = owned[mine] - start
-                share = shares[mine] * torch.sigmoid(others[at] - own[mine])
-                pull = torch.zeros_like(others).index_add_(0, at, share)  # (b,) g
+                pull = _pull(shares[mine], own[mine], others, owners, start, mine)  # (b,) g
                 of_further[start:stop] = pull * (further[start:stop] - others).exp()
-                values.mul_(pull.unsqueeze(1) * (highest - others.unsqueeze(1)).exp())
-                torch.mm(values, candidates, out=of_queries[start:stop])
-                of_candidates.addmm_(values.T, block)
-        apart = log_sums[owned] - own  # (N,)
-        scale = 1 / logits.temperature
+                # The factor of a query goes to the narrow side of both products.
+                scale = (pull * (highest - others).exp()).unsqueeze(1)  # (b, 1)
+                torch.mm(values, candidates, out=of_queries[start:stop]).mul_(scale)
+                of_candidates.addmm_((block * scale).T, values)  # (D, C)
+        log_sums = log_sums if owners is None else log_sums[owners]
+        apart = log_sums - own  # (N,)
+        rate = 1 / logits.temperature
         ctx.save_for_backward(
-            of_queries.mul_(scale),
+            of_queries.mul_(rate),
             -shares * torch.sigmoid(apart),
-            of_candidates.mul_(scale),
+            of_candidates.mul_(rate).T,
             of_further,
         )
         return (shares * torch.logaddexp(apart, torch.zeros_like(apart))).sum()
@@ -166,9 +169,22 @@ class _FusedSoftmax(torch.autograd.Function):
         return *(found * gradient for found in ctx.saved_tensors), None, None, None
 
 
-def _targets_by_block(owned: Tensor, starts: range) -> Sequence[Tensor]:
-    """The targets of each block of queries; `owned` ``(N,)`` is the query of every target."""
-    ordered, places = owned.sort()
-    later = torch.tensor(starts[1:], dtype=owned.dtype, device=owned.device)
+def _pull(
+    shares: Tensor, own: Tensor, others: Tensor, owners: Tensor | None, start: int, mine: Places
+) -> Tensor:
+    """What the targets of a block (n,) let its queries (b,) push the candidates away with."""
+    if owners is None:
+        return shares * torch.sigmoid(others - own)
+    at = owners[mine] - start  # (n,)
+    share = shares * torch.sigmoid(others[at] - own)
+    return torch.zeros_like(others).index_add_(0, at, share)
+
+
+def _targets_by_block(owners: Tensor | None, starts: range, num_targets: int) -> Sequence[Places]:
+    """The targets of each block of queries; `owners` ``(N,)`` is the query of every target."""
+    if owners is None or not starts:
+        return [slice(start, min(start + starts.step, num_targets)) for start in starts]
+    ordered, places = owners.sort()
+    later = torch.tensor(starts[1:], dtype=owners.dtype, device=owners.device)
     edges = torch.searchsorted(ordered, later)
     return places.tensor_split(edges.tolist())

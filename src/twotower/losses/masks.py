@@ -16,8 +16,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-# A table by item may be this many times as long as the candidates and pairs that are looked up.
-TABLE_SHARE = 16
+from twotower.losses.masked_pairs import TABLE_SHARE, MaskedPairs, Matches, expanded
+
+# A mask with more than this part of all pairs is made as a matrix.
+PAIR_SHARE = 16
 
 
 class CandidateMask(Protocol):
@@ -78,10 +80,48 @@ class PositiveMask:
     def on(self, pool_rows: Tensor) -> CandidateMask:
         """The same for some queries at a time; with known positives a device is waited for.
 
+        On a CPU it is a list of pairs where these are few.
+
         Args:
             pool_rows: Item rows of some candidates, ``(C,)`` int64; repeats allowed.
         """
-        return _OnCandidates(self, pool_rows)
+        pairs = self._pairs(pool_rows) if pool_rows.device.type == "cpu" else None
+        return pairs or _OnCandidates(self, pool_rows)
+
+    def _pairs(self, pool_rows: Tensor) -> MaskedPairs | None:
+        """The mask as pairs; None where they are so many that a matrix is made sooner."""
+        matches = Matches.of(pool_rows)
+        num_queries, num_candidates = len(self.users), len(pool_rows)
+        most = num_queries * num_candidates // PAIR_SHARE
+        pieces = [(self.users[:0], self.users[:0], self.users[:0])]
+        if self.target_rows is not None:
+            first, counts = matches.find(self.target_rows)
+            pieces.append((torch.arange(num_queries), first, counts))
+        if self.known_rows.numel():
+            starts = torch.searchsorted(self.known_users, torch.arange(self.num_users + 1))
+            of_query = starts.diff()[self.users]  # (B,) known positives of a query's user
+            if int(of_query.sum()) > most:
+                return None
+            first, counts = matches.find(self.known_rows)
+            queries, known = expanded(starts[self.users], of_query)
+            kept = counts[known] > 0
+            if self.known_places is not None and self.num_seen is not None:
+                kept &= self.known_places[known] < self.num_seen[queries]
+            queries, known = queries[kept], known[kept]
+            pieces.append((queries, first[known], counts[known]))
+        queries, first, counts = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        if int(counts.sum()) > most:
+            return None
+        of_pair, places = expanded(first, counts)
+        queries, order = queries[of_pair].sort(stable=True)
+        never = None if self.never is None else self.never[pool_rows].nonzero().squeeze(1)
+        return MaskedPairs(
+            queries=queries,
+            columns=matches.order[places[order]],
+            starts=torch.searchsorted(queries, torch.arange(num_queries + 1)).tolist(),
+            never=never,
+            num_candidates=num_candidates,
+        )
 
     def block(self, pool_rows: Tensor, queries: slice) -> Tensor:
         """The same ``(b, C)`` for a slice of the queries."""
@@ -121,6 +161,21 @@ class _OnCandidates:
 
     def __getitem__(self, queries: slice) -> Tensor:
         return self.mask.block(self.pool_rows, queries)
+
+
+def hide_(logits: Tensor, masked: CandidateMask, start: int, value: float) -> None:
+    """Put a value in the place of masked logits.
+
+    Args:
+        logits: ``(b, C)``, changed.
+        masked: Which candidates must not stand against which queries.
+        start: The first of the queries.
+        value: What stands there afterwards.
+    """
+    if isinstance(masked, MaskedPairs):
+        masked.hide_(logits, start, value)
+    else:
+        logits.masked_fill_(masked[start : start + len(logits)], value)
 
 
 def positive_mask(pool_rows: Tensor, owners: Tensor, rows: Tensor, num_owners: int) -> Tensor:

@@ -111,13 +111,47 @@ def top_k_metrics(ranked: IntArray, relevant: Relevant, ks: Sequence[int]) -> di
     if not ks or min(ks) < 1 or max(ks) > width:
         raise ValueError(f"ks must be at least 1 and at most {width}, the columns, got {list(ks)}")
     metrics = {name: np.full(num_queries, np.nan) for name in metric_names(ks)}
-    for start, stop in _blocks(ranked):
+    for start, stop in _blocks(num_queries, width):
         hits = _match(ranked, relevant, start, stop)[0]
+        _fill(metrics, slice(start, stop), hits, relevant.counts[start:stop], ks)
+    return metrics
+
+
+def metrics_of_ranks(
+    ranks: IntArray, relevant: Relevant, ks: Sequence[int]
+) -> dict[str, FloatArray]:
+    """All metrics of this module, by query, where the lists were never made.
+
+    Args:
+        ranks: (R,) how many items stand before each relevant item, in the order of
+            `relevant.item_rows`; different for those of one query.
+        relevant: The relevant items.
+        ks: List lengths, each at least 1.
+
+    Returns:
+        What `top_k_metrics` gives for lists with the items at these places.
+
+    Raises:
+        ValueError: When the arguments do not fit together.
+    """
+    if ranks.shape != relevant.item_rows.shape:
+        raise ValueError(
+            f"ranks must have shape {relevant.item_rows.shape}, one of every relevant item, got "
+            f"{ranks.shape}"
+        )
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks must be at least 1, got {list(ks)}")
+    num_queries, width = len(relevant), max(ks)
+    metrics = {name: np.full(num_queries, np.nan) for name in metric_names(ks)}
+    for start, stop in _blocks(num_queries, width):
+        first, last = relevant.offsets[start], relevant.offsets[stop]
         counts = relevant.counts[start:stop]
-        asked = counts > 0
-        for k in ks:
-            for name, values in _metrics_at(hits[asked], counts[asked], k).items():
-                metrics[f"{name}@{k}"][start:stop][asked] = values
+        owners = np.repeat(np.arange(stop - start), counts)
+        places = ranks[first:last]
+        hits = np.zeros((stop - start, width), bool)  # (B, K)
+        inside = places < width
+        hits[owners[inside], places[inside]] = True
+        _fill(metrics, slice(start, stop), hits, counts, ks)
     return metrics
 
 
@@ -165,7 +199,7 @@ def contains(ranked: IntArray, relevant: Relevant) -> NDArray[np.bool_]:
     """
     _check(ranked, relevant)
     found = np.zeros(len(relevant.item_rows), bool)
-    for start, stop in _blocks(ranked):
+    for start, stop in _blocks(*ranked.shape):
         hits, places = _match(ranked, relevant, start, stop)
         found[places[hits]] = True
     return found
@@ -189,10 +223,24 @@ def _metrics_at(hits: NDArray[np.bool_], counts: IntArray, k: int) -> dict[str, 
     }
 
 
-def _blocks(ranked: IntArray) -> list[tuple[int, int]]:
-    """(start, stop) of blocks of queries."""
-    size = max(BLOCK_PLACES // max(ranked.shape[1], 1), 1)
-    return [(start, min(start + size, len(ranked))) for start in range(0, len(ranked), size)]
+def _fill(
+    metrics: Mapping[str, FloatArray],
+    block: slice,
+    hits: NDArray[np.bool_],
+    counts: IntArray,
+    ks: Sequence[int],
+) -> None:
+    """Put the metrics of a block of queries, with hits (B, K), where they belong."""
+    asked = counts > 0
+    for k in ks:
+        for name, values in _metrics_at(hits[asked], counts[asked], k).items():
+            metrics[f"{name}@{k}"][block][asked] = values
+
+
+def _blocks(num_queries: int, width: int) -> list[tuple[int, int]]:
+    """(start, stop) of blocks of queries with lists of a width."""
+    size = max(BLOCK_PLACES // max(width, 1), 1)
+    return [(start, min(start + size, num_queries)) for start in range(0, num_queries, size)]
 
 
 def _match(

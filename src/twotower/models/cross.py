@@ -25,6 +25,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from twotower.models.fused_cross import full_rank_stack
+
 
 def full_rank_cross(x0: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """What a full-rank cross layer adds.
@@ -174,6 +176,10 @@ class CrossNetwork(nn.Module):
 
     def forward(self, x0: Tensor) -> Tensor:
         """Cross ``(B, W)`` inputs with themselves to ``(B, W)``."""
+        full_rank = [layer for layer in self.layers if isinstance(layer, FullRankCross)]
+        if len(full_rank) == len(self.layers) and not self.gates and _is_trained(x0):
+            weights, biases = zip(*((layer.weight, layer.bias) for layer in full_rank), strict=True)
+            return full_rank_stack(x0, weights, biases)
         x = x0
         for number, layer in enumerate(self.layers):
             added = layer(x0, x)  # (B, W)
@@ -203,6 +209,11 @@ def _network(
 ) -> CrossNetwork:
     layers = [layer() for _ in range(num_layers)]
     return CrossNetwork(layers=layers, gates=[Gate(width) for _ in layers] if gated else ())
+
+
+def _is_trained(x0: Tensor) -> bool:
+    """Whether a gradient is wanted, in the precision of the inputs."""
+    return torch.is_grad_enabled() and not torch.is_autocast_enabled(x0.device.type)
 
 
 def _xavier(rows: int, columns: int) -> nn.Parameter:

@@ -48,18 +48,6 @@ class SequenceEncoder(HistoryEncoder, Protocol):
 
 
 @runtime_checkable
-class SetEncoder(HistoryEncoder, Protocol):
-    """An encoder that does not look at the order of a history, nor at its padding.
-
-    So histories may be given one behind the other, without padding: ``of_sets(events, owners, B)``
-    is what the encoder gives for B padded histories.
-    """
-
-    def of_sets(self, events: Tensor, owners: Tensor, num_sets: int) -> Tensor:
-        """Encode events ``(E, W)``, each of the set ``owners`` ``(E,)``, to ``(B, width)``."""
-
-
-@runtime_checkable
 class TargetEncoder(Protocol):
     """An encoder that is also shown the candidate; only a ranker has one. A `torch.nn.Module`.
 
@@ -125,6 +113,9 @@ def masked_mean(events: Tensor, mask: Tensor) -> Tensor:
 class MeanPooling(nn.Module):
     """The mean of all events; zeros for an empty history.
 
+    A model that is given histories without padding takes the means of their features instead; see
+    `twotower.models.embedding.FeatureEmbedder.means`.
+
     Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations".
 
     Args:
@@ -138,12 +129,6 @@ class MeanPooling(nn.Module):
     def forward(self, events: Tensor, mask: Tensor) -> Tensor:
         """Encode ``(B, L, W)`` events with a ``(B, L)`` mask to ``(B, W)``."""
         return masked_mean(events, mask)
-
-    def of_sets(self, events: Tensor, owners: Tensor, num_sets: int) -> Tensor:
-        """Encode events ``(E, W)`` of sets ``owners`` ``(E,)`` to ``(B, W)``."""
-        totals = events.new_zeros(num_sets, self.width).index_add(0, owners, events)  # (B, W)
-        counts = owners.bincount(minlength=num_sets).clamp(min=1)  # (B,)
-        return totals / counts.unsqueeze(1)
 
 
 class RecentAndMean(nn.Module):

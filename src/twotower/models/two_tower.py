@@ -18,15 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from twotower.data.schema import USER_ROWS
-from twotower.data.user_sets import HISTORY_OWNER
+from twotower.data.schema import HISTORY_OFFSETS
 from twotower.data.windows import PLACE, WINDOW
 from twotower.features.spec import HISTORY_PREFIX, ModelInputs
 from twotower.models.embedding import FeatureEmbedder
 from twotower.models.history import (
     HistoryEncoder,
+    MeanPooling,
     SequenceEncoder,
-    SetEncoder,
     TargetEncoder,
     build_history,
     read_of,
@@ -153,13 +152,21 @@ class TwoTower(nn.Module):
         Args:
             batch: User and context columns ``(B, ...)`` and, where the model looks at the
                 history, ``history.<item feature>`` ``(B, L, ...)``, ``history.mask`` ``(B, L)``
-                and, where the encoder reads it, ``history.time`` ``(B, L)``.
+                and, where the encoder reads it, ``history.time`` ``(B, L)``. Where the history is
+                the mean of its events, they may also stand one history behind the other:
+                ``history.<item feature>`` ``(E, ...)``, ``history.offsets`` ``(B + 1,)``.
 
         Returns:
             ``(B, D)``; the dot product with an item's vector is the score.
         """
         states = []
-        if self.history_names:
+        if HISTORY_OFFSETS in batch:
+            self.check_means()
+            offsets = batch[HISTORY_OFFSETS]
+            states.append(
+                self.item_embedder.means(batch, HISTORY_PREFIX, self.history_names, offsets)
+            )
+        elif self.history_names:
             states.append(self.history(*self._events(batch)))  # (B, history)
         return self._queries(batch, states)
 
@@ -180,42 +187,30 @@ class TwoTower(nn.Module):
         states = every_by_length(encoder, *self._events(batch))  # (B, L, history)
         return self._queries(batch, [states[batch[WINDOW], batch[PLACE]]])
 
-    def embed_sets(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Vectors of queries whose histories are sets; see `twotower.data.user_sets`.
+    @property
+    def averages(self) -> bool:
+        """Whether the history is the mean of its events."""
+        return bool(self.history_names) and isinstance(self.history, MeanPooling)
 
-        Args:
-            batch: User columns ``(B, ...)``, ``user_rows`` ``(B,)``, and the events of all
-                histories ``history.<item feature>`` ``(E, ...)`` with their ``history.owner``
-                ``(E,)``.
-
-        Returns:
-            ``(B, D)``, what `embed_queries` gives for the same histories with padding.
+    def check_means(self) -> None:
+        """Refuse histories without an order, one behind the other.
 
         Raises:
-            ValueError: When the encoder of the history looks at its order.
+            ValueError: When the history is more than the mean of its events.
         """
-        events = self.item_embedder(batch, HISTORY_PREFIX, self.history_names)  # (E, W)
-        owners, num_sets = batch[HISTORY_OWNER], len(batch[USER_ROWS])
-        return self._queries(batch, [self.set_encoder().of_sets(events, owners, num_sets)])
-
-    def set_encoder(self) -> SetEncoder:
-        """The encoder of the history, which does not look at its order.
-
-        Raises:
-            ValueError: When it does.
-        """
-        if not self.history_names or not isinstance(self.history, SetEncoder):
+        if not self.averages:
             raise ValueError(
                 "user batches need an encoder of the history that does not look at its order, such "
                 "as MeanPooling (models/retrieval=two_tower or two_tower_pooled); "
                 f"got {type(self.history).__name__ if self.history_names else 'no history'}"
             )
-        return self.history
 
     @property
     def any_length(self) -> bool:
         """Whether vectors of queries do not depend on the padding of their histories."""
-        return bool(self.history_names) and isinstance(self.history, SetEncoder | SequenceEncoder)
+        return self.averages or (
+            bool(self.history_names) and isinstance(self.history, SequenceEncoder)
+        )
 
     def sequence_encoder(self) -> SequenceEncoder:
         """The encoder of the history, which reads in order.

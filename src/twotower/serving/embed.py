@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from twotower.data.columns import infer, to_ids
+from twotower.data.columns import to_ids
 from twotower.data.files import read_raw
-from twotower.data.raw_table import NUM_EXAMPLES, ColumnFault, describe
+from twotower.data.raw_table import NUM_EXAMPLES, ColumnFault, describe, sum_up
 from twotower.data.schema import DataError
+from twotower.data.text_kind import infer
 from twotower.serving.encoder import Encoder
 from twotower.serving.encoder_inputs import EncoderInputs
 
@@ -80,7 +81,7 @@ def read_items(location: str, *, item_id: str, vector: str) -> pa.Table:
     ids = to_ids(raw.data.column(item_id), text=item_id in raw.text)
     faults = [ColumnFault(name=item_id, source=item_id, fault=fault) for fault in ids.faults]
     if faults:
-        raise DataError([describe(raw, fault) for fault in faults])
+        raise DataError([describe(raw, sum_up(raw, fault)) for fault in faults])
     return pa.table(columns | {item_id: ids.values})
 
 

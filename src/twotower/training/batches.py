@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -85,7 +86,8 @@ class EventBatches:
         """See `TrainingBatches`."""
         events, _, _ = prepared.require_events()
         rows = torch.from_numpy(events.interactions[prepared.train_events()])
-        return TrainingExamples(rows=rows, assemble=columns.examples)
+        history = columns.history_sets if model.averages else columns.history
+        return TrainingExamples(rows=rows, assemble=partial(columns.examples, history=history))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,7 @@ class UserBatches:
 
     def examples(self, prepared: Prepared, columns: Columns, model: TwoTower) -> TrainingExamples:
         """See `TrainingBatches`; the encoder of the history must not look at its order."""
-        model.set_encoder()
+        model.check_means()
         sets = UserSets.of(
             prepared, columns, history_share=self.history_share, user_power=self.user_power
         )

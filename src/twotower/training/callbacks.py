@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, TQDMProgressBar
 from torch import Tensor
 
-from twotower.data.batches import ShuffledBatches
+from twotower.data.shuffled_batches import ShuffledBatches
 from twotower.losses.ranks import Ranks
 from twotower.training.distributed import DistributedRanks
 

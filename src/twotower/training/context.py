@@ -37,5 +37,6 @@ class Context:
     ranks: Ranks = field(default_factory=OneRank)
 
     def columns(self, inputs: ModelInputs) -> Columns:
-        """The columns of a stage on the trainer's device."""
-        return stage_columns(self.prepared, inputs, self.trainer.device())
+        """The columns of a stage, for batches on the trainer's device."""
+        trainer = self.trainer
+        return stage_columns(self.prepared, inputs, trainer.device(), trainer.residency)

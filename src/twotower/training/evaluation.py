@@ -16,9 +16,9 @@ from torch import Tensor
 from twotower.data.batches import Batch, Columns
 from twotower.data.item_lists import ItemLists
 from twotower.data.queries import Queries
-from twotower.index.exact import exact_search
+from twotower.index.exact import exact_ranks, exact_search
 from twotower.losses.ranks import OneRank, Ranks, blocks_of_share, share
-from twotower.metrics.top_k import Relevant, mean_over_queries, top_k_metrics
+from twotower.metrics.top_k import Relevant, mean_over_queries, metrics_of_ranks, top_k_metrics
 from twotower.models.two_tower import TwoTower
 from twotower.training.retrieval import embed_catalogue
 from twotower.training.task import evaluating
@@ -26,6 +26,8 @@ from twotower.training.task import evaluating
 Array = npt.NDArray[Any]
 
 QUERY_BLOCK = 1024
+# Right answers a query, on average, up to which they are counted sooner than lists are made.
+MOST_TARGETS = 4
 HISTORY_BLOCK = 2**18  # events of histories that are embedded at a time
 
 
@@ -123,6 +125,50 @@ def rank_catalogue(
         left_out = excluded(own, remove_seen=remove_seen, num_catalogue=num_catalogue)
         found = exact_search(vectors, items, k, left_out).rows
     return ranks.gather(torch.from_numpy(found)).numpy()
+
+
+def catalogue_metrics(
+    model: TwoTower,
+    columns: Columns,
+    queries: Queries,
+    ks: Sequence[int],
+    *,
+    num_catalogue: int,
+    remove_seen: bool,
+    ranks: Ranks | None = None,
+) -> dict[str, float]:
+    """Means over queries of all top-k metrics on the whole catalogue, exactly, without lists.
+
+    The items that stand before a right answer are counted; where queries have many right answers,
+    lists are made after all, as `rank_catalogue` does. Of several processes each looks at a share
+    of the queries, and all get the means over all; all must call it.
+    """
+    if len(queries.truth.item_rows) > MOST_TARGETS * len(queries):
+        ranked = rank_catalogue(
+            model,
+            columns,
+            queries,
+            num_catalogue=num_catalogue,
+            k=max(ks),
+            remove_seen=remove_seen,
+            ranks=ranks,
+        )
+        return mean_metrics(ranked, queries, ks)
+    ranks = ranks or OneRank()
+    items = embed_catalogue(model, columns, num_catalogue, ranks=ranks)  # (C, D)
+    part = share(ranks, len(queries))
+    own = queries.between(part.start, part.stop)
+    places = np.zeros(0, np.int64)
+    if len(queries):
+        vectors = embed_queries(model, columns, queries, ranks)  # (Q, D) of the share
+    if len(own):
+        left_out = excluded(own, remove_seen=remove_seen, num_catalogue=num_catalogue)
+        reachable = own.truth.item_rows < num_catalogue
+        places = np.full(len(reachable), num_catalogue)
+        places[reachable] = exact_ranks(vectors, items, own.truth.where(reachable), left_out)
+        places[places >= num_catalogue] = max(num_catalogue, *ks)  # no list is that long
+    of_all = ranks.gather(torch.from_numpy(places)).numpy()  # (R,)
+    return mean_over_queries(metrics_of_ranks(of_all, relevant(queries), ks))
 
 
 def mean_metrics(ranked: Array, queries: Queries, ks: Sequence[int]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from twotower.data.batches import ShuffledBatches
+from twotower.data.shuffled_batches import ShuffledBatches
 from twotower.losses.ranks import Ranks
 from twotower.training.callbacks import (
     ProgressBar,
@@ -33,6 +33,7 @@ from twotower.training.callbacks import (
 from twotower.training.checkpoints import BestWeights, WholeFiles
 from twotower.training.distributed import DistributedRanks, agreed, take_part
 from twotower.training.processes import PATIENCE, StartedTogether
+from twotower.training.profile import Profile
 from twotower.training.run_folder import write_json
 from twotower.training.settings import StageSettings, TrainerSettings
 from twotower.training.split_tables import SplitTables
@@ -129,6 +130,7 @@ def fit_stage(
         ResumeState(loader, ranks),
         best,
         ResumePoint(path=last, every=trainer_settings.checkpoint_every),
+        *([Profile(stage_folder)] if trainer_settings.profile and ranks.rank == 0 else []),
         *([ProgressBar(stage)] if progress else []),
     ]
     if trainer_settings.split_tables:

@@ -112,7 +112,7 @@ class OptimizerSettings:
         members: dict[str, Optimizer] = {}
         if dense:
             members["learning_rate"] = AdamW(
-                dense, lr=self.learning_rate, weight_decay=self.weight_decay
+                dense, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
             )
         if tables:
             members["table_learning_rate"] = self.table_optimizer(

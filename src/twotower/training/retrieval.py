@@ -56,8 +56,6 @@ class RetrievalTask(StageTask):
         embed = self.model.embed_queries
         if WINDOW in batch:
             embed = self.model.embed_windows
-        elif OWNER in batch:
-            embed = self.model.embed_sets
         step = Step(
             target_rows=targets,
             weights=batch[WEIGHTS],

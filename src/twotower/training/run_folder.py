@@ -8,6 +8,7 @@
 ``<stage>/best.ckpt``       weights of the best epoch
 ``<stage>/last.ckpt``       what ``resume=<run>`` continues from
 ``<stage>/finished.json``   epochs, steps, seconds; there once the stage is finished
+``<stage>/profile.txt``     where a step goes, with ``trainer.profile=true``; ``trace.json`` too
 ``ranker.json``             what the weights of the ranker do not tell: calibration, inputs
 ``versions.json``           versions of Python and of the libraries that matter
 ``metrics.json``            figures by ``<stage>/<split>/<metric>``

@@ -6,10 +6,11 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
+from twotower.data.batches import Residency
 from twotower.training.optimizers import OptimizerSettings
 from twotower.training.processes import Place
 from twotower.training.pruning import MedianPruning
@@ -24,6 +25,9 @@ class TrainerSettings:
         devices: How many GPUs of this machine are used, or on CPU how many processes; each of them
             takes its share of every batch. Under torchrun it stays 1: torchrun says how many.
         precision: ``auto`` (bf16 where the device has it), ``32-true`` or ``bf16-mixed``.
+        residency: Where the data live: on the ``device``, in the memory of the ``host``, or on
+            ``disk``, as memory maps; see `twotower.data.batches.Columns`.
+        profile: Whether some steps are timed part by part and traced, into the stage's folder.
         log_every: Steps between two entries in TensorBoard; at least one an epoch is made.
         checkpoint_every: Steps between two checkpoints to resume from; every epoch ends with one.
         split_tables: Whether the rows of tables with sparse gradients are split over the processes,
@@ -38,6 +42,8 @@ class TrainerSettings:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    residency: Residency = "device"
+    profile: bool = False
     log_every: int = 50
     checkpoint_every: int = 500
     split_tables: bool = False
@@ -48,6 +54,9 @@ class TrainerSettings:
         problems = _below_one(self, "devices", "log_every", "checkpoint_every")
         if self.max_steps != -1 and self.max_steps < 1:
             problems.append(f"`max_steps` must be at least 1, or -1, got {self.max_steps}")
+        if self.residency not in get_args(Residency):
+            allowed = ", ".join(get_args(Residency))
+            problems.append(f"`residency` must be one of {allowed}, got {self.residency}")
         if self.split_tables and find_spec("torchrec") is None:
             problems.append(
                 "`split_tables` needs the extra `distributed`: "

@@ -10,20 +10,22 @@ from typing import Final
 import numpy as np
 import torch
 
-from twotower.data.batches import Columns, ShuffledBatches
+from twotower.data.batches import Columns
 from twotower.data.leakage import check_leaks
 from twotower.data.schema import TRAIN, VALIDATION
+from twotower.data.shuffled_batches import ShuffledBatches
 from twotower.features.frequency import ItemFrequency
 from twotower.features.spec import ModelInputs
 from twotower.losses.calibration import Calibration, Calibrator
 from twotower.losses.objective import RetrievalObjective
 from twotower.metrics.top_k import metric_names
 from twotower.models.dcn import DCNv2
+from twotower.models.shared_tables import start_from_tables
 from twotower.models.two_tower import TwoTower
 from twotower.training.batches import TrainingBatches, TrainingExamples
 from twotower.training.context import Context
 from twotower.training.distributed import agreed
-from twotower.training.evaluation import mean_metrics, rank_catalogue
+from twotower.training.evaluation import catalogue_metrics
 from twotower.training.examples import (
     ExampleBatches,
     Examples,
@@ -44,7 +46,6 @@ from twotower.training.ranking import (
 )
 from twotower.training.retrieval import RetrievalTask
 from twotower.training.retriever import Retriever
-from twotower.training.reused_tables import start_from_tables
 from twotower.training.settings import StageSettings
 
 log = logging.getLogger(__name__)
@@ -113,19 +114,17 @@ def train_retrieval(
     frequency = ItemFrequency.count(prepared, train_rows)
     check_leaks({"item frequencies": frequency.fitted_on}, prepared.training)
     queries = context.evaluation.queries(prepared, VALIDATION)
-    longest = max(context.evaluation.ks)
 
     def evaluate() -> Mapping[str, float]:
-        ranked = rank_catalogue(
+        means = catalogue_metrics(
             model,
             columns,
             queries,
+            context.evaluation.ks,
             num_catalogue=prepared.num_catalogue,
-            k=longest,
             remove_seen=context.evaluation.remove_seen,
             ranks=context.ranks,
         )
-        means = mean_metrics(ranked, queries, context.evaluation.ks)
         return {f"{RETRIEVAL}/validation/{name}": value for name, value in means.items()}
 
     task = RetrievalTask(

@@ -11,6 +11,7 @@ from twotower.cli.recommend import recommend
 from twotower.cli.tables import items_table
 from twotower.config import compose
 from twotower.export.bundle import open_bundle
+from twotower.planning.capacity_memory import vector_bytes
 from twotower.serving.recommender import Recommendation
 
 
@@ -131,3 +132,13 @@ def test_text_of_others_is_no_markup(capsys) -> None:
     for text in ("[red]7[/red]", "[bold]Alien[/bold] [director's cut]", "like [x]", "[of many]"):
         assert text in printed
     assert "0.1250" in printed
+
+
+def test_vectors_of_two_bundles_are_as_large_as_planned(tiny_run, csv_run) -> None:
+    sizes = []
+    for run in (tiny_run, csv_run):
+        path = run.bundle / "current" / "item_vectors.npy"
+        num_items, dim = np.load(path).shape
+        assert path.stat().st_size == vector_bytes(num_items, dim)
+        sizes.append(num_items)
+    assert sizes[0] > 2 * sizes[1]

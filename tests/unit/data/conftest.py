@@ -29,13 +29,23 @@ class TablesInMemory:
 def prepare_tables(tmp_path):
     """Prepare tables, split by their `split` column unless a splitter is given."""
 
-    def run(tables, *, splitter=None, features=None, catalogue="all", version="1", root=tmp_path):
+    def run(
+        tables,
+        *,
+        splitter=None,
+        features=None,
+        catalogue="all",
+        version="1",
+        root=tmp_path,
+        budget=None,
+    ):
         return prepare(
             source=TablesInMemory(tables=tables, version=version),
             splitter=splitter or GivenSplit(),
             encoders=PipelineFactory(provider=features or AutoSpec(history_length=3, time=False)),
             root=root,
             catalogue=catalogue,
+            budget=budget,
         )
 
     return run

@@ -1,21 +1,28 @@
 """The final order of a log, its events and the ends of histories, against loops over the rows."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from twotower.data.arrange import (
-    align,
-    arrange,
-    catalogue_first,
-    entity_rows,
-    label_and_split,
-    recommendable,
-)
+from twotower.data.arrange import Buckets
+from twotower.data.entities import align, catalogue_first
 from twotower.data.schema import Label, Tables
-from twotower.data.split import GivenSplit
+from twotower.data.workers import Budget
+from twotower.features.infer import GivenSpec
+from twotower.features.spec import Feature, FeatureSpec, History
 
 RATING = Label(column="rating", minimum=0, maximum=5, positive_from=3)
+ROW = FeatureSpec(
+    features=(Feature(name="number", side="context", kind="numeric"),), history=History(length=0)
+)
+BUDGETS = {
+    "one bucket": Budget(),
+    "many": Budget(rows_per_block=17, rows_per_bucket=13),
+    "a user a bucket": Budget(rows_per_block=5, rows_per_bucket=1),
+}
 
 
 def table_of(columns):
@@ -39,10 +46,37 @@ def random_log(seed, *, label, times=True):
     return Tables(interactions=table_of(columns), label=RATING if label else None)
 
 
-def arranged(tables):
-    ids, rows = entity_rows(tables)
-    labelled = label_and_split(tables, GivenSplit(), rows)
-    return ids, arrange(tables, labelled, rows, len(ids["user_id"]))
+@dataclass(frozen=True)
+class Arranged:
+    users: list[Any]
+    items: list[Any]
+    log: Any
+    events: Any
+
+
+@pytest.fixture(params=BUDGETS)
+def arranged(prepare_tables, request):
+    """Arrange a log; every row carries its number as a feature."""
+
+    def run(tables):
+        numbers = pa.array(np.arange(float(tables.interactions.num_rows)))
+        tables = Tables(
+            interactions=tables.interactions.append_column("number", numbers),
+            label=tables.label,
+            context=("number",),
+        )
+        features = GivenSpec(given=ROW)
+        prepared = prepare_tables(tables, features=features, budget=BUDGETS[request.param])
+        encoded = prepared.interactions.context["number"][:, 0]
+        assert np.argsort(np.argsort(encoded)).tolist() == prepared.interactions.rows.tolist()
+        return Arranged(
+            users=[] if prepared.users is None else prepared.users.ids.to_pylist(),
+            items=[] if prepared.items is None else prepared.items.ids.to_pylist(),
+            log=prepared.interactions,
+            events=prepared.events,
+        )
+
+    return run
 
 
 def history_slowly(log, row):
@@ -65,49 +99,47 @@ def history_slowly(log, row):
 @pytest.mark.parametrize("times", [True, False])
 @pytest.mark.parametrize("label", [True, False])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_histories_against_a_loop(seed, label, times):
+def test_histories_against_a_loop(arranged, seed, label, times):
     tables = random_log(seed, label=label, times=times)
     log = tables.interactions.to_pydict()
     log["timed"] = times
     log.setdefault("timestamp", [0] * len(log["split"]))
     log["positive"] = [r >= 3 for r in log["label"]] if label else [True] * len(log["split"])
-    ids, result = arranged(tables)
-    columns, events = result.columns, result.events
-    assert sorted(columns["rows"].tolist()) == list(range(len(log["split"])))
-    for place, row in enumerate(columns["rows"]):
-        start = events["offsets"][columns["user_rows"][place]]
-        items = events["item_rows"][start : columns["history_end"][place]]
-        assert ids["item_id"].take(pa.array(items)).to_pylist() == history_slowly(log, row)
+    result = arranged(tables)
+    assert sorted(result.log.rows.tolist()) == list(range(len(log["split"])))
+    for place, row in enumerate(result.log.rows):
+        start = result.events.offsets[result.log.user_rows[place]]
+        items = result.events.item_rows[start : result.log.history_end[place]]
+        assert [result.items[item] for item in items] == history_slowly(log, row)
 
 
 @pytest.mark.parametrize("label", [True, False])
-def test_rows_and_events_lie_by_user_part_time_and_table_order(label):
+def test_rows_and_events_lie_by_user_part_time_and_table_order(arranged, label):
     tables = random_log(3, label=label)
     log = tables.interactions.to_pydict()
-    ids, result = arranged(tables)
-    columns, events = result.columns, result.events
-    users = ids["user_id"].to_pylist()
+    result = arranged(tables)
+    columns, events, users = result.log, result.events, result.users
     expected = sorted(
         range(len(log["split"])),
         key=lambda r: (users.index(log["user_id"][r]), log["split"][r], log["timestamp"][r], r),
     )
-    assert columns["rows"].tolist() == expected
-    assert result.table.to_pydict() == tables.interactions.take(pa.array(expected)).to_pydict()
-    for name, source in (("split", "split"), ("timestamps", "timestamp")):
-        assert columns[name].tolist() == [log[source][r] for r in expected]
-    assert columns["weights"].tolist() == [log["weight"][r] for r in expected]
-    assert [users[u] for u in columns["user_rows"]] == [log["user_id"][r] for r in expected]
+    assert columns.rows.tolist() == expected
+    assert columns.split.tolist() == [log["split"][r] for r in expected]
+    assert columns.timestamps.tolist() == [log["timestamp"][r] for r in expected]
+    assert columns.weights.tolist() == [log["weight"][r] for r in expected]
+    assert [users[u] for u in columns.user_rows] == [log["user_id"][r] for r in expected]
+    assert [result.items[i] for i in columns.item_rows] == [log["item_id"][r] for r in expected]
     positives = [p for p, r in enumerate(expected) if not label or log["label"][r] >= 3]
-    assert columns["positive"].nonzero()[0].tolist() == positives
-    assert events["interactions"].tolist() == positives
-    assert events["split"].tolist() == [log["split"][expected[p]] for p in positives]
-    found = ids["item_id"].take(pa.array(events["item_rows"])).to_pylist()
+    assert columns.positive.nonzero()[0].tolist() == positives
+    assert events.interactions.tolist() == positives
+    assert events.split.tolist() == [log["split"][expected[p]] for p in positives]
+    found = [result.items[item] for item in events.item_rows]
     assert found == [log["item_id"][expected[p]] for p in positives]
     owners = [log["user_id"][expected[p]] for p in positives]
-    assert np.diff(events["offsets"]).tolist() == [owners.count(user) for user in users]
+    assert np.diff(events.offsets).tolist() == [owners.count(user) for user in users]
 
 
-def test_the_slate_of_a_click_is_no_part_of_its_history():
+def test_the_slate_of_a_click_is_no_part_of_its_history(arranged):
     tables = Tables(
         interactions=table_of(
             {
@@ -120,83 +152,80 @@ def test_the_slate_of_a_click_is_no_part_of_its_history():
         ),
         label=Label(),
     )
-    _, result = arranged(tables)
-    assert result.columns["history_end"].tolist() == [0, 0, 2, 2, 3]
+    assert arranged(tables).log.history_end.tolist() == [0, 0, 2, 2, 3]
 
 
-def test_a_log_of_positives_goes_by_table_order_within_an_instant():
+def test_a_log_of_positives_goes_by_table_order_within_an_instant(arranged):
     log = {"user_id": ["a"] * 3, "item_id": [1, 2, 3], "timestamp": [5] * 3, "split": [0, 1, 2]}
-    _, result = arranged(Tables(interactions=table_of(log)))
-    assert result.columns["history_end"].tolist() == [0, 1, 2]
+    assert arranged(Tables(interactions=table_of(log))).log.history_end.tolist() == [0, 1, 2]
 
 
-def test_users_without_positives_have_no_events():
+def test_users_without_positives_have_no_events(arranged):
     log = {"user_id": ["a", "b", "c"], "item_id": [1, 2, 3], "label": [0, 1, 0]}
     tables = Tables(interactions=table_of(log | {"split": [0, 1, 2]}), label=Label())
-    _, result = arranged(tables)
-    assert result.events["offsets"].tolist() == [0, 0, 1, 1]
+    assert arranged(tables).events.offsets.tolist() == [0, 0, 1, 1]
 
 
-def test_a_flat_table_has_no_events_and_empty_histories():
+def test_a_flat_table_has_no_events_and_empty_histories(arranged):
     tables = Tables(interactions=table_of({"label": [0, 1, 1], "split": [2, 0, 1]}), label=Label())
-    ids, rows = entity_rows(tables)
-    assert (ids, rows) == ({}, {})
-    result = arrange(tables, label_and_split(tables, GivenSplit(), rows), rows, None)
-    assert result.events is None
-    assert result.columns["rows"].tolist() == [1, 2, 0]
-    assert result.columns["labels"].tolist() == [1, 1, 0]
-    assert result.columns["history_end"].tolist() == [0, 0, 0]
+    result = arranged(tables)
+    assert (result.users, result.items, result.events) == ([], [], None)
+    assert result.log.rows.tolist() == [1, 2, 0]
+    assert result.log.labels.tolist() == [1, 1, 0]
+    assert result.log.history_end.tolist() == [0, 0, 0]
 
 
-def test_labels_and_weights_by_default():
-    tables = Tables(interactions=table_of({"split": [0, 1, 2]}))
-    labelled = label_and_split(tables, GivenSplit(), {})
-    for name, dtype in (("labels", np.float32), ("weights", np.float32), ("positive", np.bool_)):
-        assert labelled[name].tolist() == [1, 1, 1]
-        assert labelled[name].dtype == dtype
-    assert "timestamps" not in labelled
+def test_a_flat_table_lies_by_part_time_and_table_order(arranged):
+    rng = np.random.default_rng(4)
+    times = rng.integers(0, 2**45, 200) // 2**30 * 2**30  # some ties
+    split = rng.integers(0, 3, 200)
+    log = {"label": rng.integers(0, 2, 200), "timestamp": times, "split": split}
+    expected = sorted(range(200), key=lambda row: (split[row], times[row], row))
+    assert arranged(Tables(interactions=table_of(log), label=Label())).log.rows.tolist() == expected
 
 
-def test_entities_are_those_of_the_side_table_then_those_of_the_log():
-    interactions = table_of({"user_id": ["z", "b", "z"], "item_id": [7, 5, 9]})
-    items = pa.table({"item_id": [5, 6], "price": [0.5, 0.6]})
-    ids, rows = entity_rows(Tables(interactions=interactions, items=items))
-    assert ids["user_id"].to_pylist() == ["z", "b"]
-    assert rows["user_id"].tolist() == [0, 1, 0]
-    assert ids["item_id"].to_pylist() == [5, 6, 7, 9]
-    assert rows["item_id"].tolist() == [2, 0, 3]
+def test_labels_and_weights_by_default(arranged):
+    log = {"user_id": [1, 2, 3], "item_id": [1, 2, 3], "split": [0, 1, 2]}
+    found = arranged(Tables(interactions=table_of(log))).log
+    for values, dtype in (
+        (found.labels, np.float32),
+        (found.weights, np.float32),
+        (found.positive, np.bool_),
+    ):
+        assert values.tolist() == [1, 1, 1]
+        assert values.dtype == dtype
+    assert found.timestamps is None
 
 
-def test_who_may_be_recommended():
-    interactions = table_of({"item_id": [7, 8, 9]})  # rows 2, 3 and 4
-    tables = Tables(interactions=interactions, items=pa.table({"item_id": [5, 6]}))
-    ids, rows = entity_rows(tables)
-    split = np.array([0, 1, 2])
-    names = {
-        which: ids["item_id"].filter(
-            pa.array(recommendable(which, tables, rows["item_id"], split, 5))
-        )
-        for which in ("all", "interacted")
-    }
-    assert names["all"].to_pylist() == [5, 6, 7]  # 8 and 9 are known from held-out rows alone
-    assert names["interacted"].to_pylist() == [7, 8, 9]
+def test_buckets_are_ranges_of_keys_with_about_as_many_rows():
+    buckets = Buckets.of(np.array([3, 0, 4, 1, 9, 1, 0]), rows_per_bucket=5)
+    # rows before each key: 0, 3, 3, 7, 8, 17, 18
+    assert buckets.of_key.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert buckets.starts == (0, 3, 5, 7)
+    assert len(buckets) == 3
+
+
+def test_no_bucket_is_without_rows():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        counts = rng.integers(0, 4, 30)
+        counts[rng.integers(30)] = 2
+        buckets = Buckets.of(counts, rows_per_bucket=int(rng.integers(1, 12)))
+        assert np.bincount(buckets.of_key, weights=counts, minlength=len(buckets)).min() > 0
+        assert buckets.starts[0] == 0
+        assert buckets.starts[-1] == 30
 
 
 def test_items_that_may_be_recommended_come_first_in_their_order():
-    ids, rows = catalogue_first(
-        pa.array(["a", "b", "c", "d"]),
-        np.array([0, 1, 2, 3, 1]),
-        np.array([False, True, False, True]),
-    )
-    assert ids.to_pylist() == ["b", "d", "a", "c"]
-    assert ids.take(pa.array(rows)).to_pylist() == ["a", "b", "c", "d", "b"]
+    order, renumbered = catalogue_first(np.array([False, True, False, True]))
+    assert order.tolist() == [1, 3, 0, 2]
+    assert renumbered.tolist() == [2, 0, 3, 1]
 
 
 def test_many_items_keep_their_order():
     allowed = np.random.default_rng(0).random(5000) < 0.5
-    ids, _ = catalogue_first(pa.array(np.arange(5000)), np.zeros(1, np.int64), allowed)
-    expected = [*np.flatnonzero(allowed).tolist(), *np.flatnonzero(~allowed).tolist()]
-    assert ids.to_pylist() == expected
+    order, _ = catalogue_first(allowed)
+    assert order.tolist() == [*np.flatnonzero(allowed), *np.flatnonzero(~allowed)]
 
 
 def test_a_side_table_is_aligned_with_nulls_for_whom_it_lacks():

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from twotower.data.batches import ColumnNames, Columns, ShuffledBatches
+from twotower.data.batches import ColumnNames, Columns
 from twotower.data.schema import TRAIN, Label, Tables
 from twotower.features.infer import GivenSpec
 from twotower.features.spec import Feature, FeatureSpec, History
@@ -68,9 +68,9 @@ def prepared(request, prepare_tables):
     return prepare_tables(tables_of(label=request.param), features=GivenSpec(given=SPEC))
 
 
-@pytest.fixture
-def columns(prepared):
-    return Columns(prepared, NAMES, CPU)
+@pytest.fixture(params=["device", "host", "disk"])
+def columns(request, prepared):
+    return Columns(prepared, NAMES, CPU, request.param)
 
 
 def history_slowly(prepared, user, end):
@@ -95,6 +95,18 @@ def test_the_history_of_every_row_against_a_loop(prepared, columns):
             wanted = [column[i] if i >= 0 else np.zeros_like(column[0]) for i in expected]
             assert batch[f"history.{name}"][place].tolist() == np.stack(wanted).tolist()
     assert lengths == {0, 1, 2, 3, 4}
+
+
+def test_histories_one_behind_the_other_are_those_with_padding(prepared, columns):
+    rows = torch.randperm(len(prepared.interactions.rows))
+    padded, flat = columns.queries(rows), columns.queries(rows, columns.history_sets)
+    mask, offsets = padded["history.mask"], flat["history.offsets"]
+    assert offsets.diff().tolist() == mask.sum(dim=1).tolist()
+    assert offsets[0] == 0
+    for name in NAMES.history:
+        assert torch.equal(flat[f"history.{name}"], padded[f"history.{name}"][mask])
+    others = [name for name in padded if not name.startswith("history.")]
+    assert all(torch.equal(flat[name], padded[name]) for name in others)
 
 
 def test_times_of_the_events_against_a_loop(prepared):
@@ -242,123 +254,3 @@ def test_a_query_says_how_many_events_of_its_user_lie_before_it(prepared, column
         earlier = range(int(events.offsets[log.user_rows[row]]), int(log.history_end[row]))
         assert num_seen == len(earlier)
         assert min(num_seen, LENGTH) == batch["history.mask"][row].sum()
-
-
-def loader_of(count=10, batch_size=4, seed=3):
-    return ShuffledBatches(
-        torch.arange(100, 100 + count),
-        batch_size=batch_size,
-        seed=seed,
-        assemble=lambda chosen: {"rows": chosen},
-    )
-
-
-def rows(batches):
-    return [batch["rows"].tolist() for batch in batches]
-
-
-def test_an_epoch_holds_every_example_once():
-    loader = loader_of()
-    batches = rows(loader)
-    assert [len(batch) for batch in batches] == [4, 4, 2]
-    assert len(loader) == 3
-    assert sorted(row for batch in batches for row in batch) == list(range(100, 110))
-
-
-def test_a_last_batch_may_be_full():
-    loader = loader_of(count=8)
-    assert [len(batch) for batch in rows(loader)] == [4, 4]
-    assert len(loader) == 2
-    assert loader.state_dict() == {"epoch": 1, "position": 0}
-
-
-def test_seed_and_epoch_decide_the_order():
-    first, second = loader_of(count=50), loader_of(count=50)
-    epochs = [rows(first), rows(first)]
-    assert epochs[0] != epochs[1]
-    assert [rows(second), rows(second)] == epochs
-    assert rows(loader_of(count=50, seed=4)) != epochs[0]
-
-
-def drawing_loader():
-    """Six examples always, and three of a pool of twenty."""
-    return ShuffledBatches(
-        torch.arange(6),
-        pool=torch.arange(100, 120),
-        num_drawn=3,
-        batch_size=4,
-        seed=3,
-        assemble=lambda chosen: {"rows": chosen},
-    )
-
-
-def test_every_epoch_draws_some_of_the_pool_anew():
-    """In 40 epochs each of the pool six times on average."""
-    loader = drawing_loader()
-    assert len(loader) == 3
-    epochs = [[row for batch in rows(loader) for row in batch] for _ in range(40)]
-    for epoch in epochs:
-        assert len(set(epoch)) == len(epoch) == 9
-        assert {*range(6)} < {*epoch}
-    drawn = [row for epoch in epochs for row in epoch if row >= 100]
-    assert {*drawn} == {*range(100, 120)}
-    assert max(drawn.count(row) for row in set(drawn)) < 16  # 6 and four standard deviations
-
-
-@pytest.mark.parametrize("taken", [1, 2, 4])
-def test_a_saved_loader_continues_with_what_its_epoch_drew(taken):
-    def endless(loader):
-        while True:
-            yield from loader
-
-    first, second = drawing_loader(), drawing_loader()
-    batches = endless(first)
-    for _ in range(taken):
-        next(batches)
-    second.load_state_dict(first.state_dict())
-    for _, theirs in zip(range(7), endless(second), strict=False):
-        assert next(batches)["rows"].tolist() == theirs["rows"].tolist()
-
-
-def test_no_more_is_drawn_than_there_is():
-    with pytest.raises(ValueError, match=r"`num_drawn` must lie in 0..2, the pool's size, got 3"):
-        ShuffledBatches(
-            torch.arange(6),
-            pool=torch.arange(2),
-            num_drawn=3,
-            batch_size=4,
-            seed=3,
-            assemble=dict,
-        )
-
-
-def test_the_next_epoch_begins_though_nobody_asked_for_a_batch_too_many():
-    whole, counted = loader_of(), loader_of()
-    expected = [rows(whole), rows(whole)]
-    for epoch in expected:
-        batches = iter(counted)
-        assert rows(next(batches) for _ in range(3)) == epoch
-
-
-@pytest.mark.parametrize("taken", [0, 1, 2, 3, 4, 5])
-def test_a_saved_loader_continues_with_the_next_batch(taken):
-    def endless(loader):
-        while True:
-            yield from loader
-
-    first = loader_of()
-    batches = endless(first)
-    for _ in range(taken):
-        next(batches)
-    state = first.state_dict()
-    rest = rows(next(batches) for _ in range(6))
-    second = loader_of()
-    second.load_state_dict(state)
-    continued = endless(second)
-    assert rows(next(continued) for _ in range(6)) == rest
-
-
-@pytest.mark.parametrize("batch_size", [0, -2])
-def test_batches_of_nothing_are_refused(batch_size):
-    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got"):
-        loader_of(batch_size=batch_size)

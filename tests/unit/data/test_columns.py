@@ -7,7 +7,8 @@ import decimal
 import pyarrow as pa
 import pytest
 
-from twotower.data.columns import decode, infer, to_ids, to_numbers, to_splits, to_timestamps
+from twotower.data.columns import decode, to_ids, to_numbers, to_splits, to_timestamps
+from twotower.data.text_kind import infer
 
 TOP = 2**63 - 1
 

@@ -256,13 +256,15 @@ def test_a_folder_of_other_data_under_the_name_is_replaced(files, tmp_path, capl
     assert np.bincount(prepared.interactions.split).tolist() != [16, 2, 2]
 
 
-@pytest.mark.parametrize("point", ["write_manifest", "align", "check_leaks", "write_arrow"])
+@pytest.mark.parametrize(
+    "point", ["prepare.write_manifest", "build.align", "build.check_leaks", "build.write_arrow"]
+)
 def test_a_killed_build_leaves_nothing(files, tmp_path, monkeypatch, point):
     def die(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"twotower.data.prepare.{point}", die)
+        patch.setattr(f"twotower.data.{point}", die)
         with pytest.raises(KeyboardInterrupt):
             files()
     assert folders(tmp_path / "prepared") == []

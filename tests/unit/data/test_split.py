@@ -1,6 +1,7 @@
 """Splits by hand and against slow oracles."""
 
 import logging
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
@@ -10,22 +11,53 @@ from twotower.data.split import (
     GivenSplit,
     LeaveOneOut,
     RandomSplit,
-    SplitInput,
     TemporalSplit,
 )
 
 SECOND = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of a log as a splitter sees them."""
+
+    num_rows: int
+    positive: np.ndarray
+    user_rows: np.ndarray | None = None
+    timestamps: np.ndarray | None = None
+    given: np.ndarray | None = None
+
+    def cut(self, starts):
+        """The rows in blocks."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        for start, end in zip(starts, [*starts[1:], self.num_rows], strict=True):
+            part = {k: v[start:end] for k, v in columns.items() if isinstance(v, np.ndarray)}
+            yield replace(self, **part, num_rows=end - start)
+
+
+def assign(splitter, rows):
+    """Parts of all rows, which must not depend on the blocks."""
+    codes = np.concatenate(list(splitter.assign([rows])))
+    rng = np.random.default_rng(0)
+    for num_blocks in (2, 3, 7):
+        starts = [0, *np.sort(rng.integers(0, rows.num_rows + 1, num_blocks)).tolist()]
+        again = np.concatenate(list(splitter.assign(list(rows.cut(starts)))))
+        assert again.dtype == np.int8
+        assert again.tolist() == codes.tolist()
+    return codes
+
+
 NEW_YEAR = 1_704_067_200 * SECOND  # 2024-01-01 00:00 UTC
 
 
 def rows_at(times):
     times = np.asarray(times, np.int64)
-    return SplitInput(num_rows=len(times), positive=np.ones(len(times), bool), timestamps=times)
+    return Rows(num_rows=len(times), positive=np.ones(len(times), bool), timestamps=times)
 
 
 def rows_of(users, *, times=None, positive=None):
     count = len(users)
-    return SplitInput(
+    return Rows(
         num_rows=count,
         positive=np.ones(count, bool) if positive is None else np.asarray(positive, bool),
         user_rows=np.asarray(users, np.int64),
@@ -35,12 +67,12 @@ def rows_of(users, *, times=None, positive=None):
 
 def rows_with(codes):
     codes = np.asarray(codes, np.int8)
-    return SplitInput(num_rows=len(codes), positive=np.ones(len(codes), bool), given=codes)
+    return Rows(num_rows=len(codes), positive=np.ones(len(codes), bool), given=codes)
 
 
 def test_temporal_cuts_by_shares_of_the_rows():
     times = [7, 0, 9, 3, 5, 1, 8, 2, 6, 4]
-    codes = TemporalSplit(validation_share=0.2, test_share=0.3).assign(rows_at(times))
+    codes = assign(TemporalSplit(validation_share=0.2, test_share=0.3), rows_at(times))
     by_time = dict(zip(times, codes.tolist(), strict=True))
     assert [by_time[t] for t in range(10)] == [0, 0, 0, 0, 0, 1, 1, 2, 2, 2]
 
@@ -48,7 +80,7 @@ def test_temporal_cuts_by_shares_of_the_rows():
 def test_temporal_keeps_an_instant_on_one_side():
     # sorted: 0 0 1 1 1 1 2 2 3 3; the cuts fall on rows 4 and 7, within the 1s and the 2s
     times = [1, 3, 0, 1, 2, 1, 0, 2, 1, 3]
-    codes = TemporalSplit(validation_share=0.3, test_share=0.3).assign(rows_at(times))
+    codes = assign(TemporalSplit(validation_share=0.3, test_share=0.3), rows_at(times))
     assert codes.tolist() == [1, 2, 0, 1, 2, 1, 0, 2, 1, 2]
 
 
@@ -58,14 +90,14 @@ def test_temporal_given_times_begin_their_part_to_the_microsecond():
     )
     hour = 3600 * SECOND
     times = [NEW_YEAR, NEW_YEAR + 1, NEW_YEAR + hour - 1, NEW_YEAR + hour]
-    assert split.assign(rows_at(times)).tolist() == [TRAIN, VALIDATION, VALIDATION, TEST]
+    assert assign(split, rows_at(times)).tolist() == [TRAIN, VALIDATION, VALIDATION, TEST]
 
 
 def test_temporal_given_day_is_midnight_utc():
     split = TemporalSplit(validation_from="2024-01-01", test_from="2024-01-02")
     day = 86_400 * SECOND
     times = [NEW_YEAR - 1, NEW_YEAR, NEW_YEAR + day - 1, NEW_YEAR + day]
-    assert split.assign(rows_at(times)).tolist() == [TRAIN, VALIDATION, VALIDATION, TEST]
+    assert assign(split, rows_at(times)).tolist() == [TRAIN, VALIDATION, VALIDATION, TEST]
 
 
 @pytest.mark.parametrize("split", [TemporalSplit(), LeaveOneOut()])
@@ -73,17 +105,17 @@ def test_the_order_of_the_table_does_not_matter(split):
     rng = np.random.default_rng(0)
     users, times = rng.integers(0, 20, 300), rng.permutation(300)
     positive = rng.random(300) < 0.6
-    codes = split.assign(rows_of(users, times=times, positive=positive))
+    codes = assign(split, rows_of(users, times=times, positive=positive))
     shuffled = rng.permutation(300)
-    again = split.assign(
-        rows_of(users[shuffled], times=times[shuffled], positive=positive[shuffled])
+    again = assign(
+        split, rows_of(users[shuffled], times=times[shuffled], positive=positive[shuffled])
     )
     assert again.tolist() == codes[shuffled].tolist()
 
 
 def test_temporal_tells_which_part_is_empty():
     with pytest.raises(DataError) as caught:
-        TemporalSplit().assign(rows_at([5, 5, 5]))
+        assign(TemporalSplit(), rows_at([5, 5, 5]))
     assert caught.value.problems == (
         "split=temporal: the train part is empty (3 rows in all, 0 train, 0 validation, 3 test); "
         "every part needs at least one row",
@@ -94,7 +126,7 @@ def test_temporal_tells_which_part_is_empty():
 
 def test_temporal_needs_times():
     with pytest.raises(DataError, match=r"needs a `timestamp` column.*given, random"):
-        TemporalSplit().assign(rows_of([0, 1]))
+        assign(TemporalSplit(), rows_of([0, 1]))
 
 
 @pytest.mark.parametrize(
@@ -139,8 +171,8 @@ def test_leave_one_out_against_a_slow_walk(with_times):
     users = rng.integers(0, 25, 200)
     times = rng.integers(0, 6, 200) if with_times else np.zeros(200, int)  # many ties
     positive = rng.random(200) < 0.5
-    codes = LeaveOneOut().assign(
-        rows_of(users, times=times if with_times else None, positive=positive)
+    codes = assign(
+        LeaveOneOut(), rows_of(users, times=times if with_times else None, positive=positive)
     )
     expected = leave_one_out_slowly(users.tolist(), times.tolist(), positive.tolist())
     assert codes.tolist() == expected
@@ -148,52 +180,52 @@ def test_leave_one_out_against_a_slow_walk(with_times):
 
 
 def test_leave_one_out_takes_table_order_where_times_tie():
-    assert LeaveOneOut().assign(rows_of([7, 7, 7, 7], times=[5, 5, 5, 5])).tolist() == [0, 0, 1, 2]
+    assert assign(LeaveOneOut(), rows_of([7, 7, 7, 7], times=[5, 5, 5, 5])).tolist() == [0, 0, 1, 2]
 
 
 def test_leave_one_out_users_with_two_positives_train():
     users = [0, 1, 0, 1, 1]
-    assert LeaveOneOut().assign(rows_of(users)).tolist() == [0, 0, 0, 1, 2]
+    assert assign(LeaveOneOut(), rows_of(users)).tolist() == [0, 0, 0, 1, 2]
 
 
 def test_leave_one_out_impressions_follow_the_positive_after_them():
     positive = [0, 1, 0, 1, 0, 0, 1, 0]
-    codes = LeaveOneOut().assign(rows_of([3] * 8, times=range(8), positive=positive))
+    codes = assign(LeaveOneOut(), rows_of([3] * 8, times=range(8), positive=positive))
     assert codes.tolist() == [0, 0, 1, 1, 2, 2, 2, 2]
 
 
 def test_leave_one_out_refuses():
     with pytest.raises(DataError, match="needs a `user_id` column"):
-        LeaveOneOut().assign(rows_at([1, 2, 3]))
+        assign(LeaveOneOut(), rows_at([1, 2, 3]))
     with pytest.raises(DataError, match=r"validation part is empty \(4 rows in all, 4 train, 0 v"):
-        LeaveOneOut().assign(rows_of([0, 0, 1, 1]))
+        assign(LeaveOneOut(), rows_of([0, 0, 1, 1]))
 
 
 def test_given_is_taken_as_it_is():
     given = [2, 0, 1, 0]
     rows = rows_with(given)
-    assert GivenSplit().assign(rows).tolist() == given
+    assert assign(GivenSplit(), rows).tolist() == given
 
 
 def test_given_without_validation_holds_out_training_rows_only():
     given = np.array([0, 2] * 1000, np.int8)
     rows = rows_with(given)
-    codes = GivenSplit(validation_share=0.25, seed=1).assign(rows)
+    codes = assign(GivenSplit(validation_share=0.25, seed=1), rows)
     assert (codes[given == TEST] == TEST).all()
     held_out = (codes[given == TRAIN] == VALIDATION).mean()
     assert 0.2 < held_out < 0.3  # 1000 draws: 0.25 within 3.6 standard deviations
     assert rows.given.tolist() == given.tolist()  # the caller's array stays as it was
-    again = GivenSplit(validation_share=0.25, seed=1).assign(rows)
+    again = assign(GivenSplit(validation_share=0.25, seed=1), rows)
     assert again.tolist() == codes.tolist()
-    other = GivenSplit(validation_share=0.25, seed=2).assign(rows)
+    other = assign(GivenSplit(validation_share=0.25, seed=2), rows)
     assert other.tolist() != codes.tolist()
 
 
 def test_given_refuses():
     with pytest.raises(DataError, match=r"needs a `split` column.*data.columns.split=<name>"):
-        GivenSplit().assign(rows_at([1, 2, 3]))
+        assign(GivenSplit(), rows_at([1, 2, 3]))
     with pytest.raises(DataError, match=r"test part is empty \(2 rows in all, 1 train, 1 val"):
-        GivenSplit().assign(rows_with([0, 1]))
+        assign(GivenSplit(), rows_with([0, 1]))
     with pytest.raises(ValueError, match="got validation_share=1"):
         GivenSplit(validation_share=1.0)
 
@@ -201,15 +233,15 @@ def test_given_refuses():
 def test_random_draws_the_shares_and_warns(caplog):
     split = RandomSplit(validation_share=0.2, test_share=0.3, seed=4)
     with caplog.at_level(logging.WARNING):
-        codes = split.assign(rows_of(np.zeros(10_000)))
+        codes = assign(split, rows_of(np.zeros(10_000)))
     assert "future of every user" in caplog.text
     shares = np.bincount(codes) / 10_000
     assert shares == pytest.approx([0.5, 0.2, 0.3], abs=0.02)  # 4 standard deviations
-    assert split.assign(rows_of(np.zeros(10_000))).tolist() == codes.tolist()
+    assert assign(split, rows_of(np.zeros(10_000))).tolist() == codes.tolist()
 
 
 def test_random_refuses():
     with pytest.raises(ValueError, match=r"validation_share=0.1, test_share=0.0"):
         RandomSplit(test_share=0.0)
     with pytest.raises(DataError, match=r"split=random: the .* part is empty"):
-        RandomSplit().assign(rows_of([0]))
+        assign(RandomSplit(), rows_of([0]))

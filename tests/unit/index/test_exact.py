@@ -70,6 +70,34 @@ def test_ranks_equal_the_loop_with_ties(with_excluded):
         assert 0 < (ranks == 40).sum() < 50  # both cases were met
 
 
+@pytest.mark.parametrize("with_excluded", [False, True])
+def test_ranks_of_several_targets_equal_those_of_one_each(with_excluded):
+    """Queries with no, one and several targets; whole numbers, so there are ties."""
+    queries, items = whole_numbers(3, 50, 3), whole_numbers(4, 41, 3)
+    excluded = some_excluded(6, 50, 41, 25) if with_excluded else None
+    rng = np.random.default_rng(7)
+    counts = rng.integers(0, 4, 50)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    lists = ItemLists(offsets=offsets, item_rows=rng.integers(0, 41, offsets[-1]))
+    expected = [
+        exact_ranks(
+            queries[q : q + 1],
+            items,
+            np.array([target]),
+            None if excluded is None else excluded.between(q, q + 1),
+        )[0]
+        for q in range(50)
+        for target in lists[q]
+    ]
+    assert exact_ranks(queries, items, lists, excluded).tolist() == expected
+
+
+def test_targets_that_do_not_fit_are_all_named():
+    lists = ItemLists(offsets=np.array([0, 1]), item_rows=np.array([7]))
+    with pytest.raises(ValueError, match=r"targets must have one list(.|\n)*rows 0\.\.4, got 7"):
+        exact_ranks(torch.ones(2, 3), torch.ones(5, 3), lists)
+
+
 def test_rank_is_the_place_in_the_list():
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(40, 24, generator=generator)

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.losses import masks
+from twotower.losses import masked_pairs, masks
 from twotower.losses.blockwise_softmax import BlockwiseSoftmax
+from twotower.losses.masked_pairs import MaskedPairs
 from twotower.losses.masks import PositiveMask
 from twotower.losses.negatives import WholeCatalogue
 from twotower.losses.objective import Objective
@@ -149,7 +150,10 @@ def test_the_table_and_the_sorted_candidates_say_the_same(data: st.DataObject) -
     owners, taken = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.contiguous()
     expected = [[(owner, row) in pairs for row in pool] for owner in range(3)]
     for share in (masks.TABLE_SHARE, 0):
-        with mock.patch.object(masks, "TABLE_SHARE", share):
+        with (
+            mock.patch.object(masks, "TABLE_SHARE", share),
+            mock.patch.object(masked_pairs, "TABLE_SHARE", share),
+        ):
             assert masks.positive_mask(rows, owners, taken, 3).tolist() == expected
 
 
@@ -159,3 +163,48 @@ def test_later_positives_are_not_told_from_earlier_ones_where_none_are_masked(
 ) -> None:
     with pytest.raises(ValueError, match="set mask_later=true beside mask_known=false"):
         objective(temperature=1.0, mask_known=False, mask_later=False)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_pairs_are_the_matrix(data: st.DataObject) -> None:
+    """Users with several queries, in any order; items that are no candidates; places; never."""
+
+    def draw(size: int, largest: int) -> torch.Tensor:
+        numbers = st.lists(st.integers(0, largest), min_size=size, max_size=size)
+        return torch.tensor(data.draw(numbers), dtype=torch.int64)
+
+    num_users, num_queries, num_known = 3, 7, data.draw(st.integers(0, 20))
+    spread = data.draw(st.sampled_from([1, 10**6]))  # items next to each other, or far apart
+    positives = PositiveMask(
+        target_rows=data.draw(st.sampled_from([None, draw(num_queries, 9) * spread])),
+        users=draw(num_queries, num_users - 1),
+        num_users=num_users,
+        known_users=draw(num_known, num_users - 1).sort().values,
+        known_rows=draw(num_known, 9) * spread,
+        known_places=draw(num_known, 5).int(),
+        num_seen=data.draw(st.sampled_from([None, draw(num_queries, 6)])),
+        never=draw(9 * spread + 1, 1).bool() if spread == 1 and data.draw(st.booleans()) else None,
+    )
+    if positives.target_rows is None and not num_known and positives.never is None:
+        return  # nothing to mask by
+    pool = draw(11, 9) * spread
+    with mock.patch.object(masks, "PAIR_SHARE", 1):
+        pairs = positives._pairs(pool)
+    if pairs is None:  # more than all pairs, repeats counted
+        return
+    matrix = positives.block(pool, slice(0, num_queries))
+    assert torch.equal(pairs[0:num_queries], matrix)
+    logits = torch.zeros(3, 11)
+    masks.hide_(logits, pairs, 2, -7.0)
+    assert torch.equal(logits == -7, matrix[2:5])
+
+
+def test_many_pairs_are_a_matrix() -> None:
+    """Every candidate is the target of every query."""
+    rows = torch.zeros(32, dtype=torch.int64)
+    positives = PositiveMask(
+        target_rows=rows, users=rows, num_users=1, known_users=rows[:0], known_rows=rows[:0]
+    )
+    assert not isinstance(positives.on(rows), MaskedPairs)
+    assert isinstance(positives.on(torch.arange(32)), MaskedPairs)

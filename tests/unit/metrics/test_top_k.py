@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from twotower.metrics import top_k
-from twotower.metrics.top_k import Relevant, contains, mean_over_queries, top_k_metrics
+from twotower.metrics.top_k import (
+    Relevant,
+    contains,
+    mean_over_queries,
+    metrics_of_ranks,
+    top_k_metrics,
+)
 
 NAMES = ("recall", "precision", "hit_rate", "ndcg", "mrr", "map")
 
@@ -214,3 +220,24 @@ def test_pairs_must_fit():
         Relevant.from_pairs(np.array([0, 1]), np.array([0]), 2)
     with pytest.raises(ValueError, match=r"`query_index` must be 0..1, got 0..2"):
         Relevant.from_pairs(np.array([0, 2]), np.array([0, 1]), 2)
+
+
+def test_metrics_of_ranks_are_those_of_the_lists():
+    """Queries without right answers, with some out of reach, and with all at the top."""
+    rng = np.random.default_rng(0)
+    ranked = np.stack([rng.permutation(30) for _ in range(40)])
+    pairs = [(q, item) for q in range(0, 40, 2) for item in rng.permutation(30)[: 1 + q % 7]]
+    relevant = Relevant.from_pairs(*np.array(pairs).T, 40)
+    places = np.argsort(ranked, axis=1)[relevant.query_index, relevant.item_rows]
+    assert 0 < (places >= 20).sum() < len(places)
+    found = metrics_of_ranks(places, relevant, (1, 5, 20))
+    for name, values in top_k_metrics(ranked[:, :20], relevant, (1, 5, 20)).items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def test_ranks_that_do_not_fit():
+    relevant = Relevant.from_pairs(np.array([0]), np.array([3]), 1)
+    with pytest.raises(ValueError, match=r"ranks must have shape \(1,\).*got \(2,\)"):
+        metrics_of_ranks(np.array([0, 1]), relevant, (1,))
+    with pytest.raises(ValueError, match=r"ks must be at least 1, got \[0\]"):
+        metrics_of_ranks(np.array([0]), relevant, (0,))

@@ -137,8 +137,8 @@ def test_every_column_moves_the_logit(name: str) -> None:
 
 def test_the_history_shares_the_tables_of_the_candidates() -> None:
     model = ranker()
-    tables = [name for name, _ in model.named_parameters() if "item_id" in name]
-    assert tables == ["item_embedder.layers.feature_item_id.weight"]
+    tables = [name for name, _ in model.named_parameters() if "tables" in name]
+    assert tables == ["query_embedder.tables.4.rows.weight", "item_embedder.tables.4.rows.weight"]
     # user 4, context 4 + 4, item 4 + 4 + 2, history 4, score 1
     assert model.width == 27
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from twotower.features.spec import FeatureInput, Kind
 from twotower.models.embedding import FeatureEmbedder
+from twotower.models.tables import TableGroup
 
 
 def feature(
@@ -158,7 +161,7 @@ class TestIdDropout:
         """Row of the table that was used for the id and for the category, (100, 400, 2)."""
         torch.manual_seed(5)
         model = embedder(self.ID, self.CATEGORY, id_dropout=probability)
-        set_parameters(model, [[0], [1], [2]], [[0], [1], [2]])
+        set_parameters(model, [[0], [1], [2], [0], [1], [2]])  # one table behind the other
         rows = torch.full((100, self.PLACES // 100), 2)
         embedded: torch.Tensor = model({"item_id": rows, "category": rows})
         return embedded
@@ -196,11 +199,76 @@ class TestIdDropout:
             embedder(ID, id_dropout=probability)
 
 
-def test_a_small_table_has_a_dense_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_rows_of_a_width_have_a_dense_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twotower.models.embedding.MIN_SPARSE_ROWS", 5)
-    at_the_bound = FeatureInput(name="large", side="item", kind="id", dim=0, num_rows=5, width=0)
-    below = FeatureInput(name="small", side="item", kind="id", dim=0, num_rows=4, width=0)
-    model = embedder(at_the_bound, below, sparse=True)
-    model({"large": torch.tensor([1]), "small": torch.tensor([1])}).sum().backward()
+    features = [
+        feature("three", "id", num_rows=3),
+        feature("and_two", "id", num_rows=2),
+        feature("four", "id", num_rows=4, dim=3),
+    ]
+    model = embedder(*features, sparse=True)
+    model({f.name: torch.tensor([1]) for f in features}).sum().backward()
     gradients = [parameter.grad for parameter in model.parameters()]
     assert [g is not None and g.is_sparse for g in gradients] == [True, False]
+
+
+def columns_of_sets(offsets: list[int]) -> dict[str, torch.Tensor]:
+    """Members of sets, by the features of `embedder(ID, TAGS, PRICE, IMAGE)`."""
+    state, num = torch.Generator().manual_seed(0), offsets[-1]
+    return {
+        "history.item_id": torch.randint(3, (num,), generator=state),
+        "history.genres": torch.randint(4, (num, 3), generator=state),
+        "history.price": torch.randn(num, 2, generator=state),
+        "history.image": torch.randn(num, 2, generator=state),
+    }
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_means_are_those_of_the_members_one_by_one(sparse: bool) -> None:
+    """Values and gradients; the second and the last set are empty."""
+    offsets = [0, 4, 4, 5, 11, 11]
+    columns, names = columns_of_sets(offsets), ("item_id", "genres", "price", "image")
+    model = embedder(ID, TAGS, PRICE, IMAGE, sparse=sparse)
+    found = model.means(columns, "history.", names, torch.tensor(offsets))
+    weights = torch.randn(5, model.width, generator=torch.Generator().manual_seed(1))
+    (found * weights).sum().backward()
+    gradients = [p.grad.to_dense().clone() for p in model.parameters() if p.grad is not None]
+    assert all(p.grad is not None and p.grad.is_sparse == sparse for p in model.tables.parameters())
+    model.zero_grad()
+    members = model(columns, "history.")
+    by_hand = torch.stack(
+        [
+            members[low:high].mean(dim=0) if high > low else torch.zeros(model.width)
+            for low, high in pairwise(offsets)
+        ]
+    )
+    torch.testing.assert_close(found, by_hand)
+    (by_hand * weights).sum().backward()
+    expected = [p.grad.to_dense() for p in model.parameters() if p.grad is not None]
+    assert len(expected) == len(gradients) == 4
+    for gradient, one in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, one)
+
+
+def test_neighbours_of_a_width_are_looked_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one by one, with features of other kinds and widths between them."""
+    looked_up = []
+    lookup = TableGroup.lookup
+
+    def counted(group: TableGroup, first: int, rows: torch.Tensor) -> torch.Tensor:
+        looked_up.append((group.dim, first, rows.shape[-1]))
+        return lookup(group, first, rows)
+
+    monkeypatch.setattr(TableGroup, "lookup", counted)
+    features = [feature(name, "categorical", num_rows=4) for name in "abcd"]
+    features[2:2] = [PRICE, feature("wide", "id", num_rows=4, dim=5)]
+    model = embedder(*features)
+    columns = {name: torch.tensor([1, 3]) for name in ("a", "b", "c", "d", "wide")}
+    columns["price"] = torch.zeros(2, 2)
+    whole = model(columns)
+    assert looked_up == [(2, 0, 2), (5, 0, 1), (2, 2, 2)]
+    one_by_one = [model(columns, names=[f.name]) for f in features]
+    torch.testing.assert_close(torch.cat(one_by_one, dim=1), whole)
+    looked_up.clear()
+    model(columns, names=["a", "c", "d"])
+    assert looked_up == [(2, 0, 1), (2, 2, 2)]

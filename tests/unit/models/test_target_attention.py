@@ -94,7 +94,7 @@ def ranker() -> DCNv2:
 def test_the_ranker_shows_it_the_candidate() -> None:
     """The part of x_0 that is the history: weighted by hand from the tables of the ranker."""
     model, columns = ranker(), batch(6)
-    table = model.item_embedder.layers["feature_item_id"].weight
+    table = model.item_embedder.learned()["item_id"][0]
     expected = model.history.attend(
         table[columns["history.item_id"]], columns["history.mask"], table[columns["item_id"]]
     )

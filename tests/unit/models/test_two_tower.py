@@ -122,8 +122,9 @@ def test_every_column_moves_its_own_tower_alone(name: str, moves: str) -> None:
 
 
 def rows_with_a_gradient(model: TwoTower, embedder: str, feature: str) -> list[int]:
-    table = model.get_submodule(f"{embedder}.layers.feature_{feature}").weight
-    gradient = table.grad.to_dense().abs().sum(dim=1)
+    group = getattr(model, embedder)._group_of[feature]
+    table = group.rows.weight
+    gradient = table.grad.to_dense()[group._slices[feature]].abs().sum(dim=1)
     table.grad = None
     return gradient.nonzero().flatten().tolist()
 

@@ -19,9 +19,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from twotower.data.batches import WEIGHTS, ShuffledBatches
+from twotower.data.batches import WEIGHTS
 from twotower.data.prepared import FEATURES_FOLDER, open_prepared
 from twotower.data.schema import ITEM_ROWS, TRAIN
+from twotower.data.shuffled_batches import ShuffledBatches
 from twotower.features.pipeline import FeaturePipeline
 from twotower.losses.blockwise_softmax import BlockwiseSoftmax
 from twotower.losses.cosine_contrastive import CosineContrastive

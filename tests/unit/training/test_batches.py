@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS, ShuffledBatches
-from twotower.data.schema import BORROWED, TASK_WEIGHTS
-from twotower.data.user_sets import HISTORY_OWNER, OWNER
+from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS
+from twotower.data.schema import BORROWED, HISTORY_OFFSETS, OWNER, TASK_WEIGHTS
+from twotower.data.shuffled_batches import ShuffledBatches
 from twotower.models.columns import stage_columns
 from twotower.training.batches import EventBatches, TrainingExamples, UserBatches
 
@@ -40,7 +40,11 @@ def epoch(examples, rank=0, size=1):
 
 def together(name, shares):
     """One column of a batch, from the shares of all processes that have one."""
-    return torch.cat([share[name] for share in shares if BORROWED not in share])
+    columns = [share[name] for share in shares if BORROWED not in share]
+    if name == HISTORY_OFFSETS:  # each begins at 0
+        lengths = torch.cat([column.diff() for column in columns])
+        return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    return torch.cat(columns)
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -69,15 +73,13 @@ def test_shares_of_users_have_the_histories_that_one_process_draws(size, world):
     shares = [epoch(examples, rank, size) for rank in range(size)]
     for step, batch in enumerate(whole):
         of_step = [share[step] for share in shares]
-        for name in (USER_ROWS, ITEM_ROWS, WEIGHTS, "history.item_id"):
+        for name in (USER_ROWS, ITEM_ROWS, WEIGHTS, "history.item_id", HISTORY_OFFSETS):
             assert torch.equal(together(name, of_step), batch[name]), (step, name)
-        before = 0
-        for name in (OWNER, HISTORY_OWNER):
-            owners, before = [], 0
-            for share in of_step:
-                owners.append(share[name] + before)
-                before += len(share[USER_ROWS])
-            assert torch.equal(torch.cat(owners), batch[name]), (step, name)
+        owners, before = [], 0
+        for share in of_step:
+            owners.append(share[OWNER] + before)
+            before += len(share[USER_ROWS])
+        assert torch.equal(torch.cat(owners), batch[OWNER]), step
 
 
 def test_a_borrowed_example_has_no_weight():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from twotower.data.batches import ShuffledBatches
 from twotower.data.schema import TRAIN
+from twotower.data.shuffled_batches import ShuffledBatches
 from twotower.losses.ranking import BinaryLogLoss
 from twotower.training.callbacks import ResumeState, Throughput, Together
 from twotower.training.examples import ExampleBatches, ImpressionExamples

@@ -13,6 +13,7 @@ from twotower.data.queries import evaluation_queries
 from twotower.data.schema import TEST, TRAIN, VALIDATION
 from twotower.training import evaluation
 from twotower.training.evaluation import (
+    catalogue_metrics,
     embed_queries,
     excluded,
     mean_metrics,
@@ -68,6 +69,22 @@ def test_equals_a_sort_of_all_scores(part, remove_seen, k, left_out, world, mode
     ranked = rank_catalogue(model, world.columns("retrieval"), queries, **options)
     assert ranked.tolist() == brute_force(world, model, queries, **options).tolist()
     assert (ranked[:, -1] == -1).any() == (k == 40)
+
+
+@pytest.mark.parametrize("remove_seen", [True, False])
+@pytest.mark.parametrize("most_targets", [0, 1000])
+@pytest.mark.parametrize("left_out", [0, 5])
+def test_metrics_without_lists_are_those_of_a_sort(
+    remove_seen, most_targets, left_out, world, model, monkeypatch
+):
+    """Lists longer than the catalogue and right answers outside of it included."""
+    monkeypatch.setattr(evaluation, "MOST_TARGETS", most_targets)
+    queries = evaluation_queries(world.prepared, TEST, remove_seen=remove_seen)
+    options = {"num_catalogue": world.prepared.num_catalogue - left_out, "remove_seen": remove_seen}
+    columns = world.columns("retrieval")
+    found = catalogue_metrics(model, columns, queries, (3, 10, 60), **options)
+    ranked = brute_force(world, model, queries, k=60, **options)
+    assert found == pytest.approx(mean_metrics(ranked, queries, (3, 10, 60)))
 
 
 def test_blocks_do_not_matter(world, model, monkeypatch):

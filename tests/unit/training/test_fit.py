@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from twotower.data.batches import ShuffledBatches
 from twotower.data.schema import TRAIN, VALIDATION
+from twotower.data.shuffled_batches import ShuffledBatches
 from twotower.features.frequency import ItemFrequency
 from twotower.losses.calibration import Calibration
 from twotower.losses.hard_negatives import HardNegatives

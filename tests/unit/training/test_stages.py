@@ -23,7 +23,6 @@ from twotower.training.optimizers import OptimizerSettings
 from twotower.training.ranking import click_metrics, probabilities
 from twotower.training.retrieval import embed_catalogue
 from twotower.training.retriever import Retriever
-from twotower.training.reused_tables import start_from_tables
 from twotower.training.settings import StageSettings
 from twotower.training.stages import (
     ranking_examples,
@@ -193,25 +192,6 @@ class TestRanking:
             if p.grad is None or not p.grad.abs().sum() > 0
         ]
         assert without == []
-
-
-class TestStartFromTables:
-    def test_tables_of_both_models_are_copied(self, world):
-        towers, ranker = world.towers(seed=1), world.ranker(seed=2)
-        before = {name: value.clone() for name, value in ranker.state_dict().items()}
-        reused = start_from_tables(ranker, towers)
-        assert sorted(reused) == ["category", "device", "image_vector", "item_id", "user_id"]
-        learned = towers.state_dict()
-        for name, value in ranker.state_dict().items():
-            expected = learned[name] if "_embedder.layers." in name else before[name]
-            assert torch.equal(value, expected), name
-
-    def test_tables_of_another_width_are_not(self, world):
-        towers, ranker = world.towers(), world.ranker()
-        towers.item_embedder.layers["feature_item_id"] = torch.nn.Embedding(41, 9)
-        before = ranker.item_embedder.layers["feature_item_id"].weight.clone()
-        assert "item_id" not in start_from_tables(ranker, towers)
-        assert torch.equal(ranker.item_embedder.layers["feature_item_id"].weight, before)
 
 
 def test_click_metrics_group_by_user(world):

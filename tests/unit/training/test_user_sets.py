@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
 from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS
-from twotower.data.schema import HISTORY_MASK, DataError
-from twotower.data.user_sets import HISTORY_OWNER, OWNER, UserSets
+from twotower.data.schema import HISTORY_MASK, HISTORY_OFFSETS, DataError
+from twotower.data.user_sets import OWNER, UserSets
 from twotower.losses.negatives import WholeCatalogue
 from twotower.losses.objective import Objective
 from twotower.losses.sampled_softmax import FullSoftmax
@@ -39,8 +40,9 @@ def sets_of(world, share=0.5, length=50, power=0.0):
 
 def histories(batch):
     """Encoded ids of every user's history."""
-    users = range(len(batch[USER_ROWS]))
-    return [batch[HISTORY][batch[HISTORY_OWNER] == user].tolist() for user in users]
+    offsets = batch[HISTORY_OFFSETS].tolist()
+    assert len(offsets) == len(batch[USER_ROWS]) + 1
+    return [batch[HISTORY][a:b].tolist() for a, b in pairwise(offsets)]
 
 
 def test_every_item_is_history_or_target(world):
@@ -74,7 +76,7 @@ def test_the_share_and_a_new_part_every_time(world):
     torch.manual_seed(0)
     first, second = sets.batch(everyone), sets.batch(everyone)
     num_events = len(world.prepared.train_events())
-    drawn = len(first[HISTORY_OWNER]) / num_events
+    drawn = len(first[HISTORY]) / num_events
     assert drawn == pytest.approx(0.3, abs=4 * (0.21 / num_events) ** 0.5 + 0.02)
     assert histories(first) != histories(second)
     torch.manual_seed(0)
@@ -112,7 +114,7 @@ def test_loss_by_hand(world):
     loss = task.training_step(batch, 0)
     model, events = task.model, world.prepared.events
     with torch.no_grad():
-        queries = model.embed_sets(batch).double()
+        queries = model.embed_queries(batch).double()
         items = model.embed_items(task.columns.items(torch.arange(world.prepared.num_catalogue)))
     scores = (queries @ items.double().T / 0.5).tolist()
     losses = []
@@ -140,7 +142,7 @@ def test_vectors_are_those_of_padded_histories(world):
         ),
     }
     users = {"user_id": batch["user_id"]}
-    torch.testing.assert_close(model.embed_sets(batch), model.embed_queries(users | padded))
+    torch.testing.assert_close(model.embed_queries(batch), model.embed_queries(users | padded))
 
 
 def test_an_encoder_that_looks_at_the_order_is_refused(world):

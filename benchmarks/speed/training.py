@@ -1,0 +1,126 @@
+"""Training speed against the bare loop and against peers: one thread, turn by turn, ratios.
+
+    python benchmarks/speed/world.py FOLDER --interactions 5000000 --large
+    python benchmarks/speed/training.py --data FOLDER --stage retrieval --core 0
+    python benchmarks/speed/training.py --data FOLDER --stage ranking --batch 4096 16384
+    ... --peers torchrec:fused=FOLDER/bin/python rechub=FOLDER/bin/python ...
+                                                        environments: peers/make_env.sh
+
+Every run is a process of its own, pinned to one core. A round runs all of them once; the figure of
+each is the median of its rounds, and a ratio is the median of the ratios within rounds, so that
+what else the machine does falls on both sides. Figures are examples a CPU second, not of the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HERE = Path(__file__).parent
+BARE = "bare"
+SCRIPTS = {"retrieval": "bare_two_tower.py", "ranking": "bare_ranker.py"}
+
+Command = list[str]
+
+
+def own_commands(given: argparse.Namespace, batch: int) -> dict[str, Command]:
+    """The bare loop and ours, whole and on ready batches, by name."""
+    common = ["--data", str(given.data), "--steps", str(given.steps), "--batch", str(batch)]
+    bare = [sys.executable, str(HERE / SCRIPTS[given.stage]), *common]
+    ours = [sys.executable, str(HERE / "ours.py"), "--stage", given.stage, *common]
+    commands = {BARE: bare, "ours": ours}
+    commands |= {f"{name}, step": [*c, "--mode", "step"] for name, c in commands.items()}
+    if given.stage == "retrieval":
+        commands["bare, uncorrected"] = [*bare, "--loss", "plain"]
+    if given.large:
+        commands = {BARE: bare, "ours": ours, "ours, 10M rows more": [*ours, "--large"]}
+        commands["bare, 10M rows more"] = [*bare, "--large"]
+    return commands
+
+
+def peer_commands(given: argparse.Namespace, batch: int) -> dict[str, Command]:
+    """Peers in their own environments, by name."""
+    commands, ranks = {}, given.stage == "ranking"
+    for peer in given.peers:
+        name, python = peer.split("=", 1)
+        library, _, variant = name.partition(":")
+        script = HERE / "peers" / f"{library}_{'ranker' if ranks else 'two_tower'}.py"
+        common = ["--data", str(given.data), "--steps", str(given.steps), "--batch", str(batch)]
+        commands[name] = [python, str(script), "--measure", "--mode", "loop", *common]
+        commands[name] += ["--variant", variant] if variant else []
+        commands[name] += ["--rows", str((given.steps + 8) * batch)]
+    return commands
+
+
+def run(command: Command, core: int) -> dict[str, Any]:
+    """What a script prints last, in one thread of one core."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    answer = subprocess.run(
+        ["taskset", "-c", str(core), *command],
+        env=os.environ | threads,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if answer.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{answer.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(answer.stdout.strip().splitlines()[-1])
+    return found
+
+
+def compare(given: argparse.Namespace, batch: int) -> list[dict[str, Any]]:
+    """All rounds of one batch size; a row for each."""
+    commands = own_commands(given, batch) | peer_commands(given, batch)
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for number in range(given.rounds):
+        for name, command in commands.items():
+            found[name].append(run(command, given.core))
+            rate = found[name][-1]["examples_per_cpu_second"]
+            print(f"round {number + 1}: {name:24} {rate:10,.0f}", file=sys.stderr)
+    rates = {n: [row["examples_per_cpu_second"] for row in rows] for n, rows in found.items()}
+    return [
+        {
+            "stage": given.stage,
+            "batch": batch,
+            "name": name,
+            "examples_per_cpu_second": median(rates[name]),
+            "lowest": min(rates[name]),
+            "highest": max(rates[name]),
+            "ratio": median(a / b for a, b in zip(rates[name], rates[BARE], strict=True)),
+            "peak_rss_mib": max(row["peak_rss_mib"] for row in rows),
+            "loss": rows[0]["loss"],
+            "rounds": len(rows),
+        }
+        for name, rows in found.items()
+    ]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--stage", choices=list(SCRIPTS), required=True)
+    parser.add_argument("--batch", type=int, nargs="+", default=[4096])
+    parser.add_argument("--large", action="store_true", help="ranking: a table of 10M rows more")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PYTHON")
+    parser.add_argument("--json", type=Path, help="where the rows are written")
+    given = parser.parse_args()
+    rows = [row for batch in given.batch for row in compare(given, batch)]
+    print(f"{'':24} {'batch':>6} {'examples/CPU-s':>15} {'lowest-highest':>17}  ratio    MiB")
+    for row in rows:
+        spread = f"{row['lowest']:,.0f}-{row['highest']:,.0f}"
+        print(
+            f"{row['name']:24} {row['batch']:>6} {row['examples_per_cpu_second']:>15,.0f}"
+            f" {spread:>17} {row['ratio']:>6.2f} {row['peak_rss_mib']:>6,.0f}"
+        )
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -1,0 +1,178 @@
+"""Tables of one width as one parameter, so that a side of a model is looked up at once.
+
+The rows of table t follow those of the tables before it. A large group has sparse gradients: what a
+step costs is then set by the rows of the batch, not by the length of the tables. The gradient of a
+mean over sets is summed by row before it leaves: of 50 events a query many are of the same items,
+and the rows of all events, one gradient each, are never there.
+
+Shapes: V rows of all tables, F tables, B queries, E events of B sets one behind the other, K rows
+with repeats, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+TABLE_STD = 0.05
+
+
+class TableGroup(nn.Module):
+    """Some tables of equal width.
+
+    Args:
+        num_rows: Length of every table by name, in the order of the rows.
+        dim: Width D.
+        sparse: Whether gradients are sparse.
+    """
+
+    starts: Tensor
+
+    def __init__(self, *, num_rows: Mapping[str, int], dim: int, sparse: bool) -> None:
+        super().__init__()
+        self.dim = dim
+        self._slices: dict[str, slice] = {}
+        total = 0
+        for name, count in num_rows.items():
+            self._slices[name] = slice(total, total + count)
+            total += count
+        self._places = {name: place for place, name in enumerate(num_rows)}
+        self.rows = nn.Embedding(total, dim, sparse=sparse, _weight=torch.empty(total, dim))
+        nn.init.normal_(self.rows.weight, std=TABLE_STD)
+        starts = torch.tensor([rows.start for rows in self._slices.values()])
+        self.register_buffer("starts", starts, persistent=False)
+
+    def place(self, name: str) -> int:
+        """Which of the tables it is."""
+        return self._places[name]
+
+    def table(self, name: str) -> Tensor:
+        """The rows of one table ``(V_t, D)``, a view."""
+        return self.rows.weight[self._slices[name]]
+
+    def lookup(self, first: int, rows: Tensor) -> Tensor:
+        """Rows of neighbouring tables.
+
+        Args:
+            first: The first of the tables.
+            rows: ``(..., F)`` a row of each of F tables.
+
+        Returns:
+            ``(..., F, D)``.
+        """
+        shifted = rows + self.starts[first : first + rows.shape[-1]]  # (..., F)
+        found: Tensor = self.rows(shifted)
+        return found
+
+    def means(self, name: str, rows: Tensor, offsets: Tensor) -> Tensor:
+        """Means over sets of rows of one table.
+
+        Args:
+            name: The table.
+            rows: ``(E,)`` rows of all sets, one behind the other.
+            offsets: ``(B + 1,)`` where each set begins, and E.
+
+        Returns:
+            ``(B, D)``; zeros for an empty set.
+        """
+        shifted = rows + self._slices[name].start  # (E,)
+        if not isinstance(self.rows, nn.Embedding):  # of which this process holds a share
+            return mean_of_sets(self.rows(shifted), offsets)
+        weight, sparse = self.rows.weight, self.rows.sparse
+        means: Tensor = _Means.apply(weight, shifted, offsets, sparse)  # type: ignore[no-untyped-call]
+        return means
+
+
+def mean_of_sets(members: Tensor, offsets: Tensor) -> Tensor:
+    """Mean over the members of every set.
+
+    Args:
+        members: ``(E, W)``, one set behind the other.
+        offsets: ``(B + 1,)`` where each set begins, and E.
+
+    Returns:
+        ``(B, W)``; zeros for an empty set.
+    """
+    counts = offsets.diff()  # (B,)
+    owners = torch.arange(len(counts), device=members.device)
+    owners = owners.repeat_interleave(counts, output_size=len(members))  # (E,)
+    totals = members.new_zeros(len(counts), members.shape[1]).index_add(0, owners, members)
+    return totals / counts.clamp(min=1).unsqueeze(1)
+
+
+class _Means(torch.autograd.Function):
+    """Means over sets of rows, with a gradient that is summed by row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's own context
+        weight: Tensor,
+        rows: Tensor,
+        offsets: Tensor,
+        sparse: bool,
+    ) -> Tensor:
+        """Means ``(B, D)`` of rows ``(E,)`` of ``(V, D)``."""
+        if len(weight) < torch.iinfo(torch.int32).max:  # half the bytes to sort
+            rows, offsets = rows.int(), offsets.int()
+        ctx.save_for_backward(rows, offsets)
+        ctx.shape, ctx.sparse = weight.shape, sparse
+        return functional.embedding_bag(
+            rows, weight, offsets, mode="mean", include_last_offset=True
+        )
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: ANN401
+        """Sum over the events of every row."""
+        rows, offsets = ctx.saved_tensors
+        counts = offsets.diff()  # (B,)
+        shares = gradient / counts.clamp(min=1).unsqueeze(1)  # (B, D)
+        owners = torch.arange(len(counts), dtype=rows.dtype, device=rows.device)
+        owners = owners.repeat_interleave(counts, output_size=len(rows))  # (E,)
+        touched, summed = sum_by_row(rows, shares, owners)
+        if ctx.sparse:
+            found = torch.sparse_coo_tensor(
+                touched.unsqueeze(0), summed, ctx.shape, check_invariants=False
+            )
+        else:
+            found = gradient.new_zeros(ctx.shape).index_add_(0, touched, summed)
+        return found, None, None, None
+
+
+def sum_by_row(
+    rows: Tensor, gradients: Tensor, sources: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sum gradients over equal rows.
+
+    On a GPU nothing is waited for: there are as many sums as rows were given, those beyond the
+    distinct rows are zero and stand at the largest row.
+
+    Args:
+        rows: ``(K,)`` rows, repeats allowed.
+        gradients: ``(G, D)``.
+        sources: ``(K,)`` which of the gradients each row has; None for that of its place.
+
+    Returns:
+        Rows ``(R,)`` int64, ascending, and their sums ``(R, D)``; R distinct rows on a CPU, K on a
+        GPU.
+    """
+    if not len(rows):
+        return rows.long(), gradients.new_zeros(0, gradients.shape[1])
+    ordered, order = rows.sort(stable=True)
+    chosen = order if sources is None else sources[order]
+    if rows.device.type == "cpu":
+        touched, counts = torch.unique_consecutive(ordered, return_counts=True)
+        offsets = functional.pad(counts.cumsum(0), (1, 0))  # (R + 1,)
+    else:
+        is_first = functional.pad(ordered[1:] != ordered[:-1], (1, 0), value=True)
+        segments = is_first.cumsum(0) - 1  # (K,)
+        places = torch.arange(len(rows) + 1, device=rows.device)
+        offsets = torch.searchsorted(segments, places)  # (K + 1,)
+        touched = ordered[offsets[:-1].clamp(max=len(rows) - 1)]
+    summed = functional.embedding_bag(
+        chosen, gradients, offsets.to(chosen.dtype), mode="sum", include_last_offset=True
+    )
+    return touched.long(), summed
