@@ -133,9 +133,7 @@ def fit_stage(
         *([Profile(stage_folder)] if trainer_settings.profile and ranks.rank == 0 else []),
         *([ProgressBar(stage)] if progress else []),
     ]
-    if trainer_settings.split_tables:
-        _split_tables(task, device, (last, best.path))
-    task.to(device)
+    _place(task, trainer_settings, (last, best.path))
     started = time.perf_counter()
     with _quiet_lightning():
         trainer = _trainer(
@@ -211,10 +209,12 @@ def _trainer(
     )
 
 
-def _split_tables(task: StageTask, device: torch.device, checkpoints: tuple[Path, ...]) -> None:
-    """Split a task's tables before it is on its device, which may not hold them whole."""
-    task.split = SplitTables(task, device=device, checkpoints=checkpoints)
-    task.split.clear()
+def _place(task: StageTask, settings: TrainerSettings, checkpoints: tuple[Path, ...]) -> None:
+    """Put a task on its device, which may not hold whole the tables that are to be split."""
+    if settings.split_tables:
+        task.split = SplitTables(task, device=settings.device(), checkpoints=checkpoints)
+        task.split.clear()
+    task.to(settings.device())
 
 
 def _finish(task: StageTask, fitted: Fitted, finished: Path, last: Path) -> None:
