@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from twotower.data.batches import ShuffledBatches
+from twotower.data.shuffled_batches import ShuffledBatches
 from twotower.losses.ranks import OneRank
 from twotower.models import embedding
 from twotower.training.distributed import DistributedRanks, take_part
