@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import time
@@ -67,7 +68,8 @@ def train(
         loader, _, _ = data_preparation(config, dataset)
         ready = time.process_time()
         model = get_model(model_name)(config, loader.dataset)
-        trainer = Trainer(config, model)
+        with contextlib.chdir(folder):  # it writes where it is called
+            trainer = Trainer(config, model)
         total = trainer._train_epoch(Epoch(clock, loader), 0)
     return ready, total / len(clock.ended)
 

@@ -11,6 +11,7 @@ Shapes: n things of this process, N of all.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -90,3 +91,21 @@ def share(ranks: Ranks, num: int) -> slice:
     each, further = divmod(num, ranks.size)
     start = ranks.rank * each + min(ranks.rank, further)
     return slice(start, start + each + (ranks.rank < further))
+
+
+def blocks_of_share(ranks: Ranks, num: int, block: int) -> list[slice]:
+    """A process's share of `num` things in blocks, of which every process has as many.
+
+    So all of them run a model equally often, which looking up tables that are split asks for.
+
+    >>> blocks_of_share(OneRank(), 5, 2)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    part = share(ranks, num)
+    own = part.stop - part.start
+    if ranks.size == 1:
+        return [slice(start, min(start + block, own)) for start in range(0, own, block)]
+    largest = -(-num // ranks.size)
+    count = -(-largest // block)
+    bounds = [own * at // count for at in range(count + 1)]
+    return [slice(start, stop) for start, stop in pairwise(bounds)]

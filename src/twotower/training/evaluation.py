@@ -17,7 +17,7 @@ from twotower.data.batches import Batch, Columns
 from twotower.data.item_lists import ItemLists
 from twotower.data.queries import Queries
 from twotower.index.exact import exact_ranks, exact_search
-from twotower.losses.ranks import OneRank, Ranks, share
+from twotower.losses.ranks import OneRank, Ranks, blocks_of_share, share
 from twotower.metrics.top_k import Relevant, mean_over_queries, metrics_of_ranks, top_k_metrics
 from twotower.models.two_tower import TwoTower
 from twotower.training.retrieval import embed_catalogue
@@ -50,12 +50,19 @@ def query_batch(columns: Columns, queries: Queries, chosen: Array, length: int) 
 
 
 @torch.no_grad()
-def embed_queries(model: TwoTower, columns: Columns, queries: Queries) -> Tensor:
+def embed_queries(
+    model: TwoTower, columns: Columns, queries: Queries, ranks: Ranks | None = None
+) -> Tensor:
     """Vectors (Q, D) of evaluation queries, float32, in blocks.
+
+    Of several processes each embeds its share, and has only those.
 
     Where the model allows it, histories of similar length are embedded together, without the
     padding that the longest of all would need.
     """
+    ranks, num_queries = ranks or OneRank(), len(queries)
+    part = share(ranks, num_queries)
+    queries = queries.between(part.start, part.stop)
     longest = columns.names.history_length
     lengths = np.full(len(queries), longest)
     if model.any_length:
@@ -65,12 +72,17 @@ def embed_queries(model: TwoTower, columns: Columns, queries: Queries) -> Tensor
     with evaluating(model):
         parts = [
             model.embed_queries(
-                query_batch(columns, queries, block, int(lengths[block].max()))
+                query_batch(columns, queries, order[block], _longest(lengths[order[block]]))
             ).float()
-            for block in np.split(order, range(size, len(order), size))
+            for block in blocks_of_share(ranks, num_queries, size)
         ]
     back = torch.from_numpy(np.argsort(order)).to(columns.device)
     return torch.cat(parts)[back]
+
+
+def _longest(lengths: Array) -> int:
+    """Of a block, which may be empty where there are more processes than queries."""
+    return int(lengths.max(initial=1))
 
 
 def relevant(queries: Queries) -> Relevant:
@@ -107,8 +119,9 @@ def rank_catalogue(
     part = share(ranks, len(queries))
     own = queries.between(part.start, part.stop)
     found = np.zeros((0, k), np.int64)
+    if len(queries):
+        vectors = embed_queries(model, columns, queries, ranks)  # (Q, D) of the share
     if len(own):
-        vectors = embed_queries(model, columns, own)  # (Q, D) of the share
         left_out = excluded(own, remove_seen=remove_seen, num_catalogue=num_catalogue)
         found = exact_search(vectors, items, k, left_out).rows
     return ranks.gather(torch.from_numpy(found)).numpy()
@@ -146,8 +159,9 @@ def catalogue_metrics(
     part = share(ranks, len(queries))
     own = queries.between(part.start, part.stop)
     places = np.zeros(0, np.int64)
+    if len(queries):
+        vectors = embed_queries(model, columns, queries, ranks)  # (Q, D) of the share
     if len(own):
-        vectors = embed_queries(model, columns, own)  # (Q, D) of the share
         left_out = excluded(own, remove_seen=remove_seen, num_catalogue=num_catalogue)
         reachable = own.truth.item_rows < num_catalogue
         places = np.full(len(reachable), num_catalogue)

@@ -36,6 +36,7 @@ from twotower.training.processes import PATIENCE, StartedTogether
 from twotower.training.profile import Profile
 from twotower.training.run_folder import write_json
 from twotower.training.settings import StageSettings, TrainerSettings
+from twotower.training.split_tables import SplitTables
 from twotower.training.task import StageTask
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ def fit_stage(
         *([Profile(stage_folder)] if trainer_settings.profile and ranks.rank == 0 else []),
         *([ProgressBar(stage)] if progress else []),
     ]
-    task.to(device)
+    _place(task, trainer_settings, (last, best.path))
     started = time.perf_counter()
     with _quiet_lightning():
         trainer = _trainer(
@@ -162,8 +163,7 @@ def fit_stage(
         seconds=round(time.perf_counter() - started, 1),
         best=float("nan") if of_kept is None else float(of_kept),
     )
-    if ranks.rank == 0:
-        write_json(finished, asdict(fitted))
+    _finish(task, fitted, finished, last)
     log.info(
         "%s: %d epochs, %d steps in %.1f s, %s %s on validation %.4f",
         *(stage, fitted.epochs, fitted.steps, fitted.seconds),
@@ -209,6 +209,22 @@ def _trainer(
     )
 
 
+def _place(task: StageTask, settings: TrainerSettings, checkpoints: tuple[Path, ...]) -> None:
+    """Put a task on its device, which may not hold whole the tables that are to be split."""
+    if settings.split_tables:
+        task.split = SplitTables(task, device=settings.device(), checkpoints=checkpoints)
+        task.split.clear()
+    task.to(settings.device())
+
+
+def _finish(task: StageTask, fitted: Fitted, finished: Path, last: Path) -> None:
+    """Write what became of a stage; tables that were split are in its best weights now."""
+    if task.ranks.rank == 0:
+        write_json(finished, asdict(fitted))
+    if task.split is not None:
+        task.split.forget(last)
+
+
 def _all_see(path: Path, ranks: Ranks) -> bool:
     """Whether the first process sees a file."""
     return bool(agreed({"there": path.is_file()}, ranks)["there"])
@@ -231,9 +247,14 @@ def _selection(
     return stopping, best
 
 
-def _load_best(task: pl.LightningModule, folder: Path, device: torch.device) -> None:
+def _load_best(task: StageTask, folder: Path, device: torch.device) -> None:
     """Put the best weights of a stage into its task, and the task back where it was trained."""
-    checkpoint = torch.load(folder / f"{BEST}.ckpt", map_location="cpu", weights_only=True)
+    path = folder / f"{BEST}.ckpt"
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if task.split is not None:
+        checkpoint = task.split.make_whole(task, checkpoint)
+        if task.ranks.rank == 0:
+            WholeFiles().save_checkpoint(checkpoint, path)
     task.load_state_dict(checkpoint["state_dict"])
     task.to(device)
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from twotower.training.sharded_adagrad import ShardedRowWiseAdagrad
+from twotower.training.sharded_tables import EPS, ShardedTable
 from twotower.training.table_optimizers import RowWiseAdagrad
 
 
@@ -116,6 +118,11 @@ class OptimizerSettings:
             members["table_learning_rate"] = self.table_optimizer(
                 tables, lr=self.table_learning_rate
             )
+        split = {n: m for n, m in model.named_modules() if isinstance(m, ShardedTable)}
+        if split:
+            members["split_table_learning_rate"] = ShardedRowWiseAdagrad(
+                split, lr=self.table_learning_rate, initial=_initial(self.table_optimizer)
+            )
         for name, member in members.items():
             member.param_groups[0]["name"] = name
         return JointOptimizer(list(members.values()))
@@ -137,6 +144,19 @@ class OptimizerSettings:
         """Scale the dense gradients down; the optimizers of tables scale theirs themselves."""
         if self.max_norm > 0:
             torch.nn.utils.clip_grad_norm_(split_parameters(model)[1], self.max_norm)
+
+
+def _initial(table_optimizer: TableOptimizer) -> float:
+    """The first accumulator of row-wise Adagrad, which is what split tables are stepped by."""
+    function = getattr(table_optimizer, "func", table_optimizer)
+    options = dict(getattr(table_optimizer, "keywords", {}))
+    initial = float(options.pop("initial", 0.0))
+    if function is not RowWiseAdagrad or options.pop("eps", EPS) != EPS or options:
+        raise ValueError(
+            "split tables are stepped by RowWiseAdagrad with no option but `initial`, got "
+            f"{table_optimizer}"
+        )
+    return initial
 
 
 def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

@@ -14,7 +14,7 @@ from twotower.data.batches import LABELS, WEIGHTS, Batch
 from twotower.data.prepared import Prepared
 from twotower.data.schema import BORROWED, TASK_PREFIX, TASK_WEIGHTS
 from twotower.losses.calibration import Calibration
-from twotower.losses.ranks import OneRank, Ranks, share
+from twotower.losses.ranks import OneRank, Ranks, blocks_of_share, share
 from twotower.metrics.calibration import expected_calibration_error, reliability
 from twotower.metrics.click import auc, grouped_auc, log_loss, normalised_entropy
 from twotower.models.dcn import DCNv2
@@ -103,8 +103,8 @@ def predicted_logits(model: DCNv2, examples: ExampleBatches, ranks: Ranks | None
     rows = torch.arange(len(examples))[share(ranks, len(examples))]
     parts = [torch.zeros(0, 1 + len(model.tasks), dtype=torch.float64)]
     with evaluating(model):
-        blocks = torch.split(rows, EVALUATION_BLOCK) if len(rows) else ()
-        parts += [model.logits(examples.batch(block)).double().cpu() for block in blocks]
+        blocks = blocks_of_share(ranks, len(examples), EVALUATION_BLOCK)
+        parts += [model.logits(examples.batch(rows[block])).double().cpu() for block in blocks]
     return ranks.gather(torch.cat(parts))
 
 

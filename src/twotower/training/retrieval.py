@@ -15,7 +15,7 @@ from twotower.data.user_sets import OWNER
 from twotower.data.windows import WINDOW
 from twotower.losses.masks import PositiveMask
 from twotower.losses.objective import RetrievalObjective
-from twotower.losses.ranks import OneRank, Ranks, share
+from twotower.losses.ranks import OneRank, Ranks, blocks_of_share, share
 from twotower.losses.step import Step
 from twotower.models.two_tower import TwoTower
 from twotower.training.optimizers import OptimizerSettings
@@ -119,6 +119,7 @@ def embed_catalogue(
     rows = torch.arange(num_items, device=columns.device)[share(ranks, num_items)]
     with evaluating(model):
         parts = [
-            model.embed_items(columns.items(part)).float() for part in torch.split(rows, block)
+            model.embed_items(columns.items(rows[part])).float()
+            for part in blocks_of_share(ranks, num_items, block)
         ]
     return ranks.gather(torch.cat(parts))

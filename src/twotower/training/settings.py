@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,11 +30,13 @@ class TrainerSettings:
         profile: Whether some steps are timed part by part and traced, into the stage's folder.
         log_every: Steps between two entries in TensorBoard; at least one an epoch is made.
         checkpoint_every: Steps between two checkpoints to resume from; every epoch ends with one.
+        split_tables: Whether the rows of tables with sparse gradients are split over the processes,
+            for tables that outgrow one GPU; needs the extra `distributed`.
         max_steps: Stop a stage after so many steps, -1 for never; for smoke runs.
         pruning: Set by a sweep, so that it can stop a trial.
 
     Raises:
-        ValueError: When a number is out of range.
+        ValueError: When a number is out of range, or a package is missing.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -43,6 +46,7 @@ class TrainerSettings:
     profile: bool = False
     log_every: int = 50
     checkpoint_every: int = 500
+    split_tables: bool = False
     max_steps: int = -1
     pruning: MedianPruning | None = None
 
@@ -53,6 +57,11 @@ class TrainerSettings:
         if self.residency not in get_args(Residency):
             allowed = ", ".join(get_args(Residency))
             problems.append(f"`residency` must be one of {allowed}, got {self.residency}")
+        if self.split_tables and find_spec("torchrec") is None:
+            problems.append(
+                "`split_tables` needs the extra `distributed`: "
+                "pip install -c constraints-distributed.txt 'twotower[distributed]'"
+            )
         if problems:
             raise ValueError("\n".join(f"trainer: {problem}" for problem in problems))
 

@@ -6,6 +6,7 @@ one process reads them into a model whose tables are whole, as an export needs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,9 @@ def read_tables(model: nn.Module, folder: Path) -> None:
     state = {name: {ROWS: known[name].weight.data} for name in sorted(saved & known.keys())}
     sizes = {f"{name}.{ROWS}": list(parts[ROWS].shape) for name, parts in state.items()}
     _check_sizes(sizes, folder, all_of_it=False)
-    load(state, checkpoint_id=folder, no_dist=True)
+    with warnings.catch_warnings():  # it says that it is one process, which is what was asked for
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load(state, checkpoint_id=folder, no_dist=True)
 
 
 def _state(tables: Mapping[str, ShardedTable]) -> dict[str, Any]:

@@ -21,7 +21,10 @@ Shapes: V rows of a table, D width, R processes, K distinct rows of one look-up,
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,6 +208,11 @@ def shard_tables(
         ValueError: When the model has no table with sparse gradients, or one that cannot be split.
         ImportError: Without the extra `distributed`.
     """
+    with _quiet():
+        return _shard_tables(model, device, eps)
+
+
+def _shard_tables(model: nn.Module, device: torch.device, eps: float) -> dict[str, ShardedTable]:
     env = _environment()
     sharded: dict[str, ShardedTable] = {}
     of_table: dict[nn.Module, ShardedTable] = {}
@@ -223,6 +231,17 @@ def shard_tables(
             "`twotower.models.embedding.MIN_SPARSE_ROWS` rows"
         )
     return sharded
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what fbgemm and TorchRec say of every table, some of it as the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _local(tensor: Any) -> Tensor:  # noqa: ANN401 - a ShardedTensor, which has no type

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import nn
@@ -10,6 +12,7 @@ from torch.optim import Optimizer
 from twotower.losses.ranks import Ranks
 from twotower.training.distributed import DistributedRanks, average_rows, sparse_tables
 from twotower.training.optimizers import OptimizerSettings
+from twotower.training.split_tables import TABLES, SplitTables
 
 
 class StageTask(pl.LightningModule):
@@ -24,11 +27,27 @@ class StageTask(pl.LightningModule):
         super().__init__()
         self.settings = optimizer
         self.ranks = ranks
+        self.split: SplitTables | None = None
+        self._saved_tables = ""
 
     def on_after_backward(self) -> None:
         """Average what `DistributedDataParallel` leaves out."""
         if isinstance(self.ranks, DistributedRanks):
             average_rows(sparse_tables(self).values(), self.ranks)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the tables that are split, which are no weights of the model."""
+        if self.split is not None:
+            checkpoint[TABLES] = self.split.save(self.trainer.global_step)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember where the split tables are; their optimizer is not there yet."""
+        self._saved_tables = checkpoint.get(TABLES, "")
+
+    def on_train_start(self) -> None:
+        """Put the split tables of a resumed run back."""
+        if self.split is not None and self._saved_tables:
+            self.split.load(self._saved_tables)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Both optimizers behind one, with the schedule stepped every batch."""

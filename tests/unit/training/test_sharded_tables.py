@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -214,6 +215,15 @@ def test_what_is_drawn_later_stays_the_same(one_of_one):
     state = torch.get_rng_state()
     split(table)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@needs_torchrec
+def test_nothing_is_said(one_of_one, caplog):
+    with caplog.at_level(logging.INFO):
+        split(table_of([[1.0] * 4]))
+        assert caplog.text == ""
+        logging.getLogger("twotower").info("still heard")
+    assert "still heard" in caplog.text
 
 
 @needs_torchrec
