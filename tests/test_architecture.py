@@ -60,6 +60,7 @@ HOMES = {
     "torchrec": ("training",),
     "fbgemm_gpu": ("training",),
     "ray": ("data",),
+    "triton": ("losses",),
     "sqlalchemy": (),
     "torchmetrics": (),
     "pandas": (),

@@ -14,6 +14,10 @@ plain form goes into carrying matrices to memory and back. Three matrix products
 idea of taking the gradient in the forward pass is that of the fused linear cross-entropy in Hsu et
 al. 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training".
 
+On a GPU that trains in half precision the sums over candidates come from
+`twotower.losses.triton_softmax`: products of bfloat16 vectors, added up in float32. Scores of
+targets, weights and further sums stay in float32.
+
 Shapes: B queries, N targets, C candidates, D width of the vectors, b queries of a block.
 """
 
@@ -26,8 +30,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from twotower.losses.masks import CandidateMask, hide_
+from twotower.losses.masks import CandidateMask, hide_, tiles_of
 from twotower.losses.scores import target_scores, widened
+from twotower.losses.softmax_kernels import Kernels, kernel_precision
 
 # Logits of a block: what a cache holds, and what fills a GPU.
 CPU_BLOCK, GPU_BLOCK = 2**20, 2**27
@@ -63,6 +68,18 @@ class Logits:
         hide_(logits, self.masked, start, lowest)
         return logits
 
+    def kernels(self, products: torch.dtype | None) -> Kernels | None:
+        """The same for kernels with products in some precision; None without it, or such a mask."""
+        tiles = None if products is None else tiles_of(self.masked)
+        if products is None or tiles is None:
+            return None
+        return Kernels(
+            temperature=self.temperature,
+            log_expected_count=self.log_expected_count,
+            tiles=tiles,
+            products=products,
+        )
+
     def starts(self, queries: Tensor, candidates: Tensor) -> range:
         """Where the blocks begin."""
         budget = CPU_BLOCK if queries.device.type == "cpu" else GPU_BLOCK
@@ -95,6 +112,7 @@ def fused_softmax(
     Returns:
         A scalar, differentiable once in queries, targets, candidates and further sums.
     """
+    kernels = logits.kernels(kernel_precision(queries, candidates))
     queries, candidates = widened(queries), widened(candidates)
     own = target_scores(queries, targets, owners) / logits.temperature  # (N,)
     if further is None:
@@ -104,7 +122,7 @@ def fused_softmax(
     shares = weights.to(own.dtype)
     shares = shares / shares.sum().clamp_min(torch.finfo(own.dtype).tiny)
     loss: Tensor = _FusedSoftmax.apply(  # type: ignore[no-untyped-call]
-        queries, own, candidates, further, shares, owners, logits
+        queries, own, candidates, further, shares, owners, kernels or logits
     )
     return loss
 
@@ -121,39 +139,23 @@ class _FusedSoftmax(torch.autograd.Function):
         further: Tensor,
         shares: Tensor,
         owners: Tensor | None,
-        logits: Logits,
+        logits: Logits | Kernels,
     ) -> Tensor:
         """Scalar loss of logits `own` (N,) with weights `shares` (N,) that sum to one."""
-        of_queries = torch.empty_like(queries)
-        of_candidates = torch.zeros_like(candidates.T, memory_format=torch.contiguous_format)
-        log_sums, of_further = torch.empty_like(further), torch.empty_like(further)  # (B,)
-        starts = logits.starts(queries, candidates)
-        blocks = _targets_by_block(owners, starts, len(own))
-        room = queries.new_empty(min(starts.step, len(queries)), len(candidates))  # (b, C)
         with torch.autocast(device_type=queries.device.type, enabled=False):
-            for start, mine in zip(starts, blocks, strict=True):
-                block = queries[start : start + starts.step]  # (b, D)
-                values = logits.of(block, candidates, start, room[: len(block)])
-                highest = values.amax(dim=1)  # (b,)
-                values.sub_(highest.unsqueeze(1)).exp_()
-                stop = start + len(block)
-                others = values.sum(dim=1).log_().add_(highest)  # (b,)
-                others = torch.logaddexp(others, further[start:stop])
-                log_sums[start:stop] = others
-                pull = _pull(shares[mine], own[mine], others, owners, start, mine)  # (b,) g
-                of_further[start:stop] = pull * (further[start:stop] - others).exp()
-                # The factor of a query goes to the narrow side of both products.
-                scale = (pull * (highest - others).exp()).unsqueeze(1)  # (b, 1)
-                torch.mm(values, candidates, out=of_queries[start:stop]).mul_(scale)
-                of_candidates.addmm_((block * scale).T, values)  # (D, C)
+            if isinstance(logits, Kernels):
+                found = _by_kernels(queries, own, candidates, further, shares, owners, logits)
+            else:
+                found = _by_blocks(queries, own, candidates, further, shares, owners, logits)
+        log_sums = found.log_sums
         log_sums = log_sums if owners is None else log_sums[owners]
         apart = log_sums - own  # (N,)
         rate = 1 / logits.temperature
         ctx.save_for_backward(
-            of_queries.mul_(rate),
+            found.of_queries.mul_(rate),
             -shares * torch.sigmoid(apart),
-            of_candidates.mul_(rate).T,
-            of_further,
+            found.of_candidates.mul_(rate),
+            found.of_further,
         )
         return (shares * torch.logaddexp(apart, torch.zeros_like(apart))).sum()
 
@@ -167,6 +169,89 @@ class _FusedSoftmax(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("the fused softmax can be differentiated only once (create_graph)")
         return *(found * gradient for found in ctx.saved_tensors), None, None, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """Sums of the candidates, and gradients.
+
+    Args:
+        log_sums: ``(B,)``, further sums among them.
+        of_queries: Gradient by T ``(B, D)``.
+        of_candidates: Gradient by T ``(C, D)``.
+        of_further: ``(B,)``.
+    """
+
+    log_sums: Tensor
+    of_queries: Tensor
+    of_candidates: Tensor
+    of_further: Tensor
+
+
+def _by_blocks(
+    queries: Tensor,
+    own: Tensor,
+    candidates: Tensor,
+    further: Tensor,
+    shares: Tensor,
+    owners: Tensor | None,
+    logits: Logits,
+) -> _Found:
+    """Block of queries by block, the logits of each in its gradient's place."""
+    of_queries = torch.empty_like(queries)
+    of_candidates = torch.zeros_like(candidates.T, memory_format=torch.contiguous_format)
+    log_sums, of_further = torch.empty_like(further), torch.empty_like(further)  # (B,)
+    starts = logits.starts(queries, candidates)
+    blocks = _targets_by_block(owners, starts, len(own))
+    room = queries.new_empty(min(starts.step, len(queries)), len(candidates))  # (b, C)
+    for start, mine in zip(starts, blocks, strict=True):
+        block = queries[start : start + starts.step]  # (b, D)
+        values = logits.of(block, candidates, start, room[: len(block)])
+        highest = values.amax(dim=1)  # (b,)
+        values.sub_(highest.unsqueeze(1)).exp_()
+        stop = start + len(block)
+        others = values.sum(dim=1).log_().add_(highest)  # (b,)
+        others = torch.logaddexp(others, further[start:stop])
+        log_sums[start:stop] = others
+        pull = _pull(shares[mine], own[mine], others, owners, start, mine)  # (b,) g
+        of_further[start:stop] = pull * (further[start:stop] - others).exp()
+        # The factor of a query goes to the narrow side of both products.
+        scale = (pull * (highest - others).exp()).unsqueeze(1)  # (b, 1)
+        torch.mm(values, candidates, out=of_queries[start:stop]).mul_(scale)
+        of_candidates.addmm_((block * scale).T, values)  # (D, C)
+    return _Found(
+        log_sums=log_sums,
+        of_queries=of_queries,
+        of_candidates=of_candidates.T,
+        of_further=of_further,
+    )
+
+
+def _by_kernels(
+    queries: Tensor,
+    own: Tensor,
+    candidates: Tensor,
+    further: Tensor,
+    shares: Tensor,
+    owners: Tensor | None,
+    kernels: Kernels,
+) -> _Found:
+    """The same from two kernels.
+
+    The gradient of the candidates is taken at once here too: for the backward pass to do it, as
+    much would have to be kept.
+    """
+    problem = kernels.problem(queries, candidates)
+    sums, means = problem.sums()  # (B,), (B, D)
+    log_sums = torch.logaddexp(sums, further)
+    pull = _pull(shares, own, log_sums, owners, 0, slice(None))  # (B,) g
+    shift = log_sums - pull.log()  # (B,), infinity where nothing pulls
+    return _Found(
+        log_sums=log_sums,
+        of_queries=means.mul_((pull * (sums - log_sums).exp()).unsqueeze(1)),
+        of_candidates=problem.of_candidates(shift),
+        of_further=pull * (further - log_sums).exp(),
+    )
 
 
 def _pull(

@@ -82,6 +82,7 @@ class Matches:
 
 def expanded(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """All places of some ranges: which range each is of, and the place; as long as all together."""
-    ranges = torch.arange(len(counts)).repeat_interleave(counts)
+    device = counts.device
+    ranges = torch.arange(len(counts), device=device).repeat_interleave(counts)
     shift = first - (counts.cumsum(0) - counts)
-    return ranges, shift[ranges] + torch.arange(len(ranges))
+    return ranges, shift[ranges] + torch.arange(len(ranges), device=device)

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from twotower.losses.mask_tiles import Known, MaskTiles, Pieces
 from twotower.losses.masked_pairs import TABLE_SHARE, MaskedPairs, Matches, expanded
 
 # A mask with more than this part of all pairs is made as a matrix.
@@ -86,7 +87,7 @@ class PositiveMask:
             pool_rows: Item rows of some candidates, ``(C,)`` int64; repeats allowed.
         """
         pairs = self._pairs(pool_rows) if pool_rows.device.type == "cpu" else None
-        return pairs or _OnCandidates(self, pool_rows)
+        return pairs or OnCandidates(self, pool_rows)
 
     def _pairs(self, pool_rows: Tensor) -> MaskedPairs | None:
         """The mask as pairs; None where they are so many that a matrix is made sooner."""
@@ -98,17 +99,10 @@ class PositiveMask:
             first, counts = matches.find(self.target_rows)
             pieces.append((torch.arange(num_queries), first, counts))
         if self.known_rows.numel():
-            starts = torch.searchsorted(self.known_users, torch.arange(self.num_users + 1))
-            of_query = starts.diff()[self.users]  # (B,) known positives of a query's user
+            of_query = self._num_known()
             if int(of_query.sum()) > most:
                 return None
-            first, counts = matches.find(self.known_rows)
-            queries, known = expanded(starts[self.users], of_query)
-            kept = counts[known] > 0
-            if self.known_places is not None and self.num_seen is not None:
-                kept &= self.known_places[known] < self.num_seen[queries]
-            queries, known = queries[kept], known[kept]
-            pieces.append((queries, first[known], counts[known]))
+            pieces.append(self._runs(matches, of_query))
         queries, first, counts = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         if int(counts.sum()) > most:
             return None
@@ -122,6 +116,38 @@ class PositiveMask:
             never=never,
             num_candidates=num_candidates,
         )
+
+    def tiles(self, pool_rows: Tensor) -> MaskTiles:
+        """The same as `on`, for kernels; with known positives a device is waited for.
+
+        Args:
+            pool_rows: Item rows of some candidates, ``(C,)`` int64; repeats allowed.
+        """
+        known = None
+        if self.known_rows.numel():
+            matches, sizes = Matches.of(pool_rows), (len(self.users), len(pool_rows))
+            pieces = Pieces.of(*self._runs(matches, self._num_known()), sizes)
+            known = Known(matches=matches, pieces=pieces)
+        return MaskTiles.of(pool_rows, self.target_rows, self.never, known)
+
+    def _starts(self) -> Tensor:
+        """Where the known positives of each user begin, ``(U + 1,)``."""
+        edges = torch.arange(self.num_users + 1, device=self.known_users.device)
+        return torch.searchsorted(self.known_users, edges)
+
+    def _num_known(self) -> Tensor:
+        """Known positives of the user of each query, ``(B,)``."""
+        return self._starts().diff()[self.users]
+
+    def _runs(self, matches: Matches, num_known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query of each pair with a known positive ``(R,)``, its first match, and how many."""
+        first, counts = matches.find(self.known_rows)
+        queries, known = expanded(self._starts()[self.users], num_known)
+        kept = counts[known] > 0
+        if self.known_places is not None and self.num_seen is not None:
+            kept &= self.known_places[known] < self.num_seen[queries]
+        queries, known = queries[kept], known[kept]
+        return queries, first[known], counts[known]
 
     def block(self, pool_rows: Tensor, queries: slice) -> Tensor:
         """The same ``(b, C)`` for a slice of the queries."""
@@ -153,7 +179,7 @@ class PositiveMask:
 
 
 @dataclass(frozen=True)
-class _OnCandidates:
+class OnCandidates:
     """A mask on some candidates; see `PositiveMask.on`."""
 
     mask: PositiveMask
@@ -161,6 +187,10 @@ class _OnCandidates:
 
     def __getitem__(self, queries: slice) -> Tensor:
         return self.mask.block(self.pool_rows, queries)
+
+    def tiles(self) -> MaskTiles:
+        """The same for kernels."""
+        return self.mask.tiles(self.pool_rows)
 
 
 def hide_(logits: Tensor, masked: CandidateMask, start: int, value: float) -> None:
@@ -176,6 +206,11 @@ def hide_(logits: Tensor, masked: CandidateMask, start: int, value: float) -> No
         masked.hide_(logits, start, value)
     else:
         logits.masked_fill_(masked[start : start + len(logits)], value)
+
+
+def tiles_of(masked: CandidateMask) -> MaskTiles | None:
+    """A mask for kernels; None where it is a matrix or has mined candidates."""
+    return masked.tiles() if isinstance(masked, OnCandidates) else None
 
 
 def positive_mask(pool_rows: Tensor, owners: Tensor, rows: Tensor, num_owners: int) -> Tensor:
