@@ -99,10 +99,10 @@ class PositiveMask:
             first, counts = matches.find(self.target_rows)
             pieces.append((torch.arange(num_queries), first, counts))
         if self.known_rows.numel():
-            of_query = self._num_known()
-            if int(of_query.sum()) > most:
+            starts = self._starts()
+            if int(starts.diff()[self.users].sum()) > most:
                 return None
-            pieces.append(self._runs(matches, of_query))
+            pieces.append(self._runs(matches, starts))
         queries, first, counts = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         if int(counts.sum()) > most:
             return None
@@ -126,7 +126,7 @@ class PositiveMask:
         known = None
         if self.known_rows.numel():
             matches, sizes = Matches.of(pool_rows), (len(self.users), len(pool_rows))
-            pieces = Pieces.of(*self._runs(matches, self._num_known()), sizes)
+            pieces = Pieces.of(*self._runs(matches, self._starts()), sizes)
             known = Known(matches=matches, pieces=pieces)
         return MaskTiles.of(pool_rows, self.target_rows, self.never, known)
 
@@ -135,14 +135,10 @@ class PositiveMask:
         edges = torch.arange(self.num_users + 1, device=self.known_users.device)
         return torch.searchsorted(self.known_users, edges)
 
-    def _num_known(self) -> Tensor:
-        """Known positives of the user of each query, ``(B,)``."""
-        return self._starts().diff()[self.users]
-
-    def _runs(self, matches: Matches, num_known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _runs(self, matches: Matches, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query of each pair with a known positive ``(R,)``, its first match, and how many."""
         first, counts = matches.find(self.known_rows)
-        queries, known = expanded(self._starts()[self.users], num_known)
+        queries, known = expanded(starts[self.users], starts.diff()[self.users])
         kept = counts[known] > 0
         if self.known_places is not None and self.num_seen is not None:
             kept &= self.known_places[known] < self.num_seen[queries]
