@@ -115,12 +115,8 @@ def rank_catalogue(
         Item rows (Q, k) int64, best first, padded with -1.
     """
     ranks = ranks or OneRank()
-    items = embed_catalogue(model, columns, num_catalogue, ranks=ranks)  # (C, D)
-    part = share(ranks, len(queries))
-    own = queries.between(part.start, part.stop)
+    own, items, vectors = _embedded(model, columns, queries, num_catalogue, ranks)
     found = np.zeros((0, k), np.int64)
-    if len(queries):
-        vectors = embed_queries(model, columns, queries, ranks)  # (Q, D) of the share
     if len(own):
         left_out = excluded(own, remove_seen=remove_seen, num_catalogue=num_catalogue)
         found = exact_search(vectors, items, k, left_out).rows
@@ -155,12 +151,8 @@ def catalogue_metrics(
         )
         return mean_metrics(ranked, queries, ks)
     ranks = ranks or OneRank()
-    items = embed_catalogue(model, columns, num_catalogue, ranks=ranks)  # (C, D)
-    part = share(ranks, len(queries))
-    own = queries.between(part.start, part.stop)
+    own, items, vectors = _embedded(model, columns, queries, num_catalogue, ranks)
     places = np.zeros(0, np.int64)
-    if len(queries):
-        vectors = embed_queries(model, columns, queries, ranks)  # (Q, D) of the share
     if len(own):
         left_out = excluded(own, remove_seen=remove_seen, num_catalogue=num_catalogue)
         reachable = own.truth.item_rows < num_catalogue
@@ -169,6 +161,16 @@ def catalogue_metrics(
         places[places >= num_catalogue] = max(num_catalogue, *ks)  # no list is that long
     of_all = ranks.gather(torch.from_numpy(places)).numpy()  # (R,)
     return mean_over_queries(metrics_of_ranks(of_all, relevant(queries), ks))
+
+
+def _embedded(
+    model: TwoTower, columns: Columns, queries: Queries, num_catalogue: int, ranks: Ranks
+) -> tuple[Queries, Tensor, Tensor]:
+    """A process's share of the queries, vectors of all items (C, D), and of the share (Q, D)."""
+    items = embed_catalogue(model, columns, num_catalogue, ranks=ranks)  # (C, D)
+    part = share(ranks, len(queries))
+    vectors = embed_queries(model, columns, queries, ranks) if len(queries) else items[:0]
+    return queries.between(part.start, part.stop), items, vectors
 
 
 def mean_metrics(ranked: Array, queries: Queries, ks: Sequence[int]) -> dict[str, float]:
