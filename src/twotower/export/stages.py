@@ -115,7 +115,7 @@ def export_retrieval(
         remove_seen: Whether seen items are no candidates.
         bar: Progress, moved on by 3 steps.
     """
-    columns = stage_columns(data, inputs)
+    columns = stage_columns(data, inputs, residency="disk")
     bar.set_description("export: item vectors")
     items = item_vectors(model, columns, data.num_catalogue, progress=not bar.disable)  # (C, D)
     np.save(folder / names.ITEM_VECTORS, items, allow_pickle=False)
@@ -180,7 +180,7 @@ def export_ranking(
     export_ranker(model, inputs, path, calibration=calibration)
     candidates = requests.candidates() if found is None else found.rows
     scores = None if found is None else found.scores
-    batch = pairs(stage_columns(data, inputs), requests, candidates, scores)
+    batch = pairs(stage_columns(data, inputs, residency="disk"), requests, candidates, scores)
     answers = ranker_answers(model, calibration, batch)
     bar.update()
     return RankingStage(
