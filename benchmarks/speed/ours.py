@@ -122,7 +122,8 @@ class Stepper(Clock):
         (optimizer,), (scheduler,) = trainer.optimizers, trainer.lr_scheduler_configs
         pl_module.log = lambda *arguments, **options: None  # type: ignore[method-assign]
         for batch in islice(cycle(list(islice(trainer.train_dataloader, READY))), self.steps):
-            loss = pl_module.training_step(batch, 0)
+            with trainer.precision_plugin.train_step_context():
+                loss = pl_module.training_step(batch, 0)
             optimizer.zero_grad()
             loss.backward()
             pl_module.configure_gradient_clipping(optimizer)
@@ -153,6 +154,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 f"training.{stage}.batch_size={given.batch}",
                 f"trainer.max_steps={WARM_UP + steps}",
                 "trainer.accelerator=cpu",
+                f"trainer.precision={given.precision}",
                 f"prepared_dir={data / 'prepared'}",
                 f"output_dir={runs}/run",
                 "quiet=true",
@@ -177,5 +179,6 @@ if __name__ == "__main__":
     parser.add_argument("--mode", choices=["loop", "step"], default="loop")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
     parser.add_argument("--large", action="store_true", help="ranking: a table of 10M rows more")
     print(json.dumps(measure(parser.parse_args())))

@@ -36,7 +36,8 @@ def own_commands(given: argparse.Namespace, batch: int) -> dict[str, Command]:
     bare = [sys.executable, str(HERE / SCRIPTS[given.stage]), *common]
     ours = [sys.executable, str(HERE / "ours.py"), "--stage", given.stage, *common]
     commands = {BARE: bare, "ours": ours}
-    commands |= {f"{name}, step": [*c, "--mode", "step"] for name, c in commands.items()}
+    narrow = {"ours, bf16": [*ours, "--precision", "bf16-mixed"]}
+    commands |= {f"{name}, step": [*c, "--mode", "step"] for name, c in commands.items()} | narrow
     if given.stage == "retrieval":
         commands["bare, uncorrected"] = [*bare, "--loss", "plain"]
     if given.large:

@@ -14,9 +14,11 @@ plain form goes into carrying matrices to memory and back. Three matrix products
 idea of taking the gradient in the forward pass is that of the fused linear cross-entropy in Hsu et
 al. 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training".
 
-On a GPU that trains in half precision the sums over candidates come from
-`twotower.losses.triton_softmax`: products of bfloat16 vectors, added up in float32. Scores of
-targets, weights and further sums stay in float32.
+In half precision the loss stays in float32 and the products narrow. On a CPU those of the gradient
+do: weights of candidates, between 0 and 1, times vectors in bfloat16, added up in float32; a logit
+is never rounded, for an exponential would make much of it. On a GPU the sums over candidates come
+from `twotower.losses.triton_softmax`: products of bfloat16 vectors, added up in float32, logits
+among them. Scores of targets, weights and further sums stay in float32.
 
 Shapes: B queries, N targets, C candidates, D width of the vectors, b queries of a block.
 """
@@ -24,7 +26,7 @@ Shapes: B queries, N targets, C candidates, D width of the vectors, b queries of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -32,7 +34,7 @@ from torch import Tensor
 
 from twotower.losses.masks import CandidateMask, hide_, tiles_of
 from twotower.losses.scores import target_scores, widened
-from twotower.losses.softmax_kernels import Kernels, kernel_precision
+from twotower.losses.softmax_kernels import Kernels, cpu_precision, kernel_precision
 
 # Logits of a block: what a cache holds, and what fills a GPU.
 CPU_BLOCK, GPU_BLOCK = 2**20, 2**27
@@ -52,12 +54,14 @@ class Logits:
         log_expected_count: ``(C,)``, taken off after the division.
         masked: Which candidates must not stand against which queries.
         block: Queries of a block; None for as many as suit the device.
+        products: What the products that give gradients narrow to; None for not at all.
     """
 
     temperature: float
     log_expected_count: Tensor
     masked: CandidateMask
     block: int | None = None
+    products: torch.dtype | None = None
 
     def of(self, queries: Tensor, candidates: Tensor, start: int, out: Tensor) -> Tensor:
         """Logits ``(b, C)`` of the queries ``(b, D)`` that begin at `start`, written to `out`."""
@@ -113,6 +117,7 @@ def fused_softmax(
         A scalar, differentiable once in queries, targets, candidates and further sums.
     """
     kernels = logits.kernels(kernel_precision(queries, candidates))
+    logits = replace(logits, products=cpu_precision(queries, candidates))
     queries, candidates = widened(queries), widened(candidates)
     own = target_scores(queries, targets, owners) / logits.temperature  # (N,)
     if further is None:
@@ -198,6 +203,8 @@ def _by_blocks(
     logits: Logits,
 ) -> _Found:
     """Block of queries by block, the logits of each in its gradient's place."""
+    narrow = logits.products or queries.dtype
+    factors = candidates.to(narrow)
     of_queries = torch.empty_like(queries)
     of_candidates = torch.zeros_like(candidates.T, memory_format=torch.contiguous_format)
     log_sums, of_further = torch.empty_like(further), torch.empty_like(further)  # (B,)
@@ -217,8 +224,9 @@ def _by_blocks(
         of_further[start:stop] = pull * (further[start:stop] - others).exp()
         # The factor of a query goes to the narrow side of both products.
         scale = (pull * (highest - others).exp()).unsqueeze(1)  # (b, 1)
-        torch.mm(values, candidates, out=of_queries[start:stop]).mul_(scale)
-        of_candidates.addmm_((block * scale).T, values)  # (D, C)
+        values = values.to(narrow)
+        torch.mul(torch.mm(values, factors), scale, out=of_queries[start:stop])
+        of_candidates.add_(torch.mm((block * scale).T.to(narrow), values))  # (D, C)
     return _Found(
         log_sums=log_sums,
         of_queries=of_queries,

@@ -1,4 +1,6 @@
-"""Which sampled softmax is left to a GPU's kernels; loads without Triton.
+"""In what precision the sampled softmax multiplies, and which of it is left to a GPU's kernels.
+
+Loads without Triton.
 
 Kernels need Triton, a GPU that knows bfloat16, vectors in half precision or autocast, and a width
 among theirs. A mask that is a matrix, or that has mined candidates, is left to torch too. The loss
@@ -57,12 +59,25 @@ def kernel_precision(queries: Tensor, candidates: Tensor) -> torch.dtype | None:
     """What kernels narrow ``(B, D)`` and ``(C, D)`` to; None where torch has to compute."""
     if queries.device.type != "cuda" or not len(queries) or not len(candidates):
         return None
-    dtypes, width = {queries.dtype, candidates.dtype}, queries.shape[1]
-    narrow = dtypes <= {torch.bfloat16, torch.float16} or torch.is_autocast_enabled("cuda")
-    if torch.float64 in dtypes or not narrow or width not in WIDTHS:
+    width = queries.shape[1]
+    if width not in WIDTHS or not _narrow(queries, candidates):
         return None
     # Kernels count places in a matrix in 32 bits.
     if max(len(queries), len(candidates)) * width >= 2**31:
         return None
     known = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if known and importlib.util.find_spec("triton") else None
+
+
+def cpu_precision(queries: Tensor, candidates: Tensor) -> torch.dtype | None:
+    """What a CPU narrows the factors of a gradient to; None where it leaves them as they are."""
+    on_cpu = queries.device.type == "cpu"
+    return torch.bfloat16 if on_cpu and _narrow(queries, candidates) else None
+
+
+def _narrow(queries: Tensor, candidates: Tensor) -> bool:
+    """Whether products in half precision are asked for."""
+    dtypes = {queries.dtype, candidates.dtype}
+    halves = dtypes <= {torch.bfloat16, torch.float16}
+    autocast = torch.is_autocast_enabled(queries.device.type)
+    return torch.float64 not in dtypes and (halves or autocast)

@@ -149,16 +149,44 @@ def test_a_gradient_of_the_gradient_is_refused() -> None:
         torch.autograd.grad(loss, leaves, create_graph=True)
 
 
-def test_half_precision_vectors_are_widened_first() -> None:
-    exact = [leaf.detach().bfloat16() for leaf in inputs(QUERIES)]
-    narrow = [leaf.clone().requires_grad_() for leaf in exact]
-    wide = [leaf.float().requires_grad_() for leaf in exact]
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = fused_softmax(*narrow, logits(4))
+@pytest.mark.parametrize("halves", [True, False])
+def test_in_half_precision_only_the_factors_of_gradients_are_rounded(halves: bool) -> None:
+    """Vectors, or autocast, ask for it.
+
+    A rounding to bfloat16 is off by at most 2^-8 of the number. Both factors of a product are
+    rounded and what it gives: 3 * 2^-8 of the sum of the sizes of what is added up. What flows on
+    to bfloat16 vectors is rounded once more.
+    """
+    exact = [leaf.detach().bfloat16().float() for leaf in inputs(QUERIES)]
+    wide = [leaf.clone().requires_grad_() for leaf in exact]
+    given = [leaf.bfloat16() if halves else leaf.clone() for leaf in exact]
+    given = [leaf.requires_grad_() for leaf in given]
+    with torch.autocast("cpu", torch.bfloat16, enabled=not halves):
+        loss = fused_softmax(*given, logits(4))
     other = fused_softmax(*wide, logits(4))
     assert loss.dtype == torch.float32
     assert loss == other
-    for ours, theirs in zip(
-        torch.autograd.grad(loss, narrow), torch.autograd.grad(other, wide), strict=True
-    ):
-        assert torch.equal(ours, theirs.bfloat16())
+
+    queries, targets, candidates = exact
+    found = dot_products(queries, candidates).requires_grad_()
+    scores = Scores.of(queries, targets, found, None)
+    plain = sampled_softmax(scores, COUNTS.float(), MASKED, TEMPERATURE).mean()
+    (pull,) = torch.autograd.grad(plain, found)
+    sizes = pull.abs() @ candidates.abs(), torch.zeros(()), pull.abs().T @ queries.abs()
+    ours, theirs = torch.autograd.grad(loss, given), torch.autograd.grad(other, wide)
+    for one, two, size in zip(ours, theirs, sizes, strict=True):
+        bound = 2**-8 * (3.02 * size + halves * two.abs())
+        assert ((one.float() - two).abs() <= bound + 1e-6).all()
+    assert not torch.equal(ours[0].float(), theirs[0])
+
+
+def test_float64_is_never_narrowed() -> None:
+    leaves = inputs(QUERIES)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = fused_softmax(*leaves, logits(4))
+    pairs = zip(
+        torch.autograd.grad(under, leaves),
+        torch.autograd.grad(fused_softmax(*leaves, logits(4)), leaves),
+        strict=True,
+    )
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
