@@ -1,7 +1,7 @@
 """TensorFlow Recommenders: `tasks.Retrieval` on Keras towers, trained by Keras' `fit` with Adagrad.
 
-The loader is tf.data on the columns in memory, shuffled and batched as its tutorials do. The variant
-"bf16" is the same under Keras' policy `mixed_bfloat16`.
+The loader is tf.data on the columns in memory, shuffled and batched as its tutorials do. The
+variant "bf16" is the same under Keras' policy `mixed_bfloat16`.
 """
 
 from __future__ import annotations
