@@ -406,7 +406,7 @@ def test_a_bundle_that_is_not_there(refused) -> None:
 
 def test_an_unknown_user(tiny_run, refused) -> None:
     (line,) = refused("recommend", f"bundle={tiny_run.bundle}", "user=nobody")
-    assert line.startswith("unknown user 'nobody'; known are 120 users such as ")
+    assert line.startswith("user: 'nobody' is unknown; known are 120 users such as ")
     assert line.endswith("For somebody new give user=null and history=[<item ids>]")
 
 

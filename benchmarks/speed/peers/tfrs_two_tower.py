@@ -45,9 +45,9 @@ class TwoTower(tfrs.Model):
     def compute_loss(self, features: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """In-batch softmax, summed over the batch as the task does."""
         history = features["history"]  # (B, 50)
-        known = tf.cast(history != self.padding, tf.float32)[..., None]
-        vectors = self.tables["item_id"](history) * known  # (B, 50, D)
-        mean = tf.reduce_sum(vectors, 1) / tf.reduce_sum(known, 1)
+        vectors = self.tables["item_id"](history)  # (B, 50, D)
+        known = tf.cast(history != self.padding, vectors.dtype)[..., None]
+        mean = tf.reduce_sum(vectors * known, 1) / tf.reduce_sum(known, 1)
         user = [self.tables[name](features[name]) for name in ("user_id", *USER_COLUMNS)]
         item = [self.tables[name](features[name]) for name in ("item_id", *ITEM_COLUMNS)]
         return self.task(

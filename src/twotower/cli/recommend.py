@@ -11,7 +11,7 @@ from twotower.cli.run import run_command
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from twotower.serving.recommender import Recommendation
+    from twotower.serving.requests import Recommendation
 
 
 def recommend(cfg: DictConfig) -> list[Recommendation]:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from twotower.export.gates import Gate
-    from twotower.serving.recommender import Recommendation
+    from twotower.serving.requests import Recommendation
 
 
 def gates_table(gates: Sequence[Gate]) -> Table:

@@ -15,22 +15,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from twotower.data.item_lists import ItemLists
 from twotower.data.schema import RETRIEVAL_RANK, RETRIEVAL_SCORE, TITLE
 from twotower.export.bundle import Bundle
 from twotower.index.base import NO_ITEM, SearchResult
+from twotower.serving.asked import Asked, RequestEncoder
 from twotower.serving.filters import search_allowed
-from twotower.serving.ids import ItemId, find_rows
+from twotower.serving.ids import ItemId
 from twotower.serving.models import OnnxModel, score_candidates
-from twotower.serving.queries import Columns, encode_context, encode_user, history_columns
+from twotower.serving.requests import (
+    Answer,
+    Recommendation,
+    Request,
+    RequestError,
+    Source,
+)
 
 Array = npt.NDArray[Any]
-
-
-class UnknownUser(ValueError):  # noqa: N818 - what it is, in a user's words
-    """The bundle does not know the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,25 +52,17 @@ class Ranked:
     places: Array
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recommendation:
-    """One recommended item.
+class _Stages:
+    """How long every stage took, in seconds."""
 
-    Args:
-        item_id: External id.
-        title: The item's title, or its id where it has none.
-        probability: Of the ranker; None without one.
-        retrieval_score: Of the two towers; None for popular items.
-        retrieval_rank: Place among the candidates, 1 at the top; None for popular items.
-        reason: Why it is shown, in words.
-    """
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
 
-    item_id: ItemId
-    title: str
-    probability: float | None
-    retrieval_score: float | None
-    retrieval_rank: int | None
-    reason: str
+    def ends(self, stage: str) -> None:
+        """What passed since the last stage ended was this one."""
+        now = time.perf_counter()
+        self.seconds[stage], self._last = now - self._last, now
 
 
 class Recommender:
@@ -91,6 +85,7 @@ class Recommender:
         self.items = bundle.items
         self.index = bundle.load_index()
         self.num_candidates = min(bundle.manifest.num_candidates or 0, len(self.items))
+        self._encoder = RequestEncoder(bundle, self.items)
         self._query_tower = OnnxModel(bundle.query_tower)
         self._ranker = None if bundle.ranker is None else OnnxModel(bundle.ranker)
 
@@ -98,16 +93,27 @@ class Recommender:
         """Vectors (Q, D) of encoded queries."""
         return np.asarray(self._query_tower.run(queries), np.float32)
 
-    def rank(self, queries: Mapping[str, Array], k: int, excluded: ItemLists | None) -> Ranked:
+    def rank(
+        self,
+        queries: Mapping[str, Array],
+        k: int,
+        excluded: ItemLists | None,
+        clock: _Stages | None = None,
+    ) -> Ranked:
         """Lists for encoded queries.
 
         Args:
             queries: Encoded user, context and history columns, (Q, ...) each.
             k: Length of the final lists.
             excluded: Items that a query may not show, or None.
+            clock: Told when a stage ends.
         """
+        clock = clock or _Stages()
         wanted = max(k, self.num_candidates)
-        found = search_allowed(self.index, self.embed(queries), wanted, excluded)
+        vectors = self.embed(queries)
+        clock.ends("query_tower")
+        found = search_allowed(self.index, vectors, wanted, excluded)
+        clock.ends("index")
         probabilities = None
         order_by = found.scores
         if self._ranker is not None:
@@ -119,6 +125,7 @@ class Recommender:
             order_by = np.where(np.isnan(probabilities), -np.inf, probabilities)
         places = np.argsort(-order_by, axis=1, kind="stable")[:, :k]
         rows = np.take_along_axis(found.rows, places, axis=1)
+        clock.ends("ranker")
         return Ranked(candidates=found, probabilities=probabilities, rows=rows, places=places)
 
     def recommend(
@@ -131,105 +138,101 @@ class Recommender:
         k: int = 10,
         seconds: float | None = None,
     ) -> list[Recommendation]:
-        """Recommend items to one user.
-
-        Args:
-            user: Id of a known user, or None.
-            history: Ids of items, oldest first, that stand in for or follow the known history; for
-                a model that reads times they happen at the time of the request.
-            user_features: Values by column for a user whom the bundle does not know.
-            context: Values of context columns by name.
-            k: How many items.
-            seconds: Time of the request, seconds since 1970 UTC; now by default.
+        """Recommend items to one user; the arguments are those of `Request`.
 
         Returns:
             At most `k` items, best first; popular ones where nothing is known of the user.
 
         Raises:
-            UnknownUser: When the bundle does not know the user.
-            ValueError: When an item of the history is unknown or `k` is below 1.
+            RequestError: When the bundle does not know the user or an item of the history, or `k`
+                is below 1.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        user_row = None if user is None else self._user_row(user)
-        events = self._events(user_row, history)
-        if user_row is None and not len(events) and not user_features:
-            return self._popular(k)
-        queries = self._columns(user_row, events, user_features or {}, context or {}, seconds)
-        excluded = None
-        if self.bundle.manifest.remove_seen and len(events):
-            excluded = ItemLists(offsets=np.array([0, len(events)]), item_rows=events)
-        ranked = self.rank(queries, k, excluded)
-        return self._describe(ranked, events)
+        request = Request(
+            user=user,
+            history=history,
+            user_features=user_features or {},
+            context=context or {},
+            k=k,
+            seconds=seconds,
+        )
+        (answer,) = self.answer([request])
+        if isinstance(answer, RequestError):
+            raise answer
+        return list(answer.items)
 
-    def _user_row(self, user: ItemId) -> int:
-        users = self.bundle.users
-        ids = pa.array([], pa.string()) if users is None else users.ids
-        row = find_rows(ids, [user])[0]
-        if row < 0:
-            some = ", ".join(map(str, ids[:3].to_pylist()))
-            raise UnknownUser(
-                f"unknown user {user!r}; known are {len(ids)} users such as {some}. For somebody "
-                "new give user=null and history=[<item ids>]"
-            )
-        return int(row)
+    def answer(self, requests: Sequence[Request]) -> list[Answer | RequestError]:
+        """Answer some requests, all that need the models in one pass.
 
-    def _events(self, user_row: int | None, history: Sequence[ItemId]) -> npt.NDArray[np.int64]:
-        offsets, item_rows = self.bundle.offsets, self.bundle.item_rows
-        known = np.zeros(0, np.int64)
-        if user_row is not None and offsets is not None and item_rows is not None:
-            known = np.asarray(item_rows[offsets[user_row] : offsets[user_row + 1]], np.int64)
-        given = find_rows(self.items.ids, history)
-        unknown = [str(item) for item, row in zip(history, given, strict=True) if row < 0]
-        if unknown:
-            raise ValueError(f"history: unknown items {', '.join(unknown)}")
-        return np.concatenate([known, given])
+        Args:
+            requests: Any number, each with its own k and filters.
 
-    def _columns(
-        self,
-        user_row: int | None,
-        events: npt.NDArray[np.int64],
-        user_features: Mapping[str, Any],
-        context: Mapping[str, Any],
-        seconds: float | None,
-    ) -> Columns:
-        pipeline, users = self.bundle.pipeline, self.bundle.users
-        now = time.time() if seconds is None else seconds
-        columns = encode_context(pipeline, context, seconds=now)
-        if user_row is None or users is None:
-            columns |= encode_user(pipeline, user_features)
-        else:
-            columns |= {n: c[user_row : user_row + 1] for n, c in users.columns.items()}
-        names, length = pipeline.spec.history.features, pipeline.spec.history.length
-        times = self._times(user_row, len(events), int(now))
-        starts, ends = np.zeros(1, np.int64), np.array([len(events)])
-        return columns | history_columns(
-            events, times, starts, ends, self.items.columns, names, length
+        Returns:
+            As many answers in the same order, errors in the place of those that have none.
+        """
+        clock = _Stages()
+        answers: list[Answer | RequestError | None] = [None] * len(requests)
+        asked: list[Asked] = []
+        for place, request in enumerate(requests):
+            try:
+                one = self._encoder.asked(place, request)
+            except RequestError as error:
+                answers[place] = error
+                continue
+            if one is None:
+                items = self._popular(request.k)
+                answers[place] = self._answer(request, items, "popular", clock)
+            else:
+                asked.append(one)
+        clock.ends("features")
+        if asked:
+            for one, items in zip(asked, self._ranked(asked, clock), strict=True):
+                answers[one.place] = self._answer(one.request, items, "model", clock)
+        return [answer for answer in answers if answer is not None]
+
+    def _answer(
+        self, request: Request, items: Sequence[Recommendation], source: Source, clock: _Stages
+    ) -> Answer:
+        return Answer(
+            items=items,
+            version=self.bundle.manifest.version,
+            source=source,
+            missing=request.k - len(items),
+            seconds=clock.seconds,
         )
 
-    def _times(self, user_row: int | None, num_events: int, now: int) -> npt.NDArray[np.int64]:
-        """When events happened, seconds since 1970; now, where it is not known."""
-        offsets, known = self.bundle.offsets, self.bundle.event_times
-        times = np.full(num_events, now, np.int64)
-        if user_row is not None and offsets is not None and known is not None:
-            own = known[offsets[user_row] : offsets[user_row + 1]]
-            times[: len(own)] = own
-        return times
+    def _ranked(self, asked: Sequence[Asked], clock: _Stages) -> list[list[Recommendation]]:
+        """Lists of items for requests."""
+        names = asked[0].columns
+        queries = {n: np.concatenate([one.columns[n] for one in asked]) for n in names}
+        excluded = None
+        if self.bundle.manifest.remove_seen:
+            counts = [len(one.events) for one in asked]
+            excluded = ItemLists(
+                offsets=np.concatenate([[0], np.cumsum(counts)]),
+                item_rows=np.concatenate([one.events for one in asked]),
+            )
+        ranked = self.rank(queries, max(one.request.k for one in asked), excluded, clock)
+        lists = [
+            self._describe(ranked, query, one.request.k, one.events)
+            for query, one in enumerate(asked)
+        ]
+        clock.ends("describe")
+        return lists
 
-    def _describe(self, ranked: Ranked, events: npt.NDArray[np.int64]) -> list[Recommendation]:
-        found = ranked.candidates
+    def _describe(
+        self, ranked: Ranked, query: int, k: int, events: npt.NDArray[np.int64]
+    ) -> list[Recommendation]:
+        scores, probabilities = ranked.candidates.scores[query], ranked.probabilities
         return [
             Recommendation(
                 item_id=self.items.ids[int(row)].as_py(),
                 title=self.title(int(row)),
-                probability=None
-                if ranked.probabilities is None
-                else float(ranked.probabilities[0, place]),
-                retrieval_score=float(found.scores[0, place]),
+                probability=None if probabilities is None else float(probabilities[query, place]),
+                retrieval_score=float(scores[place]),
                 retrieval_rank=int(place) + 1,
                 reason=self._reason(int(row), events),
             )
-            for row, place in zip(ranked.rows[0], ranked.places[0], strict=True)
+            for row, place in zip(ranked.rows[query, :k], ranked.places[query, :k], strict=True)
             if row != NO_ITEM
         ]
 

@@ -22,7 +22,8 @@ from twotower.index.base import NO_ITEM, SearchResult, check_k
 from twotower.serving.filters import search_allowed
 from twotower.serving.ids import ItemId, find_rows
 from twotower.serving.models import OnnxModel
-from twotower.serving.recommender import Recommendation, Recommender
+from twotower.serving.recommender import Recommender
+from twotower.serving.requests import Recommendation
 
 Array = npt.NDArray[Any]
 

@@ -12,7 +12,7 @@ from twotower.cli.tables import items_table
 from twotower.config import compose
 from twotower.export.bundle import open_bundle
 from twotower.planning.capacity_memory import vector_bytes
-from twotower.serving.recommender import Recommendation
+from twotower.serving.requests import Recommendation
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ def test_ids_that_look_like_numbers(csv_run) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["user=nobody"], "error: unknown user 'nobody'; known are 120 users such as "),
+        (["user=nobody"], "error: user: 'nobody' is unknown; known are 120 users such as "),
         (["history=[nothing,more]"], "error: history: unknown items nothing, more\n"),
         (["similar_to=nothing"], "error: unknown item 'nothing'; known are 80 items such as "),
         (["similar_to_vector=no.npy"], "error: [Errno 2] No such file or directory: 'no.npy'\n"),
@@ -105,7 +105,7 @@ def test_ids_that_look_like_numbers(csv_run) -> None:
             "history and similar_to\n",
         ),
         (["vector_feature=x"], "error: vector_feature says what similar_to_vector is, and that "),
-        (["k=0"], "error: k must be at least 1, got 0\n"),
+        (["k=0"], "error: k: must be at least 1, got 0\n"),
         (["k=many"], "error: `k=many`: Value 'many' of type 'str' could not be converted to Int"),
         (["users=7"], "error: `users`: unknown, did you mean `user`; valid: "),
     ],

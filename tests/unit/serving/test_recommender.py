@@ -19,7 +19,8 @@ from twotower.export.data_files import catalogue_only
 from twotower.models.columns import stage_columns
 from twotower.serving.models import score_candidates
 from twotower.serving.queries import history_columns
-from twotower.serving.recommender import Recommendation, Recommender, UnknownUser
+from twotower.serving.recommender import Recommender
+from twotower.serving.requests import Recommendation, UnknownUser
 
 NOON = 1_705_320_000.0  # 2024-01-15 12:00 UTC, inside the world's month
 CLOSE = {"atol": 1e-5, "rtol": 0}
@@ -184,7 +185,7 @@ def test_somebody_who_has_seen_everything_gets_nothing(
 def test_unknown_user(recommender: Recommender, bundle: Bundle) -> None:
     first = ", ".join(bundle.users.ids[:3].to_pylist())
     message = (
-        f"unknown user 'nobody'; known are {len(bundle.users)} users such as {first}. For "
+        f"user: 'nobody' is unknown; known are {len(bundle.users)} users such as {first}. For "
         "somebody new give user=null and history=[<item ids>]"
     )
     with pytest.raises(UnknownUser, match=re.escape(message)):
@@ -245,7 +246,7 @@ def test_history_with_unknown_items_names_those_alone(
 
 @pytest.mark.parametrize("k", [0, -3])
 def test_a_list_holds_at_least_one_item(recommender: Recommender, k: int) -> None:
-    with pytest.raises(ValueError, match=f"k must be at least 1, got {k}"):
+    with pytest.raises(ValueError, match=f"k: must be at least 1, got {k}"):
         recommender.recommend(k=k)
 
 
@@ -307,7 +308,7 @@ def test_integer_ids_as_numbers_and_as_text(bundle: Bundle) -> None:
 @pytest.mark.parametrize("user", ["07", "7.0", "+7", " 7", "x", 7.5, 2**63, -(2**70), True, ""])
 def test_what_is_no_integer_finds_no_integer_id(bundle: Bundle, user: object) -> None:
     users = pa.array([7 + row for row in range(len(bundle.users))])
-    with pytest.raises(UnknownUser, match="unknown user"):
+    with pytest.raises(UnknownUser, match="is unknown"):
         swapped(bundle, users, None).recommend(user=user)
 
 
