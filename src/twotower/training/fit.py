@@ -210,11 +210,14 @@ def _trainer(
 
 
 def _place(task: StageTask, settings: TrainerSettings, checkpoints: tuple[Path, ...]) -> None:
-    """Put a task on its device, which may not hold whole the tables that are to be split."""
+    """Put a task on its device, which may not hold whole the tables to split, and compile it."""
     if settings.split_tables:
         task.split = SplitTables(task, device=settings.device(), checkpoints=checkpoints)
         task.split.clear()
     task.to(settings.device())
+    if settings.compile:
+        for part in task.dense_parts:
+            part.compile()
 
 
 def _finish(task: StageTask, fitted: Fitted, finished: Path, last: Path) -> None:

@@ -27,6 +27,8 @@ class TrainerSettings:
         precision: ``auto`` (bf16 where the device has it), ``32-true`` or ``bf16-mixed``.
         residency: Where the data live: on the ``device``, in the memory of the ``host``, or on
             ``disk``, as memory maps; see `twotower.data.batches.Columns`.
+        compile: Whether perceptrons and cross networks go through `torch.compile`: half a minute at
+            the start of each stage, for steps that are up to a tenth faster on a CPU.
         profile: Whether some steps are timed part by part and traced, into the stage's folder.
         log_every: Steps between two entries in TensorBoard; at least one an epoch is made.
         checkpoint_every: Steps between two checkpoints to resume from; every epoch ends with one.
@@ -43,6 +45,7 @@ class TrainerSettings:
     devices: int = 1
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     residency: Residency = "device"
+    compile: bool = False
     profile: bool = False
     log_every: int = 50
     checkpoint_every: int = 500

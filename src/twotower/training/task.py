@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,6 +31,11 @@ class StageTask(pl.LightningModule):
         self.ranks = ranks
         self.split: SplitTables | None = None
         self._saved_tables = ""
+
+    @property
+    @abstractmethod
+    def dense_parts(self) -> Sequence[nn.Module]:
+        """The parts of the model that only multiply and add."""
 
     def on_after_backward(self) -> None:
         """Average what `DistributedDataParallel` leaves out."""

@@ -405,6 +405,48 @@ def fit_with_metrics(world, folder, metrics, patience=EPOCHS, num_epochs=6, keep
     return task, fitted, weights
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+class TestCompiled:
+    @pytest.fixture(autouse=True)
+    def _forgets(self):
+        torch._dynamo.reset()
+        yield
+        torch._dynamo.reset()
+
+    def test_gives_the_gradients_of_what_is_not(self, world):
+        """The ranker in evaluation mode, without dropout, on a batch and on a shorter one."""
+        batches = ExampleBatches(
+            examples=ImpressionExamples().examples(world.prepared, TRAIN, None),
+            columns=world.columns("ranking"),
+            with_scores=False,
+        )
+        model = world.ranker(dropout=0.3).eval()
+        names, weights = zip(*model.body.named_parameters(), strict=True)
+        found = {}
+        for compiled in (False, True):
+            if compiled:
+                (part,) = model.dense_parts
+                part.compile()
+            for size in (64, 19):
+                loss = model(batches.batch(torch.arange(size))).square().sum()
+                found[compiled, size] = loss, *torch.autograd.grad(loss, weights)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+        for size in (64, 19):
+            for name, one, two in zip(
+                ("loss", *names), found[True, size], found[False, size], strict=True
+            ):
+                torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5, msg=name)
+
+    def test_is_saved_as_what_is_not(self, world, tmp_path):
+        torch._dynamo.utils.counters.clear()
+        task, fitted = fit_ranking(world, tmp_path / "one", settings(compile=True), Life())
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+        other, _ = fit_ranking(world, tmp_path / "two", settings(), Life())
+        assert task.state_dict().keys() == other.state_dict().keys()
+        assert fitted.epochs == EPOCHS
+        assert all(torch.isfinite(value).all() for value in task.state_dict().values())
+
+
 class TestSelection:
     def test_stops_early_and_takes_the_best_weights(self, world, tmp_path):
         task, fitted, weights = fit_with_metrics(
