@@ -1,10 +1,10 @@
 """An index in shards: pieces of successive item rows that FAISS searches side by side.
 
 FAISS' `IndexShards` gives every shard a thread and merges what the shards find. Flat shards count
-their rows from 0, and where a shard begins is added to them (`successive_ids`). Inverted files store
-the rows themselves; their shards have the same cells and codebooks, and `IndexShardsIVF` picks the
-cells of a query once for all of them. So shards find what the undivided index finds, and a file
-holds the undivided index, whatever the number of shards.
+their rows from 0, and where a shard begins is added to them (`successive_ids`). Inverted files
+store the rows themselves; their shards have the same cells and codebooks, and `IndexShardsIVF`
+picks the cells of a query once for all of them. So shards find what the undivided index finds, and
+a file holds the undivided index, whatever the number of shards.
 
 Letters: ``N`` items, ``D`` dimensions.
 """
