@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from twotower.losses.ranks import Ranks
-from twotower.training.distributed import DistributedRanks, average_rows, sparse_tables
+from twotower.training.distributed import DistributedRanks, average_tables, tables_apart
 from twotower.training.optimizers import OptimizerSettings
 from twotower.training.split_tables import TABLES, SplitTables
 
@@ -40,7 +40,7 @@ class StageTask(pl.LightningModule):
     def on_after_backward(self) -> None:
         """Average what `DistributedDataParallel` leaves out."""
         if isinstance(self.ranks, DistributedRanks):
-            average_rows(sparse_tables(self).values(), self.ranks)
+            average_tables(tables_apart(self).values(), self.ranks)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the tables that are split, which are no weights of the model."""

@@ -24,6 +24,7 @@ from twotower.losses.queue import CrossBatchQueue
 from twotower.losses.ranking import BinaryLogLoss
 from twotower.losses.sampled_softmax import SampledSoftmax
 from twotower.losses.streaming_frequency import StreamingFrequency
+from twotower.models import embedding
 from twotower.training import fit
 from twotower.training.evaluation import mean_metrics, rank_catalogue
 from twotower.training.examples import ExampleBatches, ImpressionExamples
@@ -314,6 +315,32 @@ class TestKilledAndResumed:
         expected, _ = fit_retrieval(world, tmp_path / "whole", trainer, Life())
         task, _, _ = live_until_done(fit_retrieval, world, tmp_path / "killed", trainer, 4)
         assert_same(task.state_dict(), expected.state_dict())
+
+    @pytest.mark.parametrize("sparse", [False, True])
+    @pytest.mark.parametrize("fit_one", [fit_retrieval, fit_ranking])
+    def test_tables_in_half_the_memory(self, fit_one, sparse, world, tmp_path, monkeypatch):
+        """Rounding goes on where it was, and accumulators are not narrowed on their way."""
+        if sparse:
+            monkeypatch.setattr(embedding, "MIN_SPARSE_ROWS", 0)
+        trainer = settings(checkpoint_every=3, table_precision="bfloat16")
+        expected, expected_fitted = fit_one(world, tmp_path / "whole", trainer, Life())
+        task, fitted, lives = live_until_done(fit_one, world, tmp_path / "killed", trainer, 4)
+        assert lives >= 3
+        assert without_seconds(fitted) == without_seconds(expected_fitted)
+        assert_same(task.state_dict(), expected.state_dict())
+        stage = fit_one.__name__.removeprefix("fit_")
+        whole, killed = (
+            read_checkpoint(tmp_path / name / stage / "last.ckpt") for name in ("whole", "killed")
+        )
+        assert_same(killed["optimizer_states"], whole["optimizer_states"])
+        tables = {n for n, w in whole["state_dict"].items() if w.dtype == torch.bfloat16}
+        assert tables == {n for n, _ in task.named_parameters() if ".tables." in n}
+        assert len(tables) == 2
+        wide, _ = fit_one(world, tmp_path / "wide", settings(checkpoint_every=3), Life())
+        for name in tables:
+            assert wide.state_dict()[name].dtype == torch.float32
+            found, meant = task.state_dict()[name].float(), wide.state_dict()[name]
+            assert float((found - meant).norm()) < 0.1 * float(meant.norm())
 
     def test_killed_after_the_last_epoch(self, world, tmp_path, monkeypatch):
         """Neither a further epoch is run nor the last one evaluated again."""
