@@ -31,14 +31,15 @@ def lookup(cfg: DictConfig) -> Lookup:
 
     max_age = None if cfg.max_age_hours is None else cfg.max_age_hours * 3600
     store = build(cfg.store, name=cfg.name)
-    found = StoreReader(values=store.values(), max_age=max_age).lookup(cfg.user)
+    found = StoreReader(values=store.values(), max_age=max_age).lookup(cfg.user, k=cfg.k)
     if found.status == "missing":
         raise ValueError(f"{store.location}: {found.note}")
-    items = list(found.items)[: cfg.k]
     if not cfg.quiet:
-        title = f"Top {len(items)} for user {cfg.user} ({found.status}, bundle {found.version})"
+        title = (
+            f"Top {len(found.items)} for user {cfg.user} ({found.status}, bundle {found.version})"
+        )
         console = Console()
-        console.print(items_table(title, items))
+        console.print(items_table(title, found.items))
         console.print(found.note, highlight=False, soft_wrap=True)
     if found.status == "stale":
         raise Refused(f"{store.location}: {found.note}")

@@ -14,7 +14,7 @@ from typing import Literal
 
 from twotower.serving.ids import ItemId
 from twotower.serving.requests import Recommendation, Source
-from twotower.serving.store_version import Store, Values, VersionFacts
+from twotower.serving.store_version import Store, Values
 from twotower.serving.stored_list import StoredList, decode_list
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
@@ -60,11 +60,12 @@ class StoreReader:
     max_age: float | None = None
     clock: Callable[[], float] = time.time
 
-    def lookup(self, user: ItemId) -> Lookup:
+    def lookup(self, user: ItemId, *, k: int | None = None) -> Lookup:
         """The list of a user.
 
         Args:
             user: External id; a number and its text are the same user.
+            k: How many items at most; None for all that are kept.
 
         Raises:
             StoreError: When the store cannot be reached, or a value in it is damaged or of another
@@ -84,11 +85,7 @@ class StoreReader:
         if written is None:
             gone = f"user {user!r} has no list, and there are no popular items"
             return Lookup(status="missing", version=facts.bundle_version, note=gone)
-        return self._described(user, decode_list(written), found.value is not None, facts, now)
-
-    def _described(
-        self, user: ItemId, stored: StoredList, own: bool, facts: VersionFacts, now: float
-    ) -> Lookup:
+        own, stored = found.value is not None, decode_list(written)
         age = now - stored.written_at
         status: Status = "found" if own else "fallback"
         note = f"list of {user!r}" if own else f"{user!r} has no list: popular items"
@@ -98,7 +95,7 @@ class StoreReader:
             note += f"; at most {_ago(self.max_age)} is wanted"
         return Lookup(
             status=status,
-            items=recommendations(stored, facts.bundle_version),
+            items=recommendations(stored, facts.bundle_version, k),
             source="model" if own else "popular",
             version=facts.bundle_version,
             written_at=stored.written_at,
@@ -107,8 +104,8 @@ class StoreReader:
         )
 
 
-def recommendations(stored: StoredList, version: str) -> list[Recommendation]:
-    """A stored list as items."""
+def recommendations(stored: StoredList, version: str, k: int | None) -> list[Recommendation]:
+    """The first `k` items of a stored list."""
     scores = stored.scores
     why = "popular: the user has no list" if scores is None else f"batch of {version}"
     return [
@@ -120,7 +117,7 @@ def recommendations(stored: StoredList, version: str) -> list[Recommendation]:
             retrieval_rank=None if scores is None or stored.is_probability else at + 1,
             reason=why,
         )
-        for at, item in enumerate(stored.item_ids)
+        for at, item in enumerate(stored.item_ids[:k])
     ]
 
 

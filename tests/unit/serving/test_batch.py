@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,7 @@ def test_lists_do_not_depend_on_the_chunks(tiny_run, place: Place, tmp_path, mon
 
 def test_lists_that_are_longer_than_the_candidates(tiny_run, place: Place, bundle) -> None:
     report = place.run(tiny_run.bundle, k=100).report
-    events = [bundle.item_rows[a:b] for a, b in zip(bundle.offsets, bundle.offsets[1:])]
+    events = [bundle.item_rows[a:b] for a, b in pairwise(bundle.offsets)]
     left = {
         user: len(bundle.items) - len(set(seen.tolist()))
         for user, seen in zip(users_of(bundle), events, strict=True)
@@ -389,7 +390,7 @@ def test_runs_of_a_name_take_turns(tiny_run, place: Place) -> None:
 
 
 def test_settings_out_of_range_are_named_together() -> None:
-    with pytest.raises(ValueError, match="k must be at least 1, got 0\nchunk_size must .*got -1"):
+    with pytest.raises(ValueError, match=r"k must be at least 1, got 0\nchunk_size must .*got -1"):
         BatchSettings(k=0, chunk_size=-1)
     for changes, message in (
         ({"k": 65_536}, "k must be at most 65535, got 65536"),
