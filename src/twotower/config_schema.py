@@ -88,6 +88,36 @@ class RecommendConfig:
 
 
 @dataclass
+class BatchConfig:
+    """Fields that `batch` reads."""
+
+    bundle: str = MISSING
+    name: str | None = None
+    k: int = 100
+    seconds: int | None = None
+    chunk_size: int = 8192
+    keep: int = 1
+    ttl_days: float | None = 7.0
+    max_failed_share: float = 0.01
+    output_dir: str = "batches"
+    quiet: bool = False
+    store: Any = MISSING
+    workers: Any = MISSING
+
+
+@dataclass
+class LookupConfig:
+    """Fields that `lookup` reads."""
+
+    name: str = MISSING
+    user: Any = MISSING
+    k: int | None = None
+    max_age_hours: float | None = None
+    quiet: bool = False
+    store: Any = MISSING
+
+
+@dataclass
 class PlanConfig:
     """Fields that `plan` reads; the machine is one with eight GPUs, as NVIDIA's DGX H100 is."""
 
@@ -123,4 +153,7 @@ class PlanConfig:
     quiet: bool = False
 
 
-SCHEMAS = (TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, EmbedConfig, PlanConfig)
+SCHEMAS = (
+    *(TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, EmbedConfig),
+    *(BatchConfig, LookupConfig, PlanConfig),
+)
