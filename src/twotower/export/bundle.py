@@ -279,8 +279,8 @@ def _array(path: Path) -> Array | None:
 
 def _mapped(path: Path) -> Array:
     small = path.stat().st_size <= mmap.PAGESIZE  # an empty array cannot be mapped
-    array: Array = np.load(path, mmap_mode=None if small else "r", allow_pickle=False)
-    return array
+    array = np.load(path, mmap_mode=None if small else "r", allow_pickle=False)
+    return np.asarray(array)  # a view of the map without what makes every access of it slow
 
 
 def _present(path: Path) -> Path | None:

@@ -162,6 +162,8 @@ class FaissIndex:
 
 
 def _ties_by_row(result: SearchResult) -> SearchResult:
+    if (result.scores[:, 1:] < result.scores[:, :-1]).all():
+        return result
     order = np.lexsort((result.rows, -result.scores), axis=-1)  # (Q, k)
     return SearchResult(
         rows=np.take_along_axis(result.rows, order, axis=-1),
