@@ -23,6 +23,7 @@ log = logging.getLogger("twotower.access")
 
 PROTECTED = ("/v1/", "/v2/", "/metrics")
 SCHEME = "Bearer "
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Access:
@@ -89,7 +90,7 @@ class Access:
         if self._service.settings.access_log:
             line = {
                 "time": round(time.time(), 3),
-                "method": scope["method"] if scope["method"].isalpha() else "other",
+                "method": scope["method"] if scope["method"] in METHODS else "other",
                 "route": route,
                 "status": status,
                 "milliseconds": round(1000 * seconds, 3),

@@ -14,6 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
+from twotower.data.schema import DataError
 from twotower.serving.requests import RequestError
 from twotower.serving.server.access import Access
 from twotower.serving.server.body import problems_of
@@ -58,6 +59,7 @@ def create_app(service: Service, *, api_key: str | None = None) -> FastAPI:
     app.get("/metrics", include_in_schema=False)(metrics)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(RequestError)(_wrong)
+    app.exception_handler(DataError)(_unfit)
     app.exception_handler(Overloaded)(_overloaded)
     app.exception_handler(HTTPException)(_refused)
     app.exception_handler(Exception)(_failed)
@@ -106,6 +108,11 @@ async def _wrong(_: Request, error: Exception) -> JSONResponse:
     return _problems(422, (error.place, str(error).removeprefix(f"{error.place}: ")))
 
 
+async def _unfit(_: Request, error: Exception) -> JSONResponse:
+    """Values that a feature cannot take."""
+    return _problems(422, *(("request", line) for line in str(error).splitlines()))
+
+
 async def _overloaded(_: Request, error: Exception) -> JSONResponse:
     return _problems(503, ("server", OVERLOADED[str(error)]))
 
@@ -113,10 +120,12 @@ async def _overloaded(_: Request, error: Exception) -> JSONResponse:
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
-    if isinstance(error.detail, list):  # of a `Refusal`
-        return JSONResponse({"problems": error.detail}, error.status_code)
-    place = PLACES.get(error.status_code, "request")
-    return _problems(error.status_code, (place, f"{error.detail}: {request.method}"))
+    detail: object = error.detail
+    if not isinstance(detail, list):  # no `Refusal` but of the framework
+        place = PLACES.get(error.status_code, "request")
+        problem = f"{detail}: {request.method}" if place == "method" else str(detail)
+        detail = [{"place": place, "problem": problem}]
+    return JSONResponse({"problems": detail}, error.status_code, error.headers)
 
 
 async def _failed(_: Request, __: Exception) -> JSONResponse:

@@ -9,6 +9,7 @@ A refusal is a list of problems, each with the place in the request and what is 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
 MAX_BODY_BYTES = 1 << 20
+BODY_SECONDS = 10.0
 SHOWN = 80
 MUST_BE = "must be "
 
@@ -43,20 +45,28 @@ class LimitedRequest(Request):
         """All bytes of the body.
 
         Raises:
-            Refusal: When they are too many.
+            Refusal: When they are too many or do not come.
         """
         if not hasattr(self, "_body"):
-            declared = self.headers.get("content-length", "")
-            if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
-                raise _too_long(declared)
-            parts, size = [], 0
-            async for part in self.stream():
-                size += len(part)
-                if size > MAX_BODY_BYTES:
-                    raise _too_long("more")
-                parts.append(part)
-            self._body = b"".join(parts)
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    self._body = await self._limited()
+            except TimeoutError as error:
+                problem = f"did not come within {BODY_SECONDS:g} seconds"
+                raise Refusal(408, ("body", problem)) from error
         return self._body
+
+    async def _limited(self) -> bytes:
+        declared = self.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared[:20]) > MAX_BODY_BYTES:
+            raise _too_long(declared[:20])
+        parts, size = [], 0
+        async for part in self.stream():
+            size += len(part)
+            if size > MAX_BODY_BYTES:
+                raise _too_long("more")
+            parts.append(part)
+        return b"".join(parts)
 
     async def json(self) -> Any:  # noqa: ANN401 - what Starlette's method gives
         """The body's value.
@@ -97,14 +107,19 @@ def problems_of(errors: Sequence[dict[str, Any]], body: object) -> list[tuple[st
     received: dict[str, str] = {}
     for error in errors:
         where, *path = error["loc"]
-        place = _place(tuple(path), body, error["type"]) or str(where)
+        place = str(path[0]) if where != "body" else _place(tuple(path), body, error["type"])
         text = _text(error)
         received.setdefault(place, _received(error))
         texts = found.setdefault(place, [])
         text = text.removeprefix(MUST_BE) if texts else text
         if text not in texts and MUST_BE + text not in texts:
             texts.append(text)
-    return [(place, f"{' or '.join(texts)}{received[place]}") for place, texts in found.items()]
+    return [
+        (place, f"{' or '.join(texts)}{received[place]}")
+        for place, texts in found.items()
+        # Where one alternative fails inside a value, that another does not take it says nothing.
+        if not any(other.startswith((f"{place}.", f"{place}[")) for other in found)
+    ]
 
 
 def _check_type(given: str) -> None:
@@ -129,7 +144,7 @@ def _place(path: Loc, body: object, kind: str) -> str:
         elif not (last and kind == "missing"):
             continue
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
-    return place[: 2 * SHOWN]
+    return place[: 2 * SHOWN] or "body"
 
 
 def _holds(value: object, part: int | str) -> bool:

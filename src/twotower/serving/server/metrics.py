@@ -17,7 +17,7 @@ from prometheus_client.core import InfoMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from twotower.serving.requests import Answer, RequestError
+from twotower.serving.requests import Answer
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -108,11 +108,11 @@ class Metrics:
         for seconds in waited:
             queue.observe(seconds)
 
-    def stages(self, answers: Sequence[Answer | RequestError]) -> None:
+    def stages(self, answers: Sequence[Answer]) -> None:
         """Some requests were answered together; their stages are counted once."""
         seen: list[object] = []
         for answer in answers:
-            if isinstance(answer, Answer) and not any(answer.seconds is one for one in seen):
+            if not any(answer.seconds is one for one in seen):
                 seen.append(answer.seconds)
                 for stage, seconds in answer.seconds.items():
                     self._stages.labels(stage).observe(seconds)

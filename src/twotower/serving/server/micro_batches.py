@@ -67,6 +67,7 @@ class MicroBatches(Generic[Work, Result]):
     Args:
         answer: Does some pieces of work together; as many results in the same order, an exception
             in the place of a result that is none. Called in the thread.
+        joins: Whether a piece may be done with others that may; one that may not is done alone.
         max_batch: Most pieces at a time.
         max_waiting: Most pieces that wait.
     """
@@ -75,10 +76,12 @@ class MicroBatches(Generic[Work, Result]):
         self,
         answer: Callable[[Sequence[Waiting[Work, Result]]], Sequence[Result | Exception]],
         *,
+        joins: Callable[[Work], bool],
         max_batch: int,
         max_waiting: int,
     ) -> None:
         self._answer = answer
+        self._joins = joins
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._queue: deque[Waiting[Work, Result]] = deque()
@@ -143,8 +146,15 @@ class MicroBatches(Generic[Work, Result]):
         with self._changed:
             while not self._queue and not self._closed:
                 self._changed.wait()
-            count = min(len(self._queue), self._max_batch)
-            return [self._queue.popleft() for _ in range(count)]
+            batch: list[Waiting[Work, Result]] = []
+            while self._queue and len(batch) < self._max_batch:
+                alone = not self._joins(self._queue[0].work)
+                if alone and batch:
+                    break
+                batch.append(self._queue.popleft())
+                if alone:
+                    break
+            return batch
 
     def _results(self, batch: list[Waiting[Work, Result]]) -> Sequence[Result | Exception]:
         """Results of a batch; when it fails, of every piece alone, so that one spoils no other."""

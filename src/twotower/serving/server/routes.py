@@ -27,6 +27,7 @@ MAX_DEADLINE_MS = 60_000
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problems, "description": "No JSON, or no JSON that is allowed."},
     401: {"model": Problems, "description": "The API key is missing or wrong."},
+    408: {"model": Problems, "description": "The body does not come."},
     413: {"model": Problems, "description": "The body is too long."},
     415: {"model": Problems, "description": "The body is not called JSON."},
     422: {"model": Problems, "description": "A field is wrong, or names what is unknown."},
@@ -63,7 +64,7 @@ def json_response(value: object) -> Response:
 async def recommend(body: RecommendBody, request: Request, deadline: Deadline = None) -> Response:
     """Recommend items to a user, known or new."""
     reply = await service_of(request).answer(body.request(), deadline=_seconds(deadline))
-    return json_response(reply_json(reply, user=body.user, explain=body.explain))
+    return json_response(reply_json(reply, explain=body.explain))
 
 
 @router.post("/similar", response_model=SimilarAnswer)

@@ -1,8 +1,5 @@
 """What the routes ask: answers out of the generation that is served, through the queue.
 
->>> # reply = await service.answer(Request(user="u1"), deadline=0.2)
->>> # lists = await service.call(lambda generation: similar(generation.recommender), deadline=0.2)
-
 A route that needs more than recommendations gives a function of the generation; all that it returns
 is of that one bundle.
 """
@@ -11,31 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from twotower.serving.requests import Answer, Request, RequestError, UnknownUser
+from twotower.serving.replies import Reply, reply_to
+from twotower.serving.requests import Request
 from twotower.serving.server.generation import Generation, Watcher, open_generation
 from twotower.serving.server.metrics import Metrics
 from twotower.serving.server.micro_batches import MicroBatches, Overloaded, Waiting
 from twotower.serving.server.settings import ServerSettings
 
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """An answer, and whether the bundle knows the user.
-
-    Args:
-        answer: The answer.
-        known_user: False for a user whom the bundle does not know, and who was answered as
-            somebody new with the history and the features of the request.
-    """
-
-    answer: Answer
-    known_user: bool
 
 
 Function = Callable[[Generation], object]
@@ -58,7 +41,10 @@ class Service:
         self.metrics.serves(self.generation)
         self.stopping = False
         self._batches = MicroBatches[Request | Function, object](
-            self._work, max_batch=settings.max_batch, max_waiting=settings.max_waiting
+            self._work,
+            joins=_joins,
+            max_batch=settings.max_batch,
+            max_waiting=settings.max_waiting,
         )
         self._watcher = Watcher(
             Path(settings.bundle),
@@ -120,45 +106,18 @@ class Service:
         self.metrics.serves(generation)
         self.metrics.swapped_bundle()
 
-    def _work(self, batch: Sequence[Waiting[Request | Function, object]]) -> list[object]:
+    def _work(self, batch: Sequence[Waiting[Request | Function, object]]) -> Sequence[object]:
         """Results of one batch, all of one generation."""
         generation = self.generation
         self.metrics.batch([time.monotonic() - one.since for one in batch])
         works = [one.work for one in batch]
         requests = [work for work in works if isinstance(work, Request)]
-        replies = iter(self._replies(generation, requests) if requests else [])
-        return [
-            next(replies) if isinstance(work, Request) else _called(work, generation)
-            for work in works
-        ]
-
-    def _replies(
-        self, generation: Generation, requests: Sequence[Request]
-    ) -> list[Reply | RequestError]:
-        answers = generation.recommender.answer(requests)
-        known = [not isinstance(answer, UnknownUser) for answer in answers]
-        again = [
-            replace(request, user=None)
-            for request, is_known in zip(requests, known, strict=True)
-            if not is_known
-        ]
-        if again:
-            new = iter(generation.recommender.answer(again))
-            answers = [
-                answer if is_known else next(new)
-                for answer, is_known in zip(answers, known, strict=True)
-            ]
-        self.metrics.stages(answers)
-        return [
-            answer
-            if isinstance(answer, RequestError)
-            else Reply(answer=answer, known_user=is_known)
-            for answer, is_known in zip(answers, known, strict=True)
-        ]
+        if not requests:
+            return [work(generation) for work in works if not isinstance(work, Request)]
+        replies = reply_to(generation.recommender, requests)
+        self.metrics.stages([one.answer for one in replies if isinstance(one, Reply)])
+        return replies
 
 
-def _called(function: Function, generation: Generation) -> object:
-    try:
-        return function(generation)
-    except Exception as error:
-        return error
+def _joins(work: Request | Function) -> bool:
+    return isinstance(work, Request)

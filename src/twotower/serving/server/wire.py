@@ -10,8 +10,8 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from twotower.serving.ids import ItemId
+from twotower.serving.replies import Reply
 from twotower.serving.requests import Filter, Operator, Recommendation, Request, Source
-from twotower.serving.server.service import Reply
 
 MAX_K = 500
 MAX_HISTORY = 1000
@@ -25,6 +25,7 @@ Text: TypeAlias = Annotated[str, Field(max_length=MAX_TEXT)]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Whole: TypeAlias = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Number: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+Float32: TypeAlias = Annotated[float, Field(ge=-3.4e38, le=3.4e38)]
 Id: TypeAlias = Text | Whole
 Scalar: TypeAlias = bool | Whole | Number | Text
 Value: TypeAlias = (
@@ -89,7 +90,7 @@ class SimilarBody(Asked):
     """What the items are to be like: an item, or a content vector such as of a picture."""
 
     item: Id | None = Field(None, description="Id of an item.")
-    vector: Annotated[list[Number], Field(min_length=1, max_length=MAX_VALUES)] | None = Field(
+    vector: Annotated[list[Float32], Field(min_length=1, max_length=MAX_VALUES)] | None = Field(
         None, description="Content vector of something that is no item yet."
     )
     feature: Name | None = Field(None, description="Which vector feature of the items it is.")
@@ -153,14 +154,14 @@ def item_json(item: Recommendation, *, explain: bool) -> dict[str, Any]:
     return found
 
 
-def reply_json(reply: Reply, *, user: ItemId | None, explain: bool) -> dict[str, Any]:
+def reply_json(reply: Reply, *, explain: bool) -> dict[str, Any]:
     """An answer as `RecommendAnswer` describes it."""
     answer = reply.answer
     found: dict[str, Any] = {
         "items": [item_json(item, explain=explain) for item in answer.items],
         "version": answer.version,
         "source": answer.source,
-        "known_user": reply.known_user and user is not None,
+        "known_user": reply.known_user,
         "missing": answer.missing,
     }
     if explain:

@@ -20,6 +20,7 @@ import prometheus_client.values
 import uvicorn
 
 from twotower.serving.server.app import create_app
+from twotower.serving.server.connection import Connection
 from twotower.serving.server.metrics import FOLDER
 from twotower.serving.server.service import Service
 from twotower.serving.server.settings import READY, ServerSettings
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         uvicorn.Config(
             app,
             loop="asyncio",
-            http="httptools",
+            http=Connection,
             ws="none",
             log_config=None,
             access_log=False,
