@@ -29,6 +29,7 @@ MUST_BE_GIVEN = {
     "export": ["run=runs/x"],
     "evaluate": ["bundle=bundles/x"],
     "recommend": ["bundle=bundles/x"],
+    "serve": ["bundle=bundles/x"],
     "embed": ["model=x.onnx", "items=x.parquet"],
     "plan": ["users=1e8", "items=1e9"],
     "encoder_input/images": ["encoder_input.column=picture"],

@@ -89,6 +89,25 @@ class RecommendConfig:
 
 
 @dataclass
+class ServeConfig:
+    """Fields that `serve` reads."""
+
+    bundle: str = MISSING
+    host: str = "127.0.0.1"
+    port: int = 8080
+    workers: int = 1
+    max_batch: int = 16
+    max_waiting: int = 128
+    max_in_flight: int | None = None
+    deadline_ms: int = 1000
+    grace_seconds: float = 20.0
+    reload_seconds: float = 1.0
+    api_key_file: str | None = None
+    access_log: bool = True
+    quiet: bool = False
+
+
+@dataclass
 class PlanConfig:
     """Fields that `plan` reads; the machine is one with eight GPUs, as NVIDIA's DGX H100 is."""
 
@@ -124,4 +143,12 @@ class PlanConfig:
     quiet: bool = False
 
 
-SCHEMAS = (TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, EmbedConfig, PlanConfig)
+SCHEMAS = (
+    TrainConfig,
+    ExportConfig,
+    EvaluateConfig,
+    RecommendConfig,
+    ServeConfig,
+    EmbedConfig,
+    PlanConfig,
+)

@@ -17,6 +17,7 @@ COMMANDS = {
     "export": "run folder -> bundle, published when its gates pass",
     "evaluate": "bundle -> two-stage metrics with attribution",
     "recommend": "bundle and user, item or vector -> table of items",
+    "serve": "bundle -> answers over HTTP",
     "embed": "encoder and items -> items with content vectors",
     "plan": "numbers of users and items -> memory, GPUs, hours, cores, index",
     "doctor": "check this machine and say how to mend it",
