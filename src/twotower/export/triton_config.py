@@ -1,8 +1,10 @@
 """``config.pbtxt`` of Triton: what a model takes and gives, and how Triton runs it.
 
-The text form of the message ``ModelConfig`` in NVIDIA's ``model_config.proto``. Dimensions stand
-without the first, which is the batch; a column of one value a row, (B,) in the graph, has the
-dimension 1 for a client and is reshaped to none for the model.
+The text form of the message ``ModelConfig`` in NVIDIA's ``model_config.proto``. Where all tensors
+of a model share their first dimension it is the batch: it is left out here, and Triton puts
+requests together. A column of one value a row, (B,) in the graph, then has the dimension 1 for a
+client and is reshaped to none for the model. A ranker whose queries and pairs differ in number is
+not batched; one request brings as many of each as it likes.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class ConfigTensor:
     Args:
         name: Its name.
         data_type: As Triton's configs call it, such as ``TYPE_FP32``.
-        dims: Without the batch, -1 where free; none for one value a row.
+        dims: -1 where free; without the batch, so none for one value a row of it.
         optional: Whether an input may be left out.
     """
 
@@ -57,7 +59,8 @@ class ModelConfig:
         name: Of the model and of its folder.
         backend: ``onnxruntime`` or ``python``.
         file: The model's file in a version folder.
-        max_batch_size: Rows that Triton puts together at most, and that a request may have.
+        max_batch_size: Rows that Triton puts together at most, and that a request may have; 0 for
+            a model without a batch.
         inputs: What it takes.
         outputs: What it gives.
         kind: Where instances run: ``KIND_AUTO`` for a GPU where there is one, or ``KIND_CPU``.
@@ -81,9 +84,10 @@ class ModelConfig:
             *(f"input {_tensor(tensor)}" for tensor in self.inputs),
             *(f"output {_tensor(tensor)}" for tensor in self.outputs),
             f"instance_group {{ kind: {self.kind} count: 1 }}",
-            f"dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_DELAY} }}",
             "version_policy { latest { num_versions: 1 } }",
         ]
+        if self.max_batch_size:
+            lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_DELAY} }}")
         return "\n".join(lines) + "\n"
 
 
@@ -93,19 +97,24 @@ def onnx_config(name: str, path: Path, *, max_batch_size: int) -> ModelConfig:
     Args:
         name: Of the model.
         path: The ``.onnx`` file.
-        max_batch_size: Rows that Triton puts together at most.
+        max_batch_size: Rows that Triton puts together at most, where the model has a batch.
 
     Raises:
         ValueError: When a tensor has a type that Triton lacks or no free first dimension.
     """
     graph = onnx.load(path, load_external_data=False).graph
+    values = [*graph.input, *graph.output]
+    problems = [problem for value in values if (problem := _problem(value))]
+    if problems:
+        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+    is_batched = len({value.type.tensor_type.shape.dim[0].dim_param for value in values}) == 1
     return ModelConfig(
         name=name,
         backend="onnxruntime",
         file=MODEL_FILE,
-        max_batch_size=max_batch_size,
-        inputs=[_of_graph(path, value) for value in graph.input],
-        outputs=[_of_graph(path, value) for value in graph.output],
+        max_batch_size=max_batch_size if is_batched else 0,
+        inputs=[_of_graph(value, is_batched) for value in graph.input],
+        outputs=[_of_graph(value, is_batched) for value in graph.output],
         kind="KIND_AUTO",
     )
 
@@ -137,17 +146,25 @@ def recommender_config() -> ModelConfig:
     )
 
 
-def _of_graph(path: Path, value: onnx.ValueInfoProto) -> ConfigTensor:
+def _problem(value: onnx.ValueInfoProto) -> str | None:
     tensor = value.type.tensor_type
     if tensor.elem_type not in DATA_TYPES:
         kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
         allowed = ", ".join(map(onnx.TensorProto.DataType.Name, DATA_TYPES))
-        raise ValueError(f"{path}: `{value.name}` is of type {kind}; Triton takes {allowed}")
-    sizes = [dim.dim_value or -1 for dim in tensor.shape.dim]
-    if not sizes or sizes[0] != -1:
-        raise ValueError(f"{path}: `{value.name}` is {sizes}; its first dimension must be free")
+        return f"`{value.name}` is of type {kind}; Triton takes {allowed}"
+    sizes = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+    if not sizes or not isinstance(sizes[0], str):
+        return f"`{value.name}` is {sizes}; its first dimension must be free"
+    return None
+
+
+def _of_graph(value: onnx.ValueInfoProto, is_batched: bool) -> ConfigTensor:
+    tensor = value.type.tensor_type
+    dims = tuple(dim.dim_value or -1 for dim in tensor.shape.dim)
     return ConfigTensor(
-        name=value.name, data_type=DATA_TYPES[tensor.elem_type], dims=tuple(sizes[1:])
+        name=value.name,
+        data_type=DATA_TYPES[tensor.elem_type],
+        dims=dims[1:] if is_batched else dims,
     )
 
 

@@ -84,6 +84,29 @@ def test_how_a_model_is_run(small: Path) -> None:
     assert config.version_policy.latest.num_versions == 1
 
 
+def test_a_ranker_with_more_pairs_than_queries_is_not_batched(tmp_path: Path) -> None:
+    """Two requests put together would mix up whose pair is whose."""
+    path = write_model(
+        tmp_path / "ranker.onnx",
+        [("Gather", ["user", "owner"], ["probability"], {})],
+        [
+            ("user", TensorProto.FLOAT, ["batch"]),
+            ("history", TensorProto.INT64, ["batch", 5]),
+            ("owner", TensorProto.INT64, ["pairs"]),
+        ],
+        [("probability", TensorProto.FLOAT, ["pairs"])],
+    )
+    config = parse(onnx_config("ranker", path, max_batch_size=32).render())
+    assert config.max_batch_size == 0
+    assert not config.HasField("dynamic_batching")
+    assert described(config.input) == {
+        "user": ("TYPE_FP32", [-1], None),
+        "history": ("TYPE_INT64", [-1, 5], None),
+        "owner": ("TYPE_INT64", [-1], None),
+    }
+    assert described(config.output) == {"probability": ("TYPE_FP32", [-1], None)}
+
+
 @pytest.mark.parametrize("name", ['a "quoted" name', "back\\slash", "größe", "line\nbreak", "."])
 def test_names_of_features_survive(tmp_path: Path, name: str) -> None:
     path = write_model(
@@ -162,7 +185,9 @@ def test_what_a_client_sends_by_the_config_runs_and_gives_what_it_promises(
 
     def shape(tensor) -> tuple[int, ...]:
         dims = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
-        return (batch, *dims)
+        if config.max_batch_size:
+            return (batch, *dims)
+        return tuple(batch if dim == -1 else dim for dim in dims)
 
     feeds = {
         one.name: np.ones(shape(one), NUMPY[MESSAGES.DataType.Name(one.data_type)])
