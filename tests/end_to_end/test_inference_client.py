@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,13 +18,14 @@ from tests.golden_requests import assert_same_answers, golden_requests, tensors_
 from twotower.cli.load_run import load_run
 from twotower.data.synthetic import SyntheticSource
 from twotower.export.bundle import Bundle, open_bundle
-from twotower.export.recommender_tensors import INPUTS, OUTPUTS
+from twotower.export.recommender_tensors import ANY, INPUTS, OUTPUTS
 from twotower.serving.inference_protocol import model_metadata, server_metadata
 from twotower.serving.recommender import Recommender
 from twotower.serving.replies import reply_to
 from twotower.serving.server.body import MAX_BODY_BYTES
 
 PATIENCE = 120.0
+PAGE = Path(__file__).parents[2] / "docs" / "triton.md"
 MODEL = "recommender"
 ALL = [spec.name for spec in OUTPUTS]
 DATATYPES = {spec.name: spec.datatype for spec in INPUTS}
@@ -198,3 +201,32 @@ def test_what_is_too_long_or_compressed(client: InferenceServerClient) -> None:
     assert (
         client.infer(MODEL, given, response_compression_algorithm="gzip").as_numpy("missing") == 0
     )
+
+
+def test_the_example_of_the_page(address: str, bundle: Bundle) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    user = bundle.users.ids[0].as_py()
+    example = example.replace("localhost:8000", address).replace("u000042", user)
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    recommender = Recommender(bundle)
+    known, new = (
+        [item.item_id for item in recommender.recommend(k=k, user=name)]
+        for k, name in ((3, user), (5, None))
+    )
+    assert done.stdout.splitlines() == [
+        f"row 0, known: True: {known}",
+        f"row 1, known: False: {new}",
+    ]
+
+
+def test_the_tables_of_the_page_are_those_of_the_tensors() -> None:
+    shown = re.findall(
+        r"^\| `(\w+)` \| (\w+) \| rows, (\w+) \| (.+) \|$",
+        PAGE.read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert shown == [
+        (spec.name, spec.datatype, "any" if spec.width == ANY else str(spec.width), spec.about)
+        for spec in (*INPUTS, *OUTPUTS)
+    ]
