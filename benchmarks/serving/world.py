@@ -117,7 +117,10 @@ def train(folder: Path) -> Path:
     done = twotower(
         [
             *("train", "name=latency", "data=tables", "catalogue=all"),
-            *(f"data.{name}={folder / name}.parquet" for name in ("interactions", "users", "items")),
+            *(
+                f"data.{name}={folder / name}.parquet"
+                for name in ("interactions", "users", "items")
+            ),
             *("data.label.column=click", f"data.context=[{','.join(context)}]"),
             *("features=file", f"features.path={folder / 'features.yaml'}"),
             *("models.retrieval.hidden=[256,128]", "training.retrieval.max_epochs=2"),

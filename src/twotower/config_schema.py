@@ -42,6 +42,7 @@ class ExportConfig:
     name: str | None = None
     output_dir: str = "bundles"
     num_candidates: int = 200
+    triton: Any = False
     quiet: bool = False
     index: Any = MISSING
     gates: Any = MISSING
@@ -88,6 +89,55 @@ class RecommendConfig:
 
 
 @dataclass
+class BatchConfig:
+    """Fields that `batch` reads."""
+
+    bundle: str = MISSING
+    name: str | None = None
+    k: int = 100
+    seconds: int | None = None
+    chunk_size: int = 8192
+    keep: int = 1
+    ttl_days: float | None = 7.0
+    max_failed_share: float = 0.01
+    output_dir: str = "batches"
+    quiet: bool = False
+    store: Any = MISSING
+    workers: Any = MISSING
+
+
+@dataclass
+class LookupConfig:
+    """Fields that `lookup` reads."""
+
+    name: str = MISSING
+    user: Any = MISSING
+    k: int | None = None
+    max_age_hours: float | None = None
+    quiet: bool = False
+    store: Any = MISSING
+
+
+@dataclass
+class ServeConfig:
+    """Fields that `serve` reads."""
+
+    bundle: str = MISSING
+    host: str = "127.0.0.1"
+    port: int = 8080
+    workers: int = 1
+    max_batch: int = 16
+    max_waiting: int = 128
+    max_in_flight: int | None = None
+    deadline_ms: int = 1000
+    grace_seconds: float = 20.0
+    reload_seconds: float = 1.0
+    api_key_file: str | None = None
+    access_log: bool = True
+    quiet: bool = False
+
+
+@dataclass
 class PlanConfig:
     """Fields that `plan` reads; the machine is one with eight GPUs, as NVIDIA's DGX H100 is."""
 
@@ -123,4 +173,7 @@ class PlanConfig:
     quiet: bool = False
 
 
-SCHEMAS = (TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, EmbedConfig, PlanConfig)
+SCHEMAS = (
+    *(TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, ServeConfig, EmbedConfig),
+    *(BatchConfig, LookupConfig, PlanConfig),
+)

@@ -14,7 +14,7 @@ Shapes: B pairs of a query and a candidate, Q queries, L events of a history, W 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -175,6 +175,11 @@ class DCNv2(nn.Module):
     def takes_retrieval(self) -> bool:
         """Whether it is shown what the retrieval says of the candidate."""
         return self.score_scale is not None or self.rank_scale is not None
+
+    @property
+    def dense_parts(self) -> Sequence[nn.Module]:
+        """What only multiplies and adds, and gains by being compiled."""
+        return (self.get_submodule("body"),)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits ``(B,)`` of the task that is ranked by; the sigmoid is the probability."""

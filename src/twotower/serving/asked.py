@@ -69,7 +69,10 @@ class RequestEncoder:
         events = self._events(user_row, request.history)
         if user_row is None and not len(events) and not request.user_features:
             return None
-        columns = self._columns(request, user_row, events)
+        try:
+            columns = self._columns(request, user_row, events)
+        except DataError as error:  # A value of a kind that its feature cannot take.
+            raise RequestError("request", str(error)) from error
         return Asked(place=place, request=request, events=events, columns=columns)
 
     def _user_row(self, user: ItemId) -> int:
