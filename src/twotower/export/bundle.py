@@ -3,7 +3,8 @@
 ===========================  ====================================================================
 ``manifest.json``            facts, figures, digest of every file
 ``features/``                feature spec and fitted state
-``items/``                   the catalogue: the user's table and the encoded features, C rows
+``items/``                   the catalogue, C rows: the user's table, the encoded features side by
+                             side in ``columns.rows``, and those that are long in a file each
 ``users/``                   the same of all users
 ``events/``                  positives of every user that are in the catalogue, oldest first, CSR,
                              and their times where the log has any
@@ -270,6 +271,9 @@ def _entities(folder: Path) -> Entities | None:
         return None
     table = read_arrow(folder / names.TABLE)
     columns = {path.stem: _mapped(path) for path in sorted(folder.glob("*.npy"))}
+    together = _array(folder / names.COLUMNS)
+    for name in () if together is None else together.dtype.names or ():
+        columns[name] = together[name]  # a view (C, ...) whose rows are apart
     return Entities(ids=table.column(0).combine_chunks(), table=table, columns=columns)
 
 
