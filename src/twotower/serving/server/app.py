@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -19,10 +17,10 @@ from twotower.serving.requests import RequestError
 from twotower.serving.server.access import Access
 from twotower.serving.server.body import problems_of
 from twotower.serving.server.micro_batches import Overloaded
+from twotower.serving.server.page import add_page
 from twotower.serving.server.routes import router, service_of
 from twotower.serving.server.service import Service
 
-PAGE = Path(__file__).parents[1] / "page"
 RETRY_AFTER = {"Retry-After": "1"}
 OVERLOADED = {
     "full": "too many requests wait",
@@ -64,8 +62,7 @@ def create_app(service: Service, *, api_key: str | None = None) -> FastAPI:
     app.exception_handler(HTTPException)(_refused)
     app.exception_handler(Exception)(_failed)
     app.add_middleware(Access, service=service, api_key=api_key)
-    if (PAGE / "index.html").is_file():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    add_page(app)
     return app
 
 
