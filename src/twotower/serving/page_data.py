@@ -261,12 +261,12 @@ class PageData:
         ]
 
     def _groups(self, rows: Rows) -> list[str | None]:
-        """What every item is, by the first column of few values."""
+        """What every item is, by the first column of few texts."""
         for one in self.filters:
             column = self._items.table.column(one.column)
-            if isinstance(one, Choices) and len(one.choices) + one.num_more <= MAX_GROUPS:
-                if pa.types.is_string(column.type):
-                    return list(column.take(pa.array(rows)).to_pylist())
+            is_text = pa.types.is_string(column.type)
+            if is_text and isinstance(one, Choices) and one.num_different <= MAX_GROUPS:
+                return list(column.take(pa.array(rows)).to_pylist())
         return [None] * len(rows)
 
     def _named(self, rows: Rows) -> list[Item]:

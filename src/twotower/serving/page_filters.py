@@ -39,12 +39,12 @@ class Choices:
     Args:
         column: Its name.
         choices: The most frequent values, at most `MAX_CHOICES`.
-        num_more: How many further values there are.
+        num_different: How many values there are.
     """
 
     column: str
     choices: Sequence[Choice]
-    num_more: int
+    num_different: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def _choices(name: str, column: pa.ChunkedArray) -> Choices | None:
         return None
     order = np.lexsort([np.arange(len(counts)), -counts])[:MAX_CHOICES]
     chosen = [Choice(value=values[place], count=int(counts[place])) for place in order]
-    return Choices(column=name, choices=chosen, num_more=len(values) - len(chosen))
+    return Choices(column=name, choices=chosen, num_different=len(values))
 
 
 def _counted(column: pa.ChunkedArray) -> tuple[list[Value], np.ndarray] | None:

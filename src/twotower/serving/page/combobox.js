@@ -22,6 +22,8 @@ export function combobox({ input, list, find, choose }) {
   set("autocomplete", "list");
   set("controls", list.id);
   list.setAttribute("role", "listbox");
+  // Browsers let the Tab key stop at whatever scrolls.
+  list.setAttribute("tabindex", "-1");
 
   function close() {
     asked += 1;

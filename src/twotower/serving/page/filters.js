@@ -20,7 +20,8 @@ export function showFilters(offered, filters, changed) {
   byId("filters-count").textContent = filters.length ? plural(filters.length, "column") : "";
 }
 
-function values({ column, choices, num_more: more }, kept, replace) {
+function values({ column, choices, num_different: different }, kept, replace) {
+  const more = different - choices.length;
   const [now] = kept(column).filter(({ operator }) => ["in", "not_in"].includes(operator));
   const chosen = now?.values ?? [];
   const operator = now?.operator ?? "in";
