@@ -5,8 +5,8 @@
 schemathesis makes requests that fit the document and requests that break it. In half of those with
 a body, names and ids that the bundle knows are put where there are any, so that they come past the
 first check; the values stay random. The application is called in this process. Held against every
-answer: no status of 500 or more but 503, the status and the content type stand in the document, the body is
-of the form that the document gives.
+answer: no status of 500 or more but 503; status, content type and form of the body stand in the
+document.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def enrich(body: object, path: str, known: Known, chance: random.Random) -> obje
     return found
 
 
-def fuzz(app: FastAPI, known: Known, *, cases: int, first_seed: int = 0) -> Counter[tuple[str, int]]:
+def fuzz(
+    app: FastAPI, known: Known, *, cases: int, first_seed: int = 0
+) -> Counter[tuple[str, int]]:
     """Ask, and hold every answer against the document.
 
     Args:

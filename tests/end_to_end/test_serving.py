@@ -1,4 +1,4 @@
-"""`twotower serve` as a user starts it: processes that are killed, stopped, and given new bundles."""
+"""`twotower serve` as a user starts it: killed, stopped, and given new bundles."""
 
 from __future__ import annotations
 
