@@ -51,7 +51,7 @@ def serve(cfg: DictConfig) -> None:
             print(f"serving {cfg.bundle} at {url}", flush=True)
 
     processes.serve(
-        settings, host=cfg.host, port=cfg.port, num_workers=cfg.workers, announce=announce
+        settings, host=cfg.host, port=cfg.port, num_workers=cfg.processes, announce=announce
     )
 
 

@@ -27,6 +27,7 @@ OVERLOADED = {
     "deadline": "the deadline has passed before there was an answer",
     "stopping": "the server is stopping",
 }
+MAX_PROBLEM = 2000  # what a client sent may be part of it
 PLACES = {404: "path", 405: "method"}
 
 
@@ -89,7 +90,7 @@ async def metrics(request: Request) -> Response:
 
 
 def _problems(status: int, *problems: tuple[str, str]) -> JSONResponse:
-    listed = [{"place": place, "problem": problem} for place, problem in problems]
+    listed = [{"place": place, "problem": text[:MAX_PROBLEM]} for place, text in problems]
     return JSONResponse({"problems": listed}, status, RETRY_AFTER if status == 503 else None)
 
 
@@ -107,7 +108,8 @@ async def _wrong(_: Request, error: Exception) -> JSONResponse:
 
 async def _unfit(_: Request, error: Exception) -> JSONResponse:
     """Values that a feature cannot take."""
-    return _problems(422, *(("request", line) for line in str(error).splitlines()))
+    problems = error.problems if isinstance(error, DataError) else (str(error),)
+    return _problems(422, *(("request", problem) for problem in problems))
 
 
 async def _overloaded(_: Request, error: Exception) -> JSONResponse:
