@@ -103,6 +103,7 @@ class ServeConfig:
     reload_seconds: float = 1.0
     api_key_file: str | None = None
     access_log: bool = True
+    page: bool = True
     quiet: bool = False
 
 

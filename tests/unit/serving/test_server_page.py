@@ -156,6 +156,15 @@ def test_who_has_no_key_sees_the_page_and_no_data(service: Service) -> None:
     assert client.post("/page/places", json={"items": []}).status_code == 401
 
 
+def test_a_server_can_be_without_the_page(tiny_run) -> None:
+    service = Service(ServerSettings(bundle=str(tiny_run.bundle), page=False))
+    client = TestClient(create_app(service))
+    for path in ("/", "/static/page.js", *SEARCHES):
+        assert client.get(path).status_code == 404
+    assert client.post("/v1/recommend", json={"user": "u000001"}).status_code == 200
+    service.close()
+
+
 def test_the_document_names_no_route_of_the_page(client: TestClient) -> None:
     assert not [path for path in client.get("/openapi.json").json()["paths"] if "page" in path]
 

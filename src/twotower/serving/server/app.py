@@ -63,7 +63,8 @@ def create_app(service: Service, *, api_key: str | None = None) -> FastAPI:
     app.exception_handler(HTTPException)(_refused)
     app.exception_handler(Exception)(_failed)
     app.add_middleware(Access, service=service, api_key=api_key)
-    add_page(app)
+    if service.settings.page:
+        add_page(app)
     return app
 
 
