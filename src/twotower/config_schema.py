@@ -125,7 +125,7 @@ class ServeConfig:
     bundle: str = MISSING
     host: str = "127.0.0.1"
     port: int = 8080
-    workers: int = 1
+    processes: int = 1
     max_batch: int = 16
     max_waiting: int = 128
     max_in_flight: int | None = None
@@ -134,6 +134,7 @@ class ServeConfig:
     reload_seconds: float = 1.0
     api_key_file: str | None = None
     access_log: bool = True
+    page: bool = True
     quiet: bool = False
 
 

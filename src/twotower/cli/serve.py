@@ -44,6 +44,7 @@ def serve(cfg: DictConfig) -> None:
         max_in_flight=cfg.max_in_flight,
         api_key_file=cfg.api_key_file,
         access_log=cfg.access_log,
+        page=cfg.page,
     )
 
     def announce(url: str) -> None:
@@ -51,7 +52,7 @@ def serve(cfg: DictConfig) -> None:
             print(f"serving {cfg.bundle} at {url}", flush=True)
 
     processes.serve(
-        settings, host=cfg.host, port=cfg.port, num_workers=cfg.workers, announce=announce
+        settings, host=cfg.host, port=cfg.port, num_workers=cfg.processes, announce=announce
     )
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -20,16 +18,17 @@ from twotower.serving.server.access import Access
 from twotower.serving.server.body import problems_of
 from twotower.serving.server.inference_routes import router as inference_router
 from twotower.serving.server.micro_batches import Overloaded
+from twotower.serving.server.page import add_page
 from twotower.serving.server.routes import router, service_of
 from twotower.serving.server.service import Service
 
-PAGE = Path(__file__).parents[1] / "page"
 RETRY_AFTER = {"Retry-After": "1"}
 OVERLOADED = {
     "full": "too many requests wait",
     "deadline": "the deadline has passed before there was an answer",
     "stopping": "the server is stopping",
 }
+MAX_PROBLEM = 2000  # what a client sent may be part of it
 PLACES = {404: "path", 405: "method"}
 
 
@@ -66,8 +65,8 @@ def create_app(service: Service, *, api_key: str | None = None) -> FastAPI:
     app.exception_handler(HTTPException)(_refused)
     app.exception_handler(Exception)(_failed)
     app.add_middleware(Access, service=service, api_key=api_key)
-    if (PAGE / "index.html").is_file():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    if service.settings.page:
+        add_page(app)
     return app
 
 
@@ -94,7 +93,7 @@ async def metrics(request: Request) -> Response:
 
 
 def _problems(status: int, *problems: tuple[str, str]) -> JSONResponse:
-    listed = [{"place": place, "problem": problem} for place, problem in problems]
+    listed = [{"place": place, "problem": text[:MAX_PROBLEM]} for place, text in problems]
     return JSONResponse({"problems": listed}, status, RETRY_AFTER if status == 503 else None)
 
 
@@ -112,7 +111,8 @@ async def _wrong(_: Request, error: Exception) -> JSONResponse:
 
 async def _unfit(_: Request, error: Exception) -> JSONResponse:
     """Values that a feature cannot take."""
-    return _problems(422, *(("request", line) for line in str(error).splitlines()))
+    problems = error.problems if isinstance(error, DataError) else (str(error),)
+    return _problems(422, *(("request", problem) for problem in problems))
 
 
 async def _overloaded(_: Request, error: Exception) -> JSONResponse:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic_core
 from fastapi import APIRouter, Header, Request, Response
+from pydantic.json_schema import SkipJsonSchema
 
 from twotower.serving.server.body import LimitedRoute, Refusal
 from twotower.serving.server.generation import Generation
@@ -36,7 +37,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 Deadline = Annotated[
-    int | None,
+    int | SkipJsonSchema[None],
     Header(
         alias="X-Deadline-Ms",
         ge=1,

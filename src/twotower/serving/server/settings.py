@@ -23,6 +23,7 @@ class ServerSettings:
         max_in_flight: Requests that one address may have in flight; None for any number.
         api_key_file: File with the key that clients must show; None to ask the environment.
         access_log: Whether every request writes a line.
+        page: Whether there is a page at ``/``, which shows ids and histories of users.
         threads: Threads of the models and the index in this process.
 
     Raises:
@@ -38,6 +39,7 @@ class ServerSettings:
     max_in_flight: int | None = None
     api_key_file: str | None = None
     access_log: bool = True
+    page: bool = True
     threads: int = 1
 
     def __post_init__(self) -> None:

@@ -25,7 +25,8 @@ Text: TypeAlias = Annotated[str, Field(max_length=MAX_TEXT)]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Whole: TypeAlias = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Number: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
-Float32: TypeAlias = Annotated[float, Field(ge=-3.4e38, le=3.4e38)]
+# Far from where the length of a float32 vector overflows.
+Component: TypeAlias = Annotated[float, Field(ge=-1e15, le=1e15)]
 Id: TypeAlias = Text | Whole
 Scalar: TypeAlias = bool | Whole | Number | Text
 Value: TypeAlias = (
@@ -90,7 +91,7 @@ class SimilarBody(Asked):
     """What the items are to be like: an item, or a content vector such as of a picture."""
 
     item: Id | None = Field(None, description="Id of an item.")
-    vector: Annotated[list[Float32], Field(min_length=1, max_length=MAX_VALUES)] | None = Field(
+    vector: Annotated[list[Component], Field(min_length=1, max_length=MAX_VALUES)] | None = Field(
         None, description="Content vector of something that is no item yet."
     )
     feature: Name | None = Field(None, description="Which vector feature of the items it is.")
