@@ -35,6 +35,7 @@ MUST_BE_GIVEN = {
     "recommend": ["bundle=bundles/x"],
     "batch": ["bundle=bundles/x"],
     "lookup": ["name=x", "user=x"],
+    "serve": ["bundle=bundles/x"],
     "embed": ["model=x.onnx", "items=x.parquet"],
     "plan": ["users=1e8", "items=1e9"],
     "encoder_input/images": ["encoder_input.column=picture"],

@@ -42,6 +42,7 @@ class ExportConfig:
     name: str | None = None
     output_dir: str = "bundles"
     num_candidates: int = 200
+    triton: Any = False
     quiet: bool = False
     index: Any = MISSING
     gates: Any = MISSING
@@ -118,6 +119,26 @@ class LookupConfig:
 
 
 @dataclass
+class ServeConfig:
+    """Fields that `serve` reads."""
+
+    bundle: str = MISSING
+    host: str = "127.0.0.1"
+    port: int = 8080
+    processes: int = 1
+    max_batch: int = 16
+    max_waiting: int = 128
+    max_in_flight: int | None = None
+    deadline_ms: int = 1000
+    grace_seconds: float = 20.0
+    reload_seconds: float = 1.0
+    api_key_file: str | None = None
+    access_log: bool = True
+    page: bool = True
+    quiet: bool = False
+
+
+@dataclass
 class PlanConfig:
     """Fields that `plan` reads; the machine is one with eight GPUs, as NVIDIA's DGX H100 is."""
 
@@ -154,6 +175,6 @@ class PlanConfig:
 
 
 SCHEMAS = (
-    *(TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, EmbedConfig),
+    *(TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, ServeConfig, EmbedConfig),
     *(BatchConfig, LookupConfig, PlanConfig),
 )

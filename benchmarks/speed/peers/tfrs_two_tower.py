@@ -35,7 +35,7 @@ class TwoTower(tfrs.Model):
                 [
                     *(tf.keras.layers.Dense(width, activation="relu") for width in TOWER[:-1]),
                     tf.keras.layers.Dense(TOWER[-1]),
-                    tf.keras.layers.UnitNormalization(),
+                    tf.keras.layers.UnitNormalization(dtype="float32"),
                 ]
             )
             for _ in range(2)

@@ -19,6 +19,7 @@ COMMANDS = {
     "recommend": "bundle and user, item or vector -> table of items",
     "batch": "bundle -> lists for all users, as Parquet and in a store",
     "lookup": "store and user -> table of items",
+    "serve": "bundle -> answers over HTTP",
     "embed": "encoder and items -> items with content vectors",
     "plan": "numbers of users and items -> memory, GPUs, hours, cores, index",
     "doctor": "check this machine and say how to mend it",

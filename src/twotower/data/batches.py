@@ -82,7 +82,8 @@ class Columns:
         names: Which columns batches hold.
         device: Where batches are wanted.
         residency: Where the columns live and the gathers run: on the ``device``, in the memory of
-            the ``host``, pinned for a GPU, or on ``disk``, as memory maps of the prepared files.
+            the ``host``, or on ``disk``, as memory maps of the prepared files. What was gathered
+            for a GPU is pinned, so that nobody waits for its copy.
     """
 
     def __init__(
@@ -257,6 +258,8 @@ class Columns:
         """A batch where it is wanted."""
         if self.home == self.device:
             return batch
+        if self.device.type == "cuda":
+            batch = {name: values.pin_memory() for name, values in batch.items()}
         return {name: values.to(self.device, non_blocking=True) for name, values in batch.items()}
 
     def _tensors(
@@ -269,9 +272,7 @@ class Columns:
             with warnings.catch_warnings():  # a map of a file is not to be written to, and is not
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
                 return torch.from_numpy(values)
-        tensor = torch.from_numpy(np.array(values)).to(self.home)
-        is_pinned = self._residency == "host" and self.device.type == "cuda"
-        return tensor.pin_memory() if is_pinned else tensor
+        return torch.from_numpy(np.array(values)).to(self.home)
 
 
 def _gather(column: Tensor, rows: Tensor) -> Tensor:

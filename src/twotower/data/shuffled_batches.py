@@ -5,7 +5,8 @@ Shape letters: B batch, E examples of every epoch, F further ones of which an ep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class ShuffledBatches:
         batch_size: Examples a batch; the last one of an epoch may be smaller.
         seed: Together with the epoch number it fixes the order.
         assemble: Turns examples (B,) into a batch.
+        ahead: Whether a thread assembles the next batch while one is trained on; for data on the
+            host of a GPU. What is assembled must not depend on a shared random state.
 
     Raises:
         ValueError: When a batch would hold nothing, or more is to be drawn than there is.
@@ -37,6 +40,7 @@ class ShuffledBatches:
         batch_size: int,
         seed: int,
         assemble: Callable[[Tensor], Batch],
+        ahead: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
@@ -50,6 +54,7 @@ class ShuffledBatches:
         self.batch_size = batch_size
         self.seed = seed
         self.assemble = assemble
+        self.ahead = ahead
         self.epoch = 0
         self.position = 0
 
@@ -63,12 +68,28 @@ class ShuffledBatches:
             drawn = torch.randperm(len(self.pool), generator=generator)[: self.num_drawn]
             examples = torch.cat([examples, self.pool[drawn]])
         order = torch.randperm(len(examples), generator=generator)
-        for start in range(self.position, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            self.position += len(chosen)
+        starts = range(self.position, len(order), self.batch_size)
+        batches = (examples[order[start : start + self.batch_size]] for start in starts)
+        for size, batch in self._assembled(batches):
+            self.position += size
             if self.position == len(order):  # nobody need ask for one batch more than there are
                 self.epoch, self.position = self.epoch + 1, 0
-            yield self.assemble(examples[chosen])
+            yield batch
+
+    def _assembled(self, batches: Iterable[Tensor]) -> Iterator[tuple[int, Batch]]:
+        """Size and columns of each batch; with `ahead` the next one is under way by then."""
+        if not self.ahead:
+            yield from ((len(chosen), self.assemble(chosen)) for chosen in batches)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+            waiting: tuple[int, Future[Batch]] | None = None
+            for chosen in batches:
+                following = len(chosen), thread.submit(self.assemble, chosen)
+                if waiting is not None:
+                    yield waiting[0], waiting[1].result()
+                waiting = following
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader stands."""

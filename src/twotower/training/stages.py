@@ -46,7 +46,7 @@ from twotower.training.ranking import (
 )
 from twotower.training.retrieval import RetrievalTask
 from twotower.training.retriever import Retriever
-from twotower.training.settings import StageSettings
+from twotower.training.settings import StageSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -237,6 +237,12 @@ def validation_metrics(stage: str, ks: Sequence[int], *, has_users: bool = True)
     return [name for name in CLICK_METRICS if has_users or name != "grouped_auc"]
 
 
+def _assembles_ahead(trainer: TrainerSettings, examples: TrainingExamples) -> bool:
+    """Whether batches are gathered on the host while a GPU trains, without drawing anything."""
+    is_apart = trainer.device().type == "cuda" and trainer.residency != "device"
+    return is_apart and examples.assemble_share is None
+
+
 def _fit(
     context: Context,
     stage: str,
@@ -252,6 +258,7 @@ def _fit(
         batch_size=settings.batch_size,
         seed=context.seed,
         assemble=examples.share_of_batch(context.ranks),
+        ahead=_assembles_ahead(context.trainer, examples),
     )
     if context.trainer.device().type == "cpu":
         keep_freed_memory()

@@ -1,17 +1,20 @@
 """Epochs of batches, and loaders that continue."""
 
+import threading
+
 import pytest
 import torch
 
 from twotower.data.shuffled_batches import ShuffledBatches
 
 
-def loader_of(count=10, batch_size=4, seed=3):
+def loader_of(count=10, batch_size=4, seed=3, ahead=False):
     return ShuffledBatches(
         torch.arange(100, 100 + count),
         batch_size=batch_size,
         seed=seed,
         assemble=lambda chosen: {"rows": chosen},
+        ahead=ahead,
     )
 
 
@@ -124,3 +127,47 @@ def test_a_saved_loader_continues_with_the_next_batch(taken):
 def test_batches_of_nothing_are_refused(batch_size):
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, got"):
         loader_of(batch_size=batch_size)
+
+
+@pytest.mark.parametrize("count", [1, 4, 10, 50])
+def test_what_is_assembled_ahead_is_the_same(count):
+    loader, ahead = loader_of(count), loader_of(count, ahead=True)
+    for _ in range(3):
+        assert rows(ahead) == rows(loader)
+
+
+def test_a_loader_that_assembles_ahead_stands_where_it_was_read_to():
+    """And not where the thread is."""
+    loader, ahead = loader_of(50), loader_of(50, ahead=True)
+    batches = iter(ahead)
+    found = [next(batches) for _ in range(5)]
+    assert ahead.state_dict() == {"epoch": 0, "position": 20}
+    resumed = loader_of(50, ahead=True)
+    resumed.load_state_dict(ahead.state_dict())
+    assert rows([*found, *resumed]) == rows(loader)
+
+
+def test_one_batch_is_assembled_while_another_is_out():
+    under_way, started = threading.Event(), []
+
+    def assemble(chosen):
+        started.append(len(chosen))
+        if len(started) == 2:
+            under_way.set()
+        return {"rows": chosen}
+
+    loader = ShuffledBatches(torch.arange(12), batch_size=4, seed=3, assemble=assemble, ahead=True)
+    batches = iter(loader)
+    next(batches)
+    assert under_way.wait(10)
+    batches.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("batches")]
+
+
+def test_what_goes_wrong_in_the_thread_is_raised():
+    def assemble(chosen):
+        raise RuntimeError("no such row")
+
+    loader = ShuffledBatches(torch.arange(12), batch_size=4, seed=3, assemble=assemble, ahead=True)
+    with pytest.raises(RuntimeError, match="no such row"):
+        next(iter(loader))

@@ -1,0 +1,98 @@
+"""The routes under ``/v1``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+import pydantic_core
+from fastapi import APIRouter, Header, Request, Response
+from pydantic.json_schema import SkipJsonSchema
+
+from twotower.serving.server.body import LimitedRoute, Refusal
+from twotower.serving.server.generation import Generation
+from twotower.serving.server.service import Service
+from twotower.serving.server.wire import (
+    Problems,
+    RecommendAnswer,
+    RecommendBody,
+    SimilarAnswer,
+    SimilarBody,
+    item_json,
+    reply_json,
+)
+from twotower.serving.similar import similar_to_item, similar_to_vector
+
+MAX_DEADLINE_MS = 60_000
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problems, "description": "No JSON, or no JSON that is allowed."},
+    401: {"model": Problems, "description": "The API key is missing or wrong."},
+    408: {"model": Problems, "description": "The body does not come."},
+    413: {"model": Problems, "description": "The body is too long."},
+    415: {"model": Problems, "description": "The body is not called JSON."},
+    422: {"model": Problems, "description": "A field is wrong, or names what is unknown."},
+    429: {"model": Problems, "description": "Too many requests of this client are in flight."},
+    503: {"model": Problems, "description": "No time for it; `Retry-After` says when."},
+}
+
+Deadline = Annotated[
+    int | SkipJsonSchema[None],
+    Header(
+        alias="X-Deadline-Ms",
+        ge=1,
+        le=MAX_DEADLINE_MS,
+        description="Milliseconds after which the answer is worth nothing.",
+    ),
+]
+
+router = APIRouter(prefix="/v1", route_class=LimitedRoute, responses=REFUSALS)
+
+
+def service_of(request: Request) -> Service:
+    """The service that answers in this process."""
+    service: Service = request.app.state.service
+    return service
+
+
+def json_response(value: object) -> Response:
+    """A value as JSON; what is not finite is null."""
+    content = pydantic_core.to_json(value, inf_nan_mode="null")
+    return Response(content, media_type="application/json")
+
+
+@router.post("/recommend", response_model=RecommendAnswer)
+async def recommend(body: RecommendBody, request: Request, deadline: Deadline = None) -> Response:
+    """Recommend items to a user, known or new."""
+    reply = await service_of(request).answer(body.request(), deadline=_seconds(deadline))
+    return json_response(reply_json(reply, explain=body.explain))
+
+
+@router.post("/similar", response_model=SimilarAnswer)
+async def similar(body: SimilarBody, request: Request, deadline: Deadline = None) -> Response:
+    """Items like an item, or like something of which a content vector is known."""
+    if (body.item is None) == (body.vector is None):
+        given = "neither" if body.item is None else "both"
+        raise Refusal(422, ("body", f"give item or vector, got {given}"))
+    if body.feature is not None and body.vector is None:
+        raise Refusal(422, ("feature", "says what `vector` is, and that was not given"))
+
+    def answer(generation: Generation) -> dict[str, Any]:
+        recommender = generation.recommender
+        try:
+            if body.item is not None:
+                found = similar_to_item(recommender, body.item, k=body.k)
+            else:
+                vector = np.asarray(body.vector, np.float32)
+                found = similar_to_vector(recommender, vector, k=body.k, feature=body.feature)
+        except ValueError as error:
+            place = "item" if body.item is not None else "vector"
+            raise Refusal(422, (place, str(error))) from error
+        items = [item_json(item, explain=True) for item in found]
+        return {"items": items, "version": generation.version}
+
+    return json_response(await service_of(request).call(answer, deadline=_seconds(deadline)))
+
+
+def _seconds(deadline: int | None) -> float | None:
+    return None if deadline is None else deadline / 1000

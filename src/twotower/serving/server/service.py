@@ -1,0 +1,123 @@
+"""What the routes ask: answers out of the generation that is served, through the queue.
+
+A route that needs more than recommendations gives a function of the generation; all that it returns
+is of that one bundle.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from twotower.serving.replies import Reply, reply_to
+from twotower.serving.requests import Request
+from twotower.serving.server.generation import Generation, Watcher, open_generation
+from twotower.serving.server.metrics import Metrics
+from twotower.serving.server.micro_batches import MicroBatches, Overloaded, Waiting
+from twotower.serving.server.settings import ServerSettings
+
+Value = TypeVar("Value")
+
+
+Function = Callable[[Generation], object]
+
+
+class Service:
+    """A bundle that is served by this process.
+
+    Args:
+        settings: Where the bundle is and what the limits are.
+
+    Raises:
+        ValueError: When the bundle cannot be opened.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.generation = open_generation(Path(settings.bundle))
+        self.metrics.serves(self.generation)
+        self.stopping = False
+        self._batches = MicroBatches[Request | Function, object](
+            self._work,
+            joins=_joins,
+            max_batch=settings.max_batch,
+            max_waiting=settings.max_waiting,
+        )
+        self._watcher = Watcher(
+            Path(settings.bundle),
+            self.generation,
+            seconds=settings.reload_seconds,
+            swap=self._swap,
+            told=self.metrics.refusal,
+        )
+
+    async def answer(self, request: Request, *, deadline: float | None = None) -> Reply:
+        """Answer a request, together with others that wait.
+
+        Args:
+            request: The request.
+            deadline: Seconds from now; None for that of the settings.
+
+        Raises:
+            RequestError: When it cannot be answered.
+            Overloaded: When there was no time for it.
+        """
+        reply = await self._submit(request, deadline)
+        if not isinstance(reply, Reply):
+            raise TypeError(f"no reply: {reply!r}")
+        return reply
+
+    async def call(
+        self, function: Callable[[Generation], Value], *, deadline: float | None = None
+    ) -> Value:
+        """Have a function called with the generation that is served, where answers are computed.
+
+        Args:
+            function: Its value is returned, what it raises is raised.
+            deadline: Seconds from now; None for that of the settings.
+
+        Raises:
+            Overloaded: When there was no time for it.
+        """
+        return await self._submit(function, deadline)  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Answer what waits and end the threads."""
+        self.stopping = True
+        self._watcher.close()
+        self._batches.close()
+
+    async def _submit(self, work: Request | Function, deadline: float | None) -> object:
+        try:
+            return await self._batches.submit(
+                work, deadline=self.settings.deadline_ms / 1000 if deadline is None else deadline
+            )
+        except Overloaded as error:
+            self.metrics.overloaded(error.reason)
+            raise
+        finally:
+            self.metrics.waiting(len(self._batches))
+
+    def _swap(self, generation: Generation) -> None:
+        self.generation = generation
+        self.metrics.serves(generation)
+        self.metrics.swapped_bundle()
+
+    def _work(self, batch: Sequence[Waiting[Request | Function, object]]) -> Sequence[object]:
+        """Results of one batch, all of one generation."""
+        generation = self.generation
+        self.metrics.batch([time.monotonic() - one.since for one in batch])
+        works = [one.work for one in batch]
+        requests = [work for work in works if isinstance(work, Request)]
+        if not requests:
+            return [work(generation) for work in works if not isinstance(work, Request)]
+        replies = reply_to(generation.recommender, requests)
+        self.metrics.stages([one.answer for one in replies if isinstance(one, Reply)])
+        return replies
+
+
+def _joins(work: Request | Function) -> bool:
+    return isinstance(work, Request)
