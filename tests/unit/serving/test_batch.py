@@ -364,6 +364,13 @@ def test_ids_that_a_store_cannot_keep_are_reported(tiny_run, bundle, place, monk
     }
 
 
+def test_a_bundle_without_users_is_refused(tiny_run, bundle, place, monkeypatch) -> None:
+    recommender = Recommender(replace(bundle, users=None))
+    monkeypatch.setattr("twotower.serving.batch.open_recommender", lambda _: recommender)
+    with pytest.raises(ValueError, match="knows no users; train with a table that has `user_id`"):
+        place.run(tiny_run.bundle)
+
+
 def test_earlier_runs_are_removed(tiny_run, place: Place) -> None:
     (place.home / "mine").mkdir(parents=True)
     names = [place.run(tiny_run.bundle, k=k, keep=2).report["namespace"] for k in (3, 4, 5)]
