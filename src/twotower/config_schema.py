@@ -42,6 +42,7 @@ class ExportConfig:
     name: str | None = None
     output_dir: str = "bundles"
     num_candidates: int = 200
+    ranker_precision: str = "float32"
     triton: Any = False
     quiet: bool = False
     index: Any = MISSING

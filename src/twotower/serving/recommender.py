@@ -17,13 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from twotower.data.item_lists import ItemLists
-from twotower.data.schema import RETRIEVAL_RANK, RETRIEVAL_SCORE, TITLE
+from twotower.data.schema import TITLE
 from twotower.export.bundle import Bundle
+from twotower.export.screening import best
 from twotower.index.base import NO_ITEM, SearchResult
 from twotower.serving.asked import Asked, RequestEncoder
+from twotower.serving.candidate_ranker import CandidateRanker
 from twotower.serving.filters import search_allowed
 from twotower.serving.ids import ItemId
-from twotower.serving.models import OnnxModel, score_candidates
+from twotower.serving.models import OnnxModel
 from twotower.serving.requests import (
     Answer,
     Recommendation,
@@ -41,7 +43,8 @@ class Ranked:
 
     Args:
         candidates: Item rows (Q, K) and retrieval scores from the index, seen items removed.
-        probabilities: (Q, K) of the ranker, NaN where padded; None without a ranker.
+        probabilities: (Q, K) of the ranker, NaN where padded, and of what screens for it where one
+            does and a candidate did not pass; None without a ranker.
         rows: (Q, k) item rows in final order, padded with -1.
         places: (Q, k) their place among the candidates.
     """
@@ -87,11 +90,11 @@ class Recommender:
         self.items = bundle.items
         self.index = bundle.load_index()
         self.num_candidates = min(bundle.manifest.num_candidates or 0, len(self.items))
-        self.encoder = RequestEncoder(bundle, self.items)
+        self._encoder = RequestEncoder(bundle, self.items)
         self._query_tower = OnnxModel(bundle.query_tower, num_threads=num_threads)
-        self._ranker = (
-            None if bundle.ranker is None else OnnxModel(bundle.ranker, num_threads=num_threads)
-        )
+        self.ranker: CandidateRanker | None = None
+        if bundle.ranker is not None:
+            self.ranker = CandidateRanker(bundle.ranker, bundle.screen, num_threads=num_threads)
         titles = self.items.table.column_names.count(TITLE)
         self._titles = self.items.table.column(TITLE).combine_chunks() if titles else None
 
@@ -120,16 +123,11 @@ class Recommender:
         clock.ends("query_tower")
         found = search_allowed(self.index, vectors, wanted, excluded)
         clock.ends("index")
-        probabilities = None
-        order_by = found.scores
-        if self._ranker is not None:
-            ranks = np.ones(found.rows.shape, np.float32).cumsum(axis=1)
-            extra = {RETRIEVAL_SCORE: found.scores, RETRIEVAL_RANK: ranks}
-            probabilities = score_candidates(
-                self._ranker, queries, self.items.columns, found.rows, extra
-            )
-            order_by = np.where(np.isnan(probabilities), -np.inf, probabilities)
-        places = np.argsort(-order_by, axis=1, kind="stable")[:, :k]
+        if self.ranker is None:
+            probabilities, places = None, best(found.scores, k)
+        else:
+            ranking = self.ranker.rank(queries, self.items.columns, found, k)
+            probabilities, places = ranking.probabilities, ranking.places
         rows = np.take_along_axis(found.rows, places, axis=1)
         clock.ends("ranker")
         return Ranked(candidates=found, probabilities=probabilities, rows=rows, places=places)
@@ -180,7 +178,7 @@ class Recommender:
         asked: list[Asked] = []
         for place, request in enumerate(requests):
             try:
-                one = self.encoder.asked(place, request)
+                one = self._encoder.asked(place, request)
             except RequestError as error:
                 answers[place] = error
                 continue
@@ -245,9 +243,7 @@ class Recommender:
             )
         ]
 
-    def _reasons(
-        self, rows: npt.NDArray[np.int64], events: npt.NDArray[np.int64]
-    ) -> Sequence[str]:
+    def _reasons(self, rows: npt.NDArray[np.int64], events: npt.NDArray[np.int64]) -> Sequence[str]:
         """For every item row (k,) the event of the history whose vector is most like the item's."""
         vectors = self.bundle.item_vectors
         if not len(events) or vectors is None:

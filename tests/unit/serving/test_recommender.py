@@ -73,7 +73,7 @@ def test_golden_query_vectors(recommender: Recommender, bundle: Bundle, golden_c
 def test_golden_probabilities(recommender: Recommender, bundle: Bundle, golden_columns) -> None:
     golden = bundle.golden()
     found = score_candidates(
-        recommender._ranker,
+        recommender.ranker.model,
         golden_columns,
         bundle.items.columns,
         golden.candidates,
