@@ -3,7 +3,8 @@
 ===========================  ====================================================================
 ``manifest.json``            facts, figures, digest of every file
 ``features/``                feature spec and fitted state
-``items/``                   the catalogue: the user's table and the encoded features, C rows
+``items/``                   the catalogue, C rows: the user's table, the encoded features side by
+                             side in ``columns.rows``, and those that are long in a file each
 ``users/``                   the same of all users
 ``events/``                  positives of every user that are in the catalogue, oldest first, CSR,
                              and their times where the log has any
@@ -142,11 +143,13 @@ class Bundle:
         """The requests with known answers."""
         return Golden.load(self.folder / names.GOLDEN)
 
-    def load_index(self, *, device: Device = "cpu") -> FaissIndex:
+    def load_index(self, *, device: Device = "cpu", num_shards: int = 1) -> FaissIndex:
         """The index over the item vectors.
 
         Args:
             device: Where it is to run.
+            num_shards: Into how many shards it is to be divided; 0 is one for every GPU, or for
+                every thread of a CPU.
 
         Raises:
             BundleError: When the bundle has no retrieval stage.
@@ -156,7 +159,7 @@ class Bundle:
             raise BundleError([f"{self.folder}: has no index; its stages are {stages}"])
         from twotower.index.faiss_index import load_index
 
-        return load_index(self.folder / names.INDEX, device=device)
+        return load_index(self.folder / names.INDEX, device=device, num_shards=num_shards)
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -268,6 +271,9 @@ def _entities(folder: Path) -> Entities | None:
         return None
     table = read_arrow(folder / names.TABLE)
     columns = {path.stem: _mapped(path) for path in sorted(folder.glob("*.npy"))}
+    together = _array(folder / names.COLUMNS)
+    for name in () if together is None else together.dtype.names or ():
+        columns[name] = together[name]  # a view (C, ...) whose rows are apart
     return Entities(ids=table.column(0).combine_chunks(), table=table, columns=columns)
 
 
@@ -277,8 +283,8 @@ def _array(path: Path) -> Array | None:
 
 def _mapped(path: Path) -> Array:
     small = path.stat().st_size <= mmap.PAGESIZE  # an empty array cannot be mapped
-    array: Array = np.load(path, mmap_mode=None if small else "r", allow_pickle=False)
-    return array
+    array = np.load(path, mmap_mode=None if small else "r", allow_pickle=False)
+    return np.asarray(array)  # a view of the map without what makes every access of it slow
 
 
 def _present(path: Path) -> Path | None:
