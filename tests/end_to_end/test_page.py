@@ -302,7 +302,7 @@ FAINT = """() => {
     const node = texts.currentNode.parentElement;
     if (!texts.currentNode.data.trim() || !node.checkVisibility()) continue;
     if (node.closest("svg, .hidden, .skip, option")) continue;
-    const pair = [light(numbers(getComputedStyle(node).color)), light(ground(node))].sort();
+    const pair = [light(numbers(getComputedStyle(node).color)), light(ground(node))];
     const contrast = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
     if (contrast < 4.5) faint.push([node.outerHTML, contrast]);
   }
@@ -329,6 +329,8 @@ def test_a_phone_need_not_scroll_sideways(browser: Browser, url: str, tmp_path: 
         page.locator("#filters-card summary").tap()
         page.locator("#ten .title").first.tap()
         expect(page.locator("#near li")).to_have_count(10)
+        expect(page.locator("#item-title")).to_be_in_viewport()
+        expect(page.locator("#near li").first).to_be_in_viewport()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.screenshot(path=tmp_path / "phone.png", full_page=True)
         with Image.open(tmp_path / "phone.png") as image:
@@ -466,7 +468,7 @@ def test_what_is_wrong_with_an_address_is_said(browser: Browser, url: str) -> No
     context = browser.new_context()
     page = context.new_page()
     page.goto(f"{url}/#user={USER}&item=nope")
-    expect(page.get_by_role("alert")).to_contain_text("history: unknown items nope")
+    expect(page.get_by_role("alert")).to_contain_text(re.compile("history: .*nope"))
     page.goto(f"{url}/#user={USER}&filters=[broken")
     settled(page)
     assert len(ten(page)) == 10
