@@ -272,8 +272,9 @@ def _entities(folder: Path) -> Entities | None:
     table = read_arrow(folder / names.TABLE)
     columns = {path.stem: _mapped(path) for path in sorted(folder.glob("*.npy"))}
     together = _array(folder / names.COLUMNS)
-    for name in () if together is None else together.dtype.names or ():
-        columns[name] = together[name]  # a view (C, ...) whose rows are apart
+    if together is not None:
+        # Views (C, ...) whose rows are apart.
+        columns |= {name: together[name] for name in together.dtype.names or ()}
     return Entities(ids=table.column(0).combine_chunks(), table=table, columns=columns)
 
 

@@ -88,7 +88,7 @@ function features(contributions) {
   );
   const heads = ["feature", "score", "logit"].map((name) => el("th", { scope: "col" }, name));
   return [
-    el("h3", {}, "What it is without each feature"),
+    el("h3", {}, "What each feature adds"),
     el("table", {}, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, rows)),
   ];
 }
