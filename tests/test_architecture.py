@@ -66,6 +66,8 @@ HOMES = {
     "torchrec": ("training",),
     "fbgemm_gpu": ("training",),
     "ray": ("data",),
+    "lmdb": ("serving",),
+    "redis": ("serving",),
     "triton": ("losses",),
     "sqlalchemy": (),
     "torchmetrics": (),

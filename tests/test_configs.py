@@ -23,12 +23,18 @@ OPTIONS = [name for name in FILES if "/" in name]
 EXPERIMENTS = [name for name in OPTIONS if name.startswith("experiment/")]
 SWEEPS = [name for name in OPTIONS if name.startswith("sweep/")]
 
-NEEDS = {"train": TRAINING_NEEDS, "prepare": TRAINING_NEEDS}
+STORE_NEEDS = ("name",)
+NEEDS = {
+    **dict.fromkeys(("train", "prepare"), TRAINING_NEEDS),
+    **dict.fromkeys(("batch", "lookup"), STORE_NEEDS),
+}
 # What a user must give, because there is no default.
 MUST_BE_GIVEN = {
     "export": ["run=runs/x"],
     "evaluate": ["bundle=bundles/x"],
     "recommend": ["bundle=bundles/x"],
+    "batch": ["bundle=bundles/x"],
+    "lookup": ["name=x", "user=x"],
     "serve": ["bundle=bundles/x"],
     "embed": ["model=x.onnx", "items=x.parquet"],
     "plan": ["users=1e8", "items=1e9"],

@@ -42,6 +42,7 @@ class ExportConfig:
     name: str | None = None
     output_dir: str = "bundles"
     num_candidates: int = 200
+    triton: Any = False
     quiet: bool = False
     index: Any = MISSING
     gates: Any = MISSING
@@ -85,6 +86,36 @@ class RecommendConfig:
     vector_feature: str | None = None
     k: int = 10
     quiet: bool = False
+
+
+@dataclass
+class BatchConfig:
+    """Fields that `batch` reads."""
+
+    bundle: str = MISSING
+    name: str | None = None
+    k: int = 100
+    seconds: int | None = None
+    chunk_size: int = 8192
+    keep: int = 1
+    ttl_days: float | None = 7.0
+    max_failed_share: float = 0.01
+    output_dir: str = "batches"
+    quiet: bool = False
+    store: Any = MISSING
+    workers: Any = MISSING
+
+
+@dataclass
+class LookupConfig:
+    """Fields that `lookup` reads."""
+
+    name: str = MISSING
+    user: Any = MISSING
+    k: int | None = None
+    max_age_hours: float | None = None
+    quiet: bool = False
+    store: Any = MISSING
 
 
 @dataclass
@@ -143,11 +174,6 @@ class PlanConfig:
 
 
 SCHEMAS = (
-    TrainConfig,
-    ExportConfig,
-    EvaluateConfig,
-    RecommendConfig,
-    ServeConfig,
-    EmbedConfig,
-    PlanConfig,
+    *(TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, ServeConfig, EmbedConfig),
+    *(BatchConfig, LookupConfig, PlanConfig),
 )

@@ -22,8 +22,11 @@ NUM_ITEMS, DIM, K = 2_500, 16, 20
 
 FLOORS = {
     "flat": (Flat(), 1.0),
+    "flat_3_shards": (Flat(num_shards=3), 1.0),
     "ivf_flat": (IVFFlat(), 0.9),
+    "ivf_flat_2_shards": (IVFFlat(num_shards=2), 0.9),
     "ivf_pq": (IVFPQ(), 0.9),
+    "ivf_pq_2_shards": (IVFPQ(num_shards=2), 0.9),
     "ivf_pq_codes": (IVFPQ(refine=0), 0.6),
     "hnsw": (HNSW(), 0.95),
     "cagra": (Cagra(), 0.9),
@@ -55,6 +58,9 @@ def case(request, world):
     if name == "cagra" and not hasattr(faiss, "GpuIndexCagra"):
         pytest.skip("needs a FAISS with cuVS (extra `gpu-cuvs`)")
     spec, least = FLOORS[name]
+    num_gpus = getattr(spec, "num_shards", 1)
+    if device == "gpu" and faiss.get_num_gpus() < num_gpus:
+        pytest.skip(f"needs {num_gpus} NVIDIA GPUs")
     items, queries, _ = world
     index = replace(spec, device=device).build(items, queries=queries)
     assert index.device == device
@@ -122,7 +128,7 @@ def test_saved_and_loaded(case, world, tmp_path):
     index, least = case
     _, queries, exact = world
     index.save(tmp_path / "index")
-    loaded = load_index(tmp_path / "index", device=index.device)
+    loaded = load_index(tmp_path / "index", device=index.device, num_shards=index.num_shards)
     assert loaded.description == index.description
     before, after = index.search(queries, K), loaded.search(queries, K)
     if index.kind == "cagra":

@@ -31,7 +31,10 @@ LINES = [
 ]
 YAML = [block for kind, block in BLOCKS if kind == "yaml"]
 SCRIPTS = {"train.py": "train", "export.py": "export"}
-RUNTIME = {"train": TRAINING_NEEDS, "prepare": TRAINING_NEEDS}
+RUNTIME = {
+    **dict.fromkeys(("train", "prepare"), TRAINING_NEEDS),
+    **dict.fromkeys(("batch", "lookup"), ("name",)),
+}
 
 
 def check_config(command: str, arguments: list[str]) -> None:

@@ -33,8 +33,12 @@ def export(cfg: DictConfig) -> ExportResult:
     from twotower.cli.tables import gates_table
     from twotower.cli.training_run import read_metrics
     from twotower.export.build import ExportParts, export_bundle
+    from twotower.export.triton import repository_folder, write_repository
 
+    root = Path(cfg.output_dir)
     run = load_run(Path(cfg.run))
+    name = cfg.name or run.config.name
+    repository = repository_folder(cfg.triton, root / name)
     result = export_bundle(
         parts=ExportParts(
             prepared=run.prepared,
@@ -45,8 +49,8 @@ def export(cfg: DictConfig) -> ExportResult:
             remove_seen=run.config.evaluation.remove_seen,
             figures=read_metrics(run.folder),
         ),
-        root=Path(cfg.output_dir),
-        name=cfg.name or run.config.name,
+        root=root,
+        name=name,
         index_builder=build(cfg.index),
         gate_settings=build(cfg.gates),
         num_candidates=cfg.num_candidates,
@@ -59,11 +63,19 @@ def export(cfg: DictConfig) -> ExportResult:
     if not result.published:
         failed = ", ".join(gate.name for gate in result.gates if not gate.passed)
         raise Refused(f"not published: {failed}; `current` is where it was")
+    written = None if repository is None else write_repository(result.folder, repository)
     if not cfg.quiet:
         home = result.folder.parent / "current"
         console.print(
             f"published: {home}\nnext: twotower evaluate bundle={home}\n"
             f"      twotower recommend bundle={home} user=<id>",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if written is not None and not cfg.quiet:
+        console.print(
+            f"Triton: {written.folder}: {', '.join(written.models)} (version {written.version})\n"
+            f"next: tritonserver --model-repository {written.folder.resolve()}",
             highlight=False,
             soft_wrap=True,
         )

@@ -18,6 +18,7 @@ from twotower.features.pipeline import FeaturePipeline
 from twotower.features.spec import Stage
 from twotower.losses.calibration import Calibration
 from twotower.models.dcn import DCNv2
+from twotower.models.tables import halve_tables
 from twotower.models.two_tower import TwoTower
 from twotower.training.fit import BEST, FINISHED
 from twotower.training.run_folder import CONFIG, PREPARED, RANKER_STATE
@@ -110,5 +111,7 @@ def _model(
     weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     prefix = "model."
     own = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+    if any(weight.dtype == torch.bfloat16 for weight in own.values()):
+        halve_tables(model)
     model.load_state_dict(own)
     return model.eval()

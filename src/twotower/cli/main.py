@@ -17,6 +17,8 @@ COMMANDS = {
     "export": "run folder -> bundle, published when its gates pass",
     "evaluate": "bundle -> two-stage metrics with attribution",
     "recommend": "bundle and user, item or vector -> table of items",
+    "batch": "bundle -> lists for all users, as Parquet and in a store",
+    "lookup": "store and user -> table of items",
     "serve": "bundle -> answers over HTTP",
     "embed": "encoder and items -> items with content vectors",
     "plan": "numbers of users and items -> memory, GPUs, hours, cores, index",

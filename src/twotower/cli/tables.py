@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.markup import escape
@@ -72,4 +73,30 @@ def items_table(title: str, items: Sequence[Recommendation]) -> Table:
             "" if item.retrieval_rank is None else str(item.retrieval_rank),
             escape(item.reason),
         )
+    return table
+
+
+def batch_table(report: Mapping[str, Any]) -> Table:
+    """What a batch did."""
+    expires = report["expires_at"]
+    rows = {
+        "users": f"{report['users']:,}",
+        "without a list": f"{report['failed']:,}",
+        f"lists shorter than {report['k']}": f"{report['short']:,}",
+        "scored now": f"{report['scored_now']:,}",
+        "seconds": f"{report['seconds']:,.1f}",
+        "users a second": f"{report['users_per_second']:,.0f}",
+        "Parquet": f"{report['parquet_bytes'] / 1e6:,.1f} MB",
+        "store": escape(report["store"]),
+        "version": escape(report["namespace"]),
+        "expires": "never" if expires is None else f"{datetime.fromtimestamp(expires):%F %T}",
+    }
+    for reason, said in report["reasons"].items():
+        some = ", ".join(map(str, said["examples"]))
+        rows[f"no list: {escape(reason)}"] = f"{said['users']:,}, such as {escape(some)}"
+    table = Table(title="Batch", show_header=False)
+    for column, side in (("what", "left"), ("figure", "right")):
+        table.add_column(column, justify=side, overflow="fold")  # type: ignore[arg-type]
+    for row in rows.items():
+        table.add_row(*row)
     return table

@@ -142,11 +142,13 @@ class Bundle:
         """The requests with known answers."""
         return Golden.load(self.folder / names.GOLDEN)
 
-    def load_index(self, *, device: Device = "cpu") -> FaissIndex:
+    def load_index(self, *, device: Device = "cpu", num_shards: int = 1) -> FaissIndex:
         """The index over the item vectors.
 
         Args:
             device: Where it is to run.
+            num_shards: Into how many shards it is to be divided; 0 is one for every GPU, or for
+                every thread of a CPU.
 
         Raises:
             BundleError: When the bundle has no retrieval stage.
@@ -156,7 +158,7 @@ class Bundle:
             raise BundleError([f"{self.folder}: has no index; its stages are {stages}"])
         from twotower.index.faiss_index import load_index
 
-        return load_index(self.folder / names.INDEX, device=device)
+        return load_index(self.folder / names.INDEX, device=device, num_shards=num_shards)
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -277,8 +279,8 @@ def _array(path: Path) -> Array | None:
 
 def _mapped(path: Path) -> Array:
     small = path.stat().st_size <= mmap.PAGESIZE  # an empty array cannot be mapped
-    array: Array = np.load(path, mmap_mode=None if small else "r", allow_pickle=False)
-    return array
+    array = np.load(path, mmap_mode=None if small else "r", allow_pickle=False)
+    return np.asarray(array)  # a view of the map without what makes every access of it slow
 
 
 def _present(path: Path) -> Path | None:

@@ -3,7 +3,8 @@
 The data set that they come from has the events of the catalogue alone, as the bundle has, so that a
 request can be repeated from the bundle.
 
-Shapes: Q queries, K candidates, D width of the vectors, C items of the catalogue.
+Shapes: Q queries, K candidates, n pairs of a query and one of its candidates, D width of the
+vectors, C items of the catalogue.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from twotower.data.batches import Batch, Columns
 from twotower.data.item_lists import ItemLists
 from twotower.data.prepared import Prepared
 from twotower.data.queries import Queries
-from twotower.data.schema import RETRIEVAL_RANK, RETRIEVAL_SCORE, TEST, DataError
+from twotower.data.schema import OWNER, RETRIEVAL_RANK, RETRIEVAL_SCORE, TEST, DataError
 from twotower.export.onnx import Ranker
 from twotower.index.base import NO_ITEM
 from twotower.losses.calibration import Calibration
@@ -64,6 +65,33 @@ class Requests:
     def candidates(self) -> Array | None:
         """(Q, 1) the items that were shown, or None."""
         return None if self.item_rows is None else self.item_rows[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Queries with their candidates.
+
+    Args:
+        queries: Columns of the queries, (Q, ...) each.
+        candidates: Columns of the candidates, query by query, (n, ...) each.
+        owners: (n,) the query of every candidate; None for a flat click table, which has no items.
+    """
+
+    queries: Batch
+    candidates: Batch
+    owners: Tensor | None
+
+    def by_owner(self) -> Batch:
+        """What an exported ranker is given: every query once."""
+        owner = {} if self.owners is None else {OWNER: self.owners}
+        return self.queries | self.candidates | owner
+
+    def one_by_one(self) -> Batch:
+        """What a ranker is given in training: n rows of everything."""
+        if self.owners is None:
+            return self.queries
+        queries = {name: column[self.owners] for name, column in self.queries.items()}
+        return queries | self.candidates
 
 
 def query_requests(queries: Queries, chosen: Array, *, remove_seen: bool) -> Requests:
@@ -126,7 +154,7 @@ def ranker_answers(model: DCNv2, calibration: Calibration, batch: Batch) -> dict
 
 def pairs(
     columns: Columns, requests: Requests, candidates: Array | None, scores: Array | None
-) -> Batch:
+) -> Pairs:
     """What the ranker is given for every query with each of its candidates.
 
     Args:
@@ -136,18 +164,17 @@ def pairs(
         scores: Scores of the retrieval (Q, K), or None.
 
     Returns:
-        Columns (n, ...) of the n pairs that are no padding, query by query.
+        The n pairs that are no padding, query by query.
     """
-    batch = requests.batch(columns)
+    queries = requests.batch(columns)
     if candidates is None:
-        return batch
+        return Pairs(queries=queries, candidates={}, owners=None)
     owners, places = np.nonzero(candidates != NO_ITEM)
-    batch = {name: column[torch.from_numpy(owners)] for name, column in batch.items()}
-    batch |= columns.items(torch.from_numpy(candidates[owners, places]))
+    batch = columns.items(torch.from_numpy(candidates[owners, places]))
     if scores is not None:
         batch[RETRIEVAL_SCORE] = torch.from_numpy(scores[owners, places])
         batch[RETRIEVAL_RANK] = torch.from_numpy(np.asarray(places + 1, np.float32))
-    return batch
+    return Pairs(queries=queries, candidates=batch, owners=torch.from_numpy(owners))
 
 
 def grid(values: Array, candidates: Array | None) -> Array:

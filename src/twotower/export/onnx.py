@@ -4,7 +4,12 @@ Inputs are called as the features are, ``history.<item feature>`` and ``history.
 ``history.time`` where a model reads it; the first dimension of all of them is free. Ids and times
 are int64, numbers float32, masks bool.
 
-Shapes: B rows of a batch, D width of the vectors.
+The ranker of a bundle with items is given the columns of user, context and history of Q queries,
+those of the item and of the retrieval of B pairs, and ``owner`` (B,) int64, the query that a pair
+belongs to; it looks at a query once, however many candidates that has. The ranker of a flat click
+table, which has no items, is given B rows of everything.
+
+Shapes: B rows of a batch, Q queries, D width of the vectors.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +29,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from twotower.data.schema import OWNER
+from twotower.export.query_once import query_once
 from twotower.features.spec import (
     HISTORY_MASK,
     HISTORY_PREFIX,
@@ -43,7 +50,8 @@ from twotower.models.two_tower import TwoTower
 OPSET = 20
 VECTOR, LOGIT, PROBABILITY = "vector", "logit", "probability"
 MAX_BYTES = 2**31  # of one protobuf message
-EXAMPLE_ROWS = 13  # not 1, nor a width: the exporter takes what is equal for the same
+# Not 1, nor each other, nor a width: the exporter takes what is equal for the same.
+EXAMPLE_ROWS, EXAMPLE_QUERIES = 13, 11
 CHATTY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 Array = npt.NDArray[Any]
@@ -110,7 +118,7 @@ def export_query_tower(model: TwoTower, inputs: ModelInputs, path: Path) -> None
     Raises:
         ValueError: When the model is too large for one file.
     """
-    example = _columns(inputs.of("user", "context")) | _history(inputs, model)
+    example = _columns(inputs.of("user", "context")) | _history(inputs, model, EXAMPLE_ROWS)
     _export(QueryTower(model), example, [VECTOR], path)
 
 
@@ -142,13 +150,18 @@ def export_ranker(
     Raises:
         ValueError: When the model is too large for one file.
     """
-    example = _columns(inputs.features) | _history(inputs, model)
+    pairs = _columns(inputs.of("item"))
     if model.score_scale is not None:
-        example[RETRIEVAL_SCORE] = torch.zeros(EXAMPLE_ROWS)
+        pairs[RETRIEVAL_SCORE] = torch.zeros(EXAMPLE_ROWS)
     if model.rank_scale is not None:
-        example[RETRIEVAL_RANK] = torch.ones(EXAMPLE_ROWS)
+        pairs[RETRIEVAL_RANK] = torch.ones(EXAMPLE_ROWS)
+    num_queries = EXAMPLE_QUERIES if pairs else EXAMPLE_ROWS
+    queries = _columns(inputs.of("user", "context"), leading=(num_queries,))
+    queries |= _history(inputs, model, num_queries)
+    if pairs and queries:
+        pairs[OWNER] = torch.arange(EXAMPLE_ROWS) % EXAMPLE_QUERIES
     ranker = Ranker(model, calibration)
-    _export(ranker, example, ranker.outputs, path)
+    _export(ranker, queries | pairs, ranker.outputs, path, pairs=pairs)
 
 
 def parity(path: Path, inputs: Mapping[str, Array], expected: Mapping[str, Array]) -> float:
@@ -187,10 +200,10 @@ def _columns(
     }
 
 
-def _history(inputs: ModelInputs, model: TwoTower | DCNv2) -> Example:
+def _history(inputs: ModelInputs, model: TwoTower | DCNv2, num_rows: int) -> Example:
     if not inputs.history_length or not inputs.history():
         return {}
-    leading = (EXAMPLE_ROWS, inputs.history_length)
+    leading = (num_rows, inputs.history_length)
     columns = _columns(inputs.history(), HISTORY_PREFIX, leading)
     beside = {
         HISTORY_MASK: torch.ones(leading, dtype=torch.bool),
@@ -199,15 +212,25 @@ def _history(inputs: ModelInputs, model: TwoTower | DCNv2) -> Example:
     return columns | {name: beside[name] for name in read_of(model.history)}
 
 
-def _export(module: nn.Module, example: Example, outputs: Sequence[str], path: Path) -> None:
+def _export(
+    module: nn.Module,
+    example: Example,
+    outputs: Sequence[str],
+    path: Path,
+    pairs: Collection[str] = (),
+) -> None:
+    """Write a module; where columns of `pairs` are among others, those have rows of their own."""
     rows = torch.export.Dim("batch", min=1)
+    owned = torch.export.Dim("pairs", min=1) if OWNER in pairs else rows
     with _quiet():
         exported = torch.onnx.export(
             module.eval(),
             (),
             kwargs={"batch": example},
             dynamo=True,
-            dynamic_shapes={"batch": {name: {0: rows} for name in example}},
+            dynamic_shapes={
+                "batch": {name: {0: owned if name in pairs else rows} for name in example}
+            },
             input_names=list(example),
             output_names=list(outputs),
             opset_version=OPSET,
@@ -221,7 +244,8 @@ def _export(module: nn.Module, example: Example, outputs: Sequence[str], path: P
             f"{path.name}: {num_bytes:,} bytes of weights, an ONNX file holds less than "
             f"{MAX_BYTES:,}; lower `embedding_dim` or raise `min_count` of the id features"
         )
-    path.write_bytes(_stripped(program.model_proto).SerializeToString(deterministic=True))
+    model = query_once(_stripped(program.model_proto))
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _stripped(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -180,13 +180,13 @@ def export_ranking(
     export_ranker(model, inputs, path, calibration=calibration)
     candidates = requests.candidates() if found is None else found.rows
     scores = None if found is None else found.scores
-    batch = pairs(stage_columns(data, inputs, residency="disk"), requests, candidates, scores)
-    answers = ranker_answers(model, calibration, batch)
+    asked = pairs(stage_columns(data, inputs, residency="disk"), requests, candidates, scores)
+    answers = ranker_answers(model, calibration, asked.one_by_one())
     bar.update()
     return RankingStage(
         logits=grid(answers[LOGIT], candidates),
         probabilities=grid(answers[PROBABILITY], candidates),
-        parity=parity(path, _numpy(batch), answers),
+        parity=parity(path, _numpy(asked.by_owner()), answers),
     )
 
 

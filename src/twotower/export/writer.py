@@ -83,7 +83,7 @@ def bundle_writer(root: Path, name: str) -> Iterator[BundleWriter]:
         )
     home = root / name
     home.mkdir(parents=True, exist_ok=True)
-    with _lock(home):
+    with lock(home):
         _remove_leftovers(home)
         created = datetime.now(UTC)
         version = _free_version(home, created)
@@ -133,7 +133,15 @@ def published(home: Path) -> Path | None:
 
 
 @contextmanager
-def _lock(home: Path) -> Iterator[None]:
+def lock(home: Path) -> Iterator[None]:
+    """Keep other exports of a name out while the block runs.
+
+    Args:
+        home: Folder of all versions of the name.
+
+    Raises:
+        BundleError: When another one is running.
+    """
     with (home / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

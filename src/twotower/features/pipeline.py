@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from twotower.data.prepared import read_arrow, write_arrow
 from twotower.data.schema import HISTORY_OFFSETS, ITEM_ID, USER_ID, DataError
 from twotower.data.training_part import Columns, TrainingPart
 from twotower.data.workers import Threads
+from twotower.features.one_row import Encode, one_value
 from twotower.features.spec import (
     HISTORY_MASK,
     HISTORY_PREFIX,
@@ -145,6 +147,41 @@ class FeaturePipeline:
         if problems:
             raise DataError(problems)
         return encoded
+
+    def encode_row(self, side: Side, values: Mapping[str, Any]) -> dict[str, Array]:
+        """Encode one row, as `encode` does a table of it and without the time that a table takes.
+
+        Args:
+            side: Whose features.
+            values: Values by column; a column that is missing counts as null.
+
+        Returns:
+            Encoded columns by feature name, (1, ...) each.
+
+        Raises:
+            DataError: Lists every feature whose value cannot be encoded.
+        """
+        problems: list[str] = []
+        encoded: dict[str, Array] = {}
+        for feature, one in self._encoders(side):
+            try:
+                encoded[feature.name] = one(values.get(feature.source_column))
+            except ValueError as error:
+                problems.append(f"feature `{feature.name}` of kind {feature.kind}: {error}")
+        if problems:
+            raise DataError(problems)
+        return encoded
+
+    def _encoders(self, side: Side) -> list[tuple[Feature, Encode]]:
+        """What encodes a value of every feature of a side; made when it is first asked for."""
+        if side not in self._made:
+            features = [feature for feature in self.spec.features if feature.side == side]
+            self._made[side] = [(f, one_value(self.transforms[f.name])) for f in features]
+        return self._made[side]
+
+    @cached_property
+    def _made(self) -> dict[Side, list[tuple[Feature, Encode]]]:
+        return {}
 
     def inputs(self, stage: Stage) -> ModelInputs:
         """What the model of a stage is given."""

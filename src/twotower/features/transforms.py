@@ -184,7 +184,10 @@ class Time:
                 "needs timestamps, dates or integer microseconds since 1970, got a column of type "
                 f"{array.type}"
             )
-        seconds = _numbers(array, log=False) / (MICROSECONDS if is_integer else 1)
+        return self.waves(_numbers(array, log=False) / (MICROSECONDS if is_integer else 1))
+
+    def waves(self, seconds: npt.NDArray[np.float64]) -> Array:
+        """Encode seconds since 1970 (R,), NaN where they are missing."""
         waves = np.empty((len(seconds), self.width), np.float32)
         for place, turns in enumerate((seconds / DAY, (seconds + EPOCH_TO_MONDAY) / WEEK)):
             angles = turns * 2 * np.pi

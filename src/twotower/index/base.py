@@ -158,9 +158,10 @@ def padded(rows: IntArray, scores: FloatArray, k: int) -> SearchResult:
         scores: Their scores (Q, j); anything where the row is -1.
         k: Wanted number of columns.
     """
-    missing = ((0, 0), (0, k - rows.shape[1]))
-    rows = np.pad(rows, missing, constant_values=NO_ITEM)
-    scores = np.pad(scores, missing, constant_values=-np.inf)
+    if rows.shape[1] < k:
+        missing = ((0, 0), (0, k - rows.shape[1]))
+        rows = np.pad(rows, missing, constant_values=NO_ITEM)
+        scores = np.pad(scores, missing, constant_values=-np.inf)
     scores[rows == NO_ITEM] = -np.inf
     return SearchResult(rows=rows, scores=scores)
 

@@ -1,7 +1,8 @@
 """A FAISS index as the rest of the code sees it: search, save, load.
 
 FAISS' own index file holds vectors, structure and search settings; a small JSON file beside it says
-what is inside, so that a wrong or damaged file is refused by name. Both need FAISS and numpy alone.
+what is inside, so that a wrong or damaged file is refused by name. Both need FAISS and numpy alone,
+and neither knows of shards: an index is written undivided and divided again where it is read.
 
 The metric is always inner product. Letters: ``Q`` queries, ``N`` items, ``D`` dimensions.
 """
@@ -15,7 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from twotower.index.base import FloatArray, SearchResult, check_k, checked_vectors, padded
+from twotower.index.base import (
+    FloatArray,
+    SearchResult,
+    check_k,
+    check_least,
+    checked_vectors,
+    padded,
+)
 from twotower.index.faiss_library import Handle, faiss
 from twotower.index.gpu_index import (
     GPU_LOCK,
@@ -23,9 +31,11 @@ from twotower.index.gpu_index import (
     Device,
     Place,
     pick_device,
-    to_cpu,
-    to_gpu,
+    pick_num_shards,
+    placed,
+    whole,
 )
+from twotower.index.shards import shards_of
 
 INDEX_FILE = "index.faiss"
 FACTS_FILE = "index.json"
@@ -34,10 +44,10 @@ METRIC = "inner_product"
 
 
 class FaissIndex:
-    """A built FAISS index on one device.
+    """A built FAISS index on a CPU, a GPU, or in shards on several.
 
     Args:
-        index: The FAISS index, filled; on a GPU its GPU form.
+        index: The FAISS index, filled; on a GPU its GPU form, in shards FAISS' `IndexShards`.
         kind: Name of the kind, such as ``ivf_flat``.
         settings: Its settings in words.
         device: Where `index` lives.
@@ -64,10 +74,16 @@ class FaissIndex:
         return int(self.faiss_index.d)
 
     @property
+    def num_shards(self) -> int:
+        """Into how many shards it is divided; 1 if it is not."""
+        return len(shards_of(self.faiss_index))
+
+    @property
     def description(self) -> str:
         """Kind, settings, size and device in words."""
+        shards = "" if self.num_shards == 1 else f" in {self.num_shards} shards"
         return (
-            f"{self.kind} ({self.settings}) on {self.device}: "
+            f"{self.kind} ({self.settings}) on {self.device}{shards}: "
             f"{self.num_items:,} items x {self.dim}, inner product"
         )
 
@@ -99,14 +115,16 @@ class FaissIndex:
     def save(self, folder: Path) -> None:
         """Write the CPU form of the index and its facts into a folder, made if missing.
 
+        Shards are merged for it, in memory.
+
         Args:
             folder: Where ``index.faiss`` and ``index.json`` go.
         """
         folder.mkdir(parents=True, exist_ok=True)
         index = self.faiss_index
-        if self.device == "gpu":
+        if self.device == "gpu" or self.num_shards > 1:
             with self._lock():
-                index = to_cpu(index)
+                index = whole(index, self.device)
         if self._beam:
             index.hnsw.efSearch = self._beam
         faiss.write_index(index, str(folder / INDEX_FILE))
@@ -144,6 +162,8 @@ class FaissIndex:
 
 
 def _ties_by_row(result: SearchResult) -> SearchResult:
+    if (result.scores[:, 1:] < result.scores[:, :-1]).all():
+        return result
     order = np.lexsort((result.rows, -result.scores), axis=-1)  # (Q, k)
     return SearchResult(
         rows=np.take_along_axis(result.rows, order, axis=-1),
@@ -151,21 +171,28 @@ def _ties_by_row(result: SearchResult) -> SearchResult:
     )
 
 
-def load_index(folder: Path, *, device: Device = "cpu") -> FaissIndex:
+def load_index(folder: Path, *, device: Device = "cpu", num_shards: int = 1) -> FaissIndex:
     """Read an index that `FaissIndex.save` wrote.
 
     Args:
         folder: The folder it was saved into.
         device: Where it is to run.
+        num_shards: Into how many shards it is to be divided, whatever it was when it was saved; 0
+            is one for every GPU, or for every thread of a CPU.
 
     Raises:
         ValueError: When the files are missing, damaged, of another format, or contradict each
-            other, or the device cannot be used.
+            other, or the device or so many shards cannot be used.
     """
+    check_least("load_index", {"num_shards": (num_shards, 0)})
     facts = _read_facts(folder)
+    place = pick_device(device, facts["kind"])
+    num_shards = pick_num_shards(num_shards, facts["kind"], place, facts["num_items"])
     path = folder / INDEX_FILE
+    # What is divided is copied out of the mapped file: it is in memory once, not twice.
+    flags = 0 if num_shards == 1 else faiss.IO_FLAG_MMAP_IFC
     try:
-        index = faiss.read_index(str(path))
+        index = faiss.read_index(str(path), flags)
     except RuntimeError as error:
         raise ValueError(f"{path} is not a readable FAISS index: {error}") from error
     found = {"dim": index.d, "num_items": index.ntotal, "metric": METRIC}
@@ -176,10 +203,9 @@ def load_index(folder: Path, *, device: Device = "cpu") -> FaissIndex:
         stated = ", ".join(f"{name} {facts[name]}" for name in wrong)
         got = ", ".join(f"{name} {found[name]}" for name in wrong)
         raise ValueError(f"{path} does not belong to {FACTS_FILE}: stated {stated}; found {got}")
-    place = pick_device(device, facts["kind"])
     beam = index.hnsw.efSearch if place == "gpu" and facts["kind"] == "cagra" else 0
     return FaissIndex(
-        to_gpu(index) if place == "gpu" else index,
+        placed(index, place, num_shards),
         kind=facts["kind"],
         settings=facts["settings"],
         device=place,

@@ -110,7 +110,7 @@ class Cagra:
         config = faiss.GpuIndexCagraConfig()
         config.graph_degree = self.graph_degree
         config.intermediate_graph_degree = self.intermediate_graph_degree
-        index = faiss.GpuIndexCagra(gpu_resources(), dim, faiss.METRIC_INNER_PRODUCT, config)
+        index = faiss.GpuIndexCagra(gpu_resources(0), dim, faiss.METRIC_INNER_PRODUCT, config)
         index.train(items)
         return self.tuned(index, "gpu")
 

@@ -23,8 +23,10 @@ from twotower.index.gpu_index import (
     Place,
     filled,
     pick_device,
-    to_gpu,
+    pick_num_shards,
+    trained,
 )
+from twotower.index.shards import shards_of
 
 # k-means wants so many points a cell; FAISS warns below.
 MIN_POINTS_PER_CELL = 39
@@ -40,6 +42,8 @@ class IVFFlat:
         num_cells: Cells of the partition; 0 takes 4 sqrt(N), or fewer so that every cell has enough
             points to be trained on.
         num_probes: Cells looked into, at most all; 0 takes a sixteenth of them, at least 8.
+        num_shards: Shards with the same cells that are searched side by side, on a GPU each or by
+            the threads of a CPU; 0 takes one for every GPU or thread.
         device: ``cpu``, ``gpu`` or ``auto``.
 
     Raises:
@@ -48,14 +52,14 @@ class IVFFlat:
 
     num_cells: int = 0
     num_probes: int = 0
+    num_shards: int = 1
     device: Device = "auto"
 
     kind: ClassVar[str] = "ivf_flat"
 
     def __post_init__(self) -> None:
-        check_least(
-            self.kind, {"num_cells": (self.num_cells, 0), "num_probes": (self.num_probes, 0)}
-        )
+        names = ("num_cells", "num_probes", "num_shards")
+        check_least(self.kind, {name: (getattr(self, name), 0) for name in names})
 
     def build(self, vectors: FloatArray, *, queries: FloatArray | None = None) -> FaissIndex:
         """Build the index; see `IndexBuilder`."""
@@ -66,12 +70,15 @@ class IVFFlat:
         index = faiss.IndexIVFFlat(
             faiss.IndexFlatIP(dim), dim, num_cells, faiss.METRIC_INNER_PRODUCT
         )
-        return self.tuned(filled(index, items, place), place)
+        num_shards = pick_num_shards(self.num_shards, self.kind, place, num_items)
+        return self.tuned(filled(index, items, place, num_shards), place)
 
     def tuned(self, index: Handle, place: Place) -> FaissIndex:
         """Apply the search settings to a filled FAISS index."""
-        index.nprobe = _probes(self.kind, self.num_probes, index.nlist, place)
-        settings = f"{index.nlist} cells, {index.nprobe} probes"
+        shards = shards_of(index)
+        for shard in shards:
+            shard.nprobe = _probes(self.kind, self.num_probes, shard.nlist, place)
+        settings = f"{shards[0].nlist} cells, {shards[0].nprobe} probes"
         return FaissIndex(index, kind=self.kind, settings=settings, device=place)
 
     def memory_bytes(self, num_items: int, dim: int) -> int:
@@ -91,6 +98,7 @@ class IVFPQ:
             most ``D / 2`` bytes.
         refine: The best ``refine * k`` compressed items are scored again with their exact vectors,
             which the index then keeps in memory; 0 trusts the compressed scores.
+        num_shards: Shards of the compressed vectors; 0 as for `IVFFlat`.
         device: ``cpu``, ``gpu`` or ``auto``; the exact vectors always stay in host memory.
 
     Raises:
@@ -101,12 +109,13 @@ class IVFPQ:
     num_probes: int = 0
     num_bytes: int = 0
     refine: int = 8
+    num_shards: int = 1
     device: Device = "auto"
 
     kind: ClassVar[str] = "ivf_pq"
 
     def __post_init__(self) -> None:
-        names = ("num_cells", "num_probes", "num_bytes", "refine")
+        names = ("num_cells", "num_probes", "num_bytes", "refine", "num_shards")
         check_least(self.kind, {name: (getattr(self, name), 0) for name in names})
 
     def build(self, vectors: FloatArray, *, queries: FloatArray | None = None) -> FaissIndex:
@@ -129,23 +138,23 @@ class IVFPQ:
             faiss.METRIC_INNER_PRODUCT,
         )
         index.pq.cp.min_points_per_centroid = 1  # else FAISS warns below 9,984 items
-        if place == "gpu":
-            index = to_gpu(index)
+        num_shards = pick_num_shards(self.num_shards, self.kind, place, num_items)
+        index = trained(index, items, place, num_shards)
         if self.refine:
             index = faiss.IndexRefineFlat(index)
-        index.train(items)
         index.add(items)
         return self.tuned(index, place)
 
     def tuned(self, index: Handle, place: Place) -> FaissIndex:
         """Apply the search settings to a filled FAISS index."""
-        cells = index
         refined = "not refined"
         if isinstance(index, faiss.IndexRefine):
-            cells = faiss.downcast_index(index.base_index)
             index.k_factor = self.refine
             refined = f"refined from {self.refine} k"
-        cells.nprobe = _probes(self.kind, self.num_probes, cells.nlist, place)
+        shards = shards_of(index)
+        for shard in shards:
+            shard.nprobe = _probes(self.kind, self.num_probes, shard.nlist, place)
+        cells = shards[0]
         settings = f"{cells.nlist} cells, {cells.nprobe} probes, {cells.pq.M} bytes, {refined}"
         return FaissIndex(index, kind=self.kind, settings=settings, device=place)
 

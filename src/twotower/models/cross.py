@@ -66,7 +66,8 @@ def mixture_cross(
     """What a cross layer of low-rank experts adds, all experts at once.
 
     The gates sum to one and x_0 and the bias are common to the experts, so they are applied once,
-    after the weighted sum.
+    after the weighted sum. Experts stand side by side in one matrix of what goes in and one of what
+    comes out, so that each is one product.
 
     Args:
         x0: Input of the network, ``(B, W)``.
@@ -80,10 +81,13 @@ def mixture_cross(
     Returns:
         ``(B, W)``.
     """
+    num_experts, width, rank = v.shape
     share = torch.softmax(x @ gate.T, dim=-1)  # (B, K)
-    inner = torch.tanh(torch.einsum("bw,kwr->bkr", x, v))  # (B, K, R)
+    projected = x @ v.transpose(0, 1).reshape(width, num_experts * rank)  # (B, K R)
+    inner = torch.tanh(projected.unflatten(-1, (num_experts, rank)))  # (B, K, R)
     inner = torch.tanh(torch.einsum("bkr,ksr->bks", inner, c))  # (B, K, R)
-    mixed = torch.einsum("bk,bkr,kwr->bw", share, inner, u)  # (B, W)
+    weighed = (share.unsqueeze(-1) * inner).flatten(start_dim=1)  # (B, K R)
+    mixed = weighed @ u.transpose(1, 2).reshape(num_experts * rank, width)  # (B, W)
     return x0 * (mixed + bias)  # (B, W)
 
 

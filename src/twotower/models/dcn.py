@@ -9,17 +9,18 @@ further outcomes.
 Wang et al. 2021, "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale
 Learning to Rank Systems".
 
-Shapes: B pairs of a query and a candidate, L events of a history, W width of x_0, T tasks.
+Shapes: B pairs of a query and a candidate, Q queries, L events of a history, W width of x_0, T tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from twotower.data.schema import OWNER
 from twotower.features.spec import (
     HISTORY_MASK,
     HISTORY_PREFIX,
@@ -175,6 +176,11 @@ class DCNv2(nn.Module):
         """Whether it is shown what the retrieval says of the candidate."""
         return self.score_scale is not None or self.rank_scale is not None
 
+    @property
+    def dense_parts(self) -> Sequence[nn.Module]:
+        """What only multiplies and adds, and gains by being compiled."""
+        return (self.get_submodule("body"),)
+
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits ``(B,)`` of the task that is ranked by; the sigmoid is the probability."""
         return self.logits(batch)[:, 0]
@@ -186,6 +192,8 @@ class DCNv2(nn.Module):
             batch: User, context and item columns ``(B, ...)``; where the model looks at them,
                 ``history.<item feature>`` ``(B, L, ...)``, ``history.mask`` ``(B, L)``,
                 ``history.time`` ``(B, L)``, ``retrieval_score`` and ``retrieval_rank`` ``(B,)``.
+                With ``owner`` ``(B,)`` the columns of user, context and history are those of
+                ``Q`` queries, and every pair says which query is its own.
 
         Returns:
             ``(B, T)``: of the task that is ranked by, then of `tasks`.
@@ -193,11 +201,11 @@ class DCNv2(nn.Module):
         return self.body(self._features(batch))
 
     def _features(self, batch: Mapping[str, Tensor]) -> Tensor:
-        parts = [
-            embedder(batch)
-            for embedder in (self.query_embedder, self.item_embedder)
-            if embedder.features
-        ]
+        parts = []
+        if self.query_embedder.features:
+            parts.append(_of_pairs(self.query_embedder(batch), batch))
+        if self.item_embedder.features:
+            parts.append(self.item_embedder(batch))
         if self.history_names:
             parts.append(self._history(batch))
         if self.score_scale is not None:
@@ -210,8 +218,15 @@ class DCNv2(nn.Module):
         events = self.item_embedder(batch, HISTORY_PREFIX, self.history_names)  # (B, L, E)
         if isinstance(self.history, TargetEncoder):
             target = self.item_embedder(batch, names=self.history_names)  # (B, E)
-            return self.history.attend(events, batch[HISTORY_MASK], target)
-        return self.history(events, *(batch[name] for name in read_of(self.history)))
+            events, mask = (_of_pairs(part, batch) for part in (events, batch[HISTORY_MASK]))
+            return self.history.attend(events, mask, target)
+        encoded = self.history(events, *(batch[name] for name in read_of(self.history)))
+        return _of_pairs(encoded, batch)
+
+
+def _of_pairs(values: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Values of queries ``(Q, ...)`` as those of pairs ``(B, ...)``."""
+    return values.index_select(0, batch[OWNER]) if OWNER in batch else values
 
 
 def _times(factor: float) -> nn.Linear:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from twotower.models.half_tables import HalfTable, half_means
+
 TABLE_STD = 0.05
 
 
@@ -45,6 +47,11 @@ class TableGroup(nn.Module):
         nn.init.normal_(self.rows.weight, std=TABLE_STD)
         starts = torch.tensor([rows.start for rows in self._slices.values()])
         self.register_buffer("starts", starts, persistent=False)
+
+    def halve(self) -> None:
+        """Keep the rows in bfloat16 from now on."""
+        if not isinstance(self.rows, HalfTable):
+            self.rows = HalfTable(self.rows)
 
     def place(self, name: str) -> int:
         """Which of the tables it is."""
@@ -87,6 +94,17 @@ class TableGroup(nn.Module):
         return means
 
 
+def halve_tables(model: nn.Module) -> None:
+    """Keep all tables of a model in bfloat16 from now on; see `twotower.models.half_tables`.
+
+    Args:
+        model: Changed in place, before an optimizer sees its parameters.
+    """
+    for module in model.modules():
+        if isinstance(module, TableGroup):
+            module.halve()
+
+
 def mean_of_sets(members: Tensor, offsets: Tensor) -> Tensor:
     """Mean over the members of every set.
 
@@ -120,6 +138,8 @@ class _Means(torch.autograd.Function):
             rows, offsets = rows.int(), offsets.int()
         ctx.save_for_backward(rows, offsets)
         ctx.shape, ctx.sparse = weight.shape, sparse
+        if weight.dtype != torch.float32:
+            return half_means(weight, rows, offsets)
         return functional.embedding_bag(
             rows, weight, offsets, mode="mean", include_last_offset=True
         )
@@ -129,7 +149,7 @@ class _Means(torch.autograd.Function):
         """Sum over the events of every row."""
         rows, offsets = ctx.saved_tensors
         counts = offsets.diff()  # (B,)
-        shares = gradient / counts.clamp(min=1).unsqueeze(1)  # (B, D)
+        shares = gradient.float() / counts.clamp(min=1).unsqueeze(1)  # (B, D)
         owners = torch.arange(len(counts), dtype=rows.dtype, device=rows.device)
         owners = owners.repeat_interleave(counts, output_size=len(rows))  # (E,)
         touched, summed = sum_by_row(rows, shares, owners)
@@ -138,7 +158,7 @@ class _Means(torch.autograd.Function):
                 touched.unsqueeze(0), summed, ctx.shape, check_invariants=False
             )
         else:
-            found = gradient.new_zeros(ctx.shape).index_add_(0, touched, summed)
+            found = shares.new_zeros(ctx.shape).index_add_(0, touched, summed)
         return found, None, None, None
 
 

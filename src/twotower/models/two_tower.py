@@ -146,6 +146,11 @@ class TwoTower(nn.Module):
         """``cosine`` or ``dot``: what the index must rank by."""
         return self.similarity.metric
 
+    @property
+    def dense_parts(self) -> Sequence[nn.Module]:
+        """What only multiplies and adds, and gains by being compiled."""
+        return self.query_mlp, self.item_mlp
+
     def embed_queries(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Vectors of queries.
 

@@ -107,4 +107,5 @@ def index_command(serving: ServingPlan) -> str:
     Args:
         serving: With that index.
     """
-    return " ".join([f"index={serving.option.kind}", *serving.option.overrides])
+    shards = [f"index.num_shards={serving.num_shards}"] if serving.num_shards > 1 else []
+    return " ".join([f"index={serving.option.kind}", *serving.option.overrides, *shards])

@@ -171,12 +171,7 @@ def _serving(plan: Plan) -> Iterator[str]:
     others = [_why_not(plan, other, chosen) for other in plan.serving if other is not chosen]
     if others:
         yield f"Not taken: {'; '.join(others)}."
-    if chosen.is_divided:
-        yield (
-            f"The index lies on {max(chosen.gpu_pieces, chosen.ram_pieces)} "
-            f"{'GPUs' if chosen.gpu_pieces > 1 else 'machines'}; FAISS can divide it (IndexShards),"
-            " this release does not."
-        )
+    yield from _division(chosen)
     machines = "one machine is enough" if chosen.machines == 1 else f"{chosen.machines} machines"
     index = f" and {in_bytes(option.ram)} of index" if option.ram else ""
     yield (
@@ -202,6 +197,24 @@ def _serving(plan: Plan) -> Iterator[str]:
         yield (
             "Recall is that of vectors that are hard to search. Trained ones are easier: "
             f"`index=auto index.recall_target={question.recall:g}` measures them and takes less."
+        )
+
+
+def _division(chosen: ServingPlan) -> Iterator[str]:
+    if chosen.num_shards > 1:
+        yield (
+            f"The index is larger than a GPU: FAISS divides it over {chosen.num_shards} "
+            "(`index.num_shards`), which was not yet run on GPUs."
+        )
+    elif chosen.gpu_pieces > 1:
+        yield (
+            f"The index lies on {chosen.gpu_pieces} GPUs, more than a machine has; this release "
+            "divides it over the GPUs of one."
+        )
+    if chosen.ram_pieces > 1:
+        yield (
+            f"The index lies on {chosen.ram_pieces} machines, over which this release does not "
+            "divide it."
         )
 
 

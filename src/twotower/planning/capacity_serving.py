@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from twotower.index.shards import SHARDED_KINDS
 from twotower.planning.capacity_index import IndexOption, index_options
 from twotower.planning.capacity_memory import table_bytes
 from twotower.planning.capacity_question import Question
@@ -34,6 +35,8 @@ class ServingPlan:
         cores: Cores that are needed at the peak.
         gpus: GPUs that are needed.
         gpu_pieces: GPUs over which the index is divided.
+        num_shards: Setting of the index that divides it over them; 1 where it is not divided, or
+            over GPUs of several machines.
         ram_pieces: Machines over which it is divided; 0 where the models alone are too large.
         machines: Machines that have all of this.
         problems: Why it cannot be taken; empty if it can.
@@ -44,13 +47,14 @@ class ServingPlan:
     cores: float
     gpus: int
     gpu_pieces: int
+    num_shards: int
     ram_pieces: int
     machines: int
     problems: tuple[str, ...]
 
     @property
     def is_divided(self) -> bool:
-        """Whether the index is larger than a device; FAISS can divide it, this release does not."""
+        """Whether the index is larger than a device."""
         return self.gpu_pieces > 1 or self.ram_pieces > 1
 
 
@@ -165,6 +169,8 @@ def _serve(question: Question, option: IndexOption) -> ServingPlan:
         math.ceil(gpus / machine.gpus) if gpus else 0,
     )
     problems = []
+    if gpu_pieces > 1 and option.kind not in SHARDED_KINDS:
+        problems.append(f"larger than a GPU, and FAISS does not divide it over {gpu_pieces}")
     if option.recall < question.recall - 1e-9:
         problems.append(f"recall {option.recall:.2f} of {question.recall:.2f}")
     if milliseconds > ALONE * question.latency_ms:
@@ -178,6 +184,7 @@ def _serve(question: Question, option: IndexOption) -> ServingPlan:
         cores=cores,
         gpus=gpus,
         gpu_pieces=gpu_pieces,
+        num_shards=gpu_pieces if 1 < gpu_pieces <= machine.gpus else 1,
         ram_pieces=ram_pieces,
         machines=machines,
         problems=tuple(problems),

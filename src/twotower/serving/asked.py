@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from twotower.data.prepared import Entities
+from twotower.data.schema import DataError
 from twotower.export.bundle import Bundle
-from twotower.serving.ids import ItemId, find_rows
+from twotower.serving.ids import ItemId, find_rows, prepare_to_find
 from twotower.serving.queries import Columns, encode_context, encode_user, history_columns
 from twotower.serving.requests import Request, RequestError, UnknownUser
 
@@ -48,6 +49,9 @@ class RequestEncoder:
     def __init__(self, bundle: Bundle, items: Entities) -> None:
         self.bundle = bundle
         self.items = items
+        for entities in (items, bundle.users):
+            if entities is not None:
+                prepare_to_find(entities.ids)
 
     def asked(self, place: int, request: Request) -> Asked | None:
         """A request as columns; None where nothing is known of the user.
@@ -65,7 +69,10 @@ class RequestEncoder:
         events = self._events(user_row, request.history)
         if user_row is None and not len(events) and not request.user_features:
             return None
-        columns = self._columns(request, user_row, events)
+        try:
+            columns = self._columns(request, user_row, events)
+        except DataError as error:  # A value of a kind that its feature cannot take.
+            raise RequestError("request", str(error)) from error
         return Asked(place=place, request=request, events=events, columns=columns)
 
     def _user_row(self, user: ItemId) -> int:
@@ -96,9 +103,15 @@ class RequestEncoder:
     ) -> Columns:
         pipeline, users = self.bundle.pipeline, self.bundle.users
         now = time.time() if request.seconds is None else request.seconds
-        columns = encode_context(pipeline, request.context, seconds=now)
+        try:
+            columns = encode_context(pipeline, request.context, seconds=now)
+        except DataError as error:
+            raise RequestError("context", str(error)) from error
         if user_row is None or users is None:
-            columns |= encode_user(pipeline, request.user_features)
+            try:
+                columns |= encode_user(pipeline, request.user_features)
+            except DataError as error:
+                raise RequestError("user_features", str(error)) from error
         else:
             columns |= {n: c[user_row : user_row + 1] for n, c in users.columns.items()}
         names, length = pipeline.spec.history.features, pipeline.spec.history.length

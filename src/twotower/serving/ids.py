@@ -3,25 +3,56 @@
 from __future__ import annotations
 
 import re
+import threading
+import weakref
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-ItemId = int | str
+from twotower.features.row_index import UNKNOWN, RowIndex
+
+ItemId: TypeAlias = int | str
 
 MAX_INT64 = 2**63 - 1
 WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
+# By identity of the ids; what is kept with them goes when they go.
+_indexes: dict[int, RowIndex] = {}
+_lock = threading.Lock()
+
 
 def find_rows(ids: pa.Array, wanted: Sequence[ItemId]) -> npt.NDArray[np.int64]:
-    """Rows of external ids, -1 where unknown; an id given as text finds a number and vice versa."""
-    texts = [str(item) for item in wanted]
-    keys = [_whole(text) for text in texts] if pa.types.is_integer(ids.type) else texts
-    found = pc.index_in(pa.array(keys, ids.type), value_set=ids)
-    return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), np.int64)
+    """Rows of external ids, -1 where unknown; an id given as text finds a number and vice versa.
+
+    Args:
+        ids: (N,) distinct ids, integers or text. They are gone through when they are seen for the
+            first time; what finds them then lives as long as this array.
+        wanted: External ids.
+    """
+    index, texts = _index_of(ids), [str(item) for item in wanted]
+    if not index.is_integer:
+        return index.rows(texts)
+    numbers = [_whole(text) for text in texts]
+    rows = np.full(len(texts), UNKNOWN, np.int64)
+    known = [number for number in numbers if number is not None]
+    rows[[number is not None for number in numbers]] = index.rows(known)
+    return rows
+
+
+def prepare_to_find(ids: pa.Array) -> None:
+    """Begin to go through ids in a thread; who asks before it is done waits for it."""
+    threading.Thread(target=_index_of(ids).build, name="ids", daemon=True).start()
+
+
+def _index_of(ids: pa.Array) -> RowIndex:
+    with _lock:
+        if id(ids) not in _indexes:
+            _indexes[id(ids)] = RowIndex(ids.slice(0))  # which is not `ids`, so that it can go
+            weakref.finalize(ids, _indexes.pop, id(ids), None)
+        return _indexes[id(ids)]
 
 
 def _whole(text: str) -> int | None:

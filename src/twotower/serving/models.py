@@ -1,6 +1,6 @@
 """The towers and the ranker of a bundle in ONNX Runtime.
 
-Shape letters: Q queries, K candidates, R = Q K pairs.
+Shape letters: Q queries, K candidates, R pairs of a query and one of its candidates.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from twotower.data.schema import OWNER
 from twotower.index.base import NO_ITEM
 
 Array = npt.NDArray[Any]
@@ -30,23 +31,26 @@ class OnnxModel:
 
     Args:
         path: The ``.onnx`` file.
+        num_threads: Threads that one call uses; 0 for one a core.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, num_threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = num_threads
         self._session = onnxruntime.InferenceSession(
             str(path), options, providers=onnxruntime.get_available_providers()
         )
         self.inputs = {node.name: NUMPY_TYPES[node.type] for node in self._session.get_inputs()}
+        self._outputs = [node.name for node in self._session.get_outputs()]
 
     def run(self, columns: Mapping[str, Array], output: int = 0) -> Array:
         """One output for the columns (R, ...) that the model takes; others are ignored."""
         feeds: dict[str, Array] = {
             name: np.asarray(columns[name], kind) for name, kind in self.inputs.items()
         }
-        values: Array = self._session.run(None, feeds)[output]
-        return values
+        (values,) = self._session.run([self._outputs[output]], feeds)
+        return np.asarray(values)
 
 
 def score_candidates(
@@ -69,14 +73,19 @@ def score_candidates(
     Returns:
         (Q, K) float32, NaN where padded.
     """
-    scores = np.full(rows.shape, np.nan, np.float32)
     owners, places = np.nonzero(rows != NO_ITEM)  # (R,)
+    scores = np.full(rows.shape, np.nan, np.float32)
+    of_queries = {name: values for name, values in queries.items() if name in ranker.inputs}
+    of_items = {n: values for n, values in item_columns.items() if n in ranker.inputs}
+    of_pairs = {name: values for name, values in extra.items() if name in ranker.inputs}
     for start in range(0, len(owners), PAIRS_OF_A_BLOCK):
         block = slice(start, start + PAIRS_OF_A_BLOCK)
-        query, place = owners[block], places[block]
-        items = rows[query, place]
-        columns = {name: values[query] for name, values in queries.items() if name in ranker.inputs}
-        columns |= {n: values[items] for n, values in item_columns.items() if n in ranker.inputs}
-        columns |= {name: values[query, place] for name, values in extra.items()}
-        scores[query, place] = ranker.run(columns, output=1)
+        owner, place = owners[block], places[block]
+        items = rows[owner, place]
+        first, last = owner[0], owner[-1] + 1
+        columns = {name: values[first:last] for name, values in of_queries.items()}
+        columns |= {name: values[items] for name, values in of_items.items()}
+        columns |= {name: values[owner, place] for name, values in of_pairs.items()}
+        columns[OWNER] = owner - first
+        scores[owner, place] = ranker.run(columns, output=1)
     return scores

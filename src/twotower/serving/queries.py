@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from twotower.data.schema import (
     HISTORY_MASK,
@@ -83,7 +82,7 @@ def encode_context(
         seconds: Time of the request, seconds since 1970 UTC.
     """
     values = {POSITION: 1, TIMESTAMP: int(seconds * MICROSECONDS), **context}
-    return pipeline.encode("context", pa.table({name: [v] for name, v in values.items()}))
+    return pipeline.encode_row("context", values)
 
 
 def encode_user(pipeline: FeaturePipeline, features: Mapping[str, Any]) -> Columns:
@@ -93,5 +92,4 @@ def encode_user(pipeline: FeaturePipeline, features: Mapping[str, Any]) -> Colum
         pipeline: The fitted features.
         features: Values by column; what is missing counts as unknown.
     """
-    table = pa.table({name: [value] for name, value in features.items()} or {"_": [None]})
-    return pipeline.encode("user", table)
+    return pipeline.encode_row("user", features)

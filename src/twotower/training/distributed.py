@@ -1,8 +1,9 @@
 """Several processes as one: what each holds is gathered, and what all must agree on is the same.
 
 Everything here is a collective of torch: all processes must call it, in the same order. Gradients
-of dense weights are averaged by `torch.nn.parallel.DistributedDataParallel`, those of tables with
-sparse gradients by `average_rows`, as NCCL adds up no sparse tensors.
+of dense weights are averaged by `torch.nn.parallel.DistributedDataParallel`, those of tables that
+it cannot take by `average_tables`: NCCL adds up no sparse tensors, and gradients of tables in
+bfloat16 are wider than these.
 
 Shapes: R processes, n things of one of them, N of all, V rows of a table, D width.
 """
@@ -170,7 +171,7 @@ def take_part(task: nn.Module, ranks: DistributedRanks) -> None:
             f"{', '.join(local)}: batch normalisation would see the share of one process alone; "
             "several processes can train a ranker with it, and no two-tower model"
         )
-    tables = sparse_tables(task)
+    tables = tables_apart(task)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
         task, [*tables]
     )
@@ -179,25 +180,29 @@ def take_part(task: nn.Module, ranks: DistributedRanks) -> None:
     ranks.share_random_state(next(task.parameters()).device)
 
 
-def sparse_tables(model: nn.Module) -> dict[str, Tensor]:
-    """Tables (V, D) of a model whose gradients are sparse, by name."""
+def tables_apart(model: nn.Module) -> dict[str, Tensor]:
+    """Tables (V, D) of a model that `average_tables` is for, by name."""
     return {
         f"{name}.weight" if name else "weight": module.weight
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and module.sparse
+        if isinstance(module, nn.Embedding)
+        and (module.sparse or module.weight.dtype != torch.float32)
     }
 
 
 @torch.no_grad()
-def average_rows(tables: Iterable[Tensor], ranks: DistributedRanks) -> None:
-    """Average sparse gradients over processes; what follows sees every row once.
+def average_tables(tables: Iterable[Tensor], ranks: DistributedRanks) -> None:
+    """Average gradients over processes; what follows sees every row of a sparse one once.
 
     Args:
-        tables: Tables (V, D) with a sparse gradient of this process each.
+        tables: Tables (V, D) with a gradient of this process each.
         ranks: The processes.
     """
     for table in tables:
         if table.grad is None:
+            continue
+        if not table.grad.is_sparse:
+            table.grad = ranks.mean(table.grad)
             continue
         own = table.grad.coalesce()
         rows, values = ranks.gather(own.indices()[0]), ranks.gather(own.values())  # (N,), (N, D)

@@ -21,6 +21,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from twotower.data.shuffled_batches import ShuffledBatches
 from twotower.losses.ranks import Ranks
+from twotower.models.tables import halve_tables
 from twotower.training.callbacks import (
     ProgressBar,
     ResumePoint,
@@ -35,7 +36,7 @@ from twotower.training.distributed import DistributedRanks, agreed, take_part
 from twotower.training.processes import PATIENCE, StartedTogether
 from twotower.training.profile import Profile
 from twotower.training.run_folder import write_json
-from twotower.training.settings import StageSettings, TrainerSettings
+from twotower.training.settings import HALF, StageSettings, TrainerSettings
 from twotower.training.split_tables import SplitTables
 from twotower.training.task import StageTask
 
@@ -112,6 +113,8 @@ def fit_stage(
         SystemExit: When the process is told to terminate; its status says so.
     """
     ranks, device = task.ranks, trainer_settings.device()
+    if trainer_settings.table_precision == HALF:
+        halve_tables(task)
     stage_folder = folder / stage
     finished, last = stage_folder / FINISHED, stage_folder / f"{LAST}.ckpt"
     if _all_see(finished, ranks):
@@ -210,11 +213,14 @@ def _trainer(
 
 
 def _place(task: StageTask, settings: TrainerSettings, checkpoints: tuple[Path, ...]) -> None:
-    """Put a task on its device, which may not hold whole the tables that are to be split."""
+    """Put a task on its device, which may not hold whole the tables to split, and compile it."""
     if settings.split_tables:
         task.split = SplitTables(task, device=settings.device(), checkpoints=checkpoints)
         task.split.clear()
     task.to(settings.device())
+    if settings.compile:
+        for part in task.dense_parts:
+            part.compile()
 
 
 def _finish(task: StageTask, fitted: Fitted, finished: Path, last: Path) -> None:

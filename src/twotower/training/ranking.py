@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from twotower.data.batches import LABELS, WEIGHTS, Batch
 from twotower.data.prepared import Prepared
@@ -72,6 +72,11 @@ class RankingTask(StageTask):
         self.loss = loss
         if self.ranks.size > 1:
             synchronise(model, self.ranks)
+
+    @property
+    def dense_parts(self) -> Sequence[nn.Module]:
+        """See `StageTask`."""
+        return self.model.dense_parts
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch of examples, or of a share of it."""

@@ -6,8 +6,10 @@ users with N targets in all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from twotower.data.batches import ITEM_ROWS, NUM_SEEN, USER_ROWS, WEIGHTS, Batch, Columns
 from twotower.data.schema import BORROWED
@@ -49,6 +51,11 @@ class RetrievalTask(StageTask):
         self.objective = objective
         self.columns = columns
         self.item_probability = item_probability.to(columns.device)
+
+    @property
+    def dense_parts(self) -> Sequence[nn.Module]:
+        """See `StageTask`."""
+        return self.model.dense_parts
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of one batch of events, windows or users, or of a share of it."""

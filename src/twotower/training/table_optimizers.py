@@ -4,6 +4,10 @@ Long tables have a sparse gradient, the rows of the batch, so a step costs the s
 are a hundred thousand rows or ten million. Short ones have a dense gradient, and every row is
 stepped.
 
+Tables may be kept in bfloat16. What an optimizer knows of them is float32, and steps are rounded
+stochastically, by random numbers that follow from how many steps there were: all processes of a
+training round alike, and so does one that is resumed.
+
 Shapes: V rows of a table, D width, K rows that have a gradient.
 """
 
@@ -19,13 +23,42 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from twotower.models.tables import sum_by_row
+from twotower.training.stochastic_rounding import add_rounded
+
+# The state of a narrow table that counts its steps.
+ROUNDINGS = "roundings"
 
 
 class _TableOptimizer(Optimizer):
     """The walk over tables; a subclass says how one is updated."""
 
-    def _tables(self) -> Iterable[Tensor]:
-        return (table for group in self.param_groups for table in group["params"])
+    def __init__(self, params: Iterable[Tensor], defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+        for table in self._tables():
+            if table.dtype == torch.bfloat16:
+                self.state[table][ROUNDINGS] = torch.zeros((), dtype=torch.long)
+
+    def _tables(self) -> list[Tensor]:
+        return [table for group in self.param_groups for table in group["params"]]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state as it was saved; torch's own would make it as narrow as the table."""
+        super().load_state_dict(state_dict)
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for table, number in zip(self._tables(), numbers, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                self.state[table][name] = value.to(table.device) if value.dim() else value.clone()
+
+    def _noise(self, table: Tensor) -> torch.Generator | None:
+        """Random numbers for one step of a narrow table, other ones than those of others."""
+        if table.dtype != torch.bfloat16:
+            return None
+        tables = self._tables()
+        (place,) = (place for place, other in enumerate(tables) if other is table)
+        self.state[table][ROUNDINGS] += 1
+        noise = torch.Generator(table.device)
+        noise.manual_seed(int(self.state[table][ROUNDINGS]) * len(tables) + place)
+        return noise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -37,12 +70,18 @@ class _TableOptimizer(Optimizer):
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is not None:
-                    self._update(table, table.grad, group)
+                    self._update(table, table.grad, group, self._noise(table))
         return loss
 
     @abstractmethod
-    def _update(self, table: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """Update one table in place."""
+    def _update(
+        self,
+        table: Tensor,
+        gradient: Tensor,
+        group: dict[str, Any],
+        noise: torch.Generator | None,
+    ) -> None:
+        """Update one table in place; with noise where it is narrow."""
 
 
 class RowWiseAdagrad(_TableOptimizer):
@@ -77,7 +116,13 @@ class RowWiseAdagrad(_TableOptimizer):
         for table in self._tables():
             self.state[table]["sum"] = torch.full((table.shape[0],), initial, device=table.device)
 
-    def _update(self, table: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update(
+        self,
+        table: Tensor,
+        gradient: Tensor,
+        group: dict[str, Any],
+        noise: torch.Generator | None,
+    ) -> None:
         accumulator = self.state[table]["sum"]
         lr, eps = group["lr"], group["eps"]
         if gradient.is_sparse:
@@ -86,12 +131,19 @@ class RowWiseAdagrad(_TableOptimizer):
             accumulator.index_add_(0, rows, values.pow(2).mean(dim=1))
             total = accumulator.index_select(0, rows)  # (K,)
             change = values * (-lr / (total.sqrt() + eps)).unsqueeze(1)  # (K, D)
+            if noise is not None:
+                add_rounded(table, change, noise, rows)
+                return
             # On long tables an index that says the same of every column is ten times as fast as
             # `index_add_`.
             table.scatter_add_(0, rows.unsqueeze(1).expand_as(change), change)
         else:
             accumulator += gradient.pow(2).mean(dim=1)  # (V,)
-            table -= lr * gradient / (accumulator.sqrt() + eps)[:, None]
+            change = -lr * gradient / (accumulator.sqrt() + eps)[:, None]  # (V, D)
+            if noise is not None:
+                add_rounded(table, change, noise)
+            else:
+                table += change
 
 
 class LazyAdam(_TableOptimizer):
@@ -138,10 +190,16 @@ class LazyAdam(_TableOptimizer):
         super().__init__(params, {"lr": lr, "l2": l2, "betas": tuple(betas), "eps": eps})
         for table in self._tables():
             self.state[table]["step"] = torch.zeros((), dtype=torch.long)
-            self.state[table]["mean"] = torch.zeros_like(table)
-            self.state[table]["square"] = torch.zeros_like(table)
+            self.state[table]["mean"] = torch.zeros_like(table, dtype=torch.float32)
+            self.state[table]["square"] = torch.zeros_like(table, dtype=torch.float32)
 
-    def _update(self, table: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update(
+        self,
+        table: Tensor,
+        gradient: Tensor,
+        group: dict[str, Any],
+        noise: torch.Generator | None,
+    ) -> None:
         state = self.state[table]
         state["step"] += 1
         (b1, b2), step = group["betas"], int(state["step"])
@@ -150,16 +208,24 @@ class LazyAdam(_TableOptimizer):
         if gradient.is_sparse:
             gradient = gradient.coalesce()
             rows, values = gradient.indices()[0], gradient.values()  # (K,), (K, D)
-            values = values + group["l2"] * table[rows]
+            values = values + group["l2"] * table[rows].float()
             mean = torch.lerp(state["mean"][rows], values, 1 - b1)
             square = torch.lerp(state["square"][rows], values.square(), 1 - b2)
             state["mean"][rows], state["square"][rows] = mean, square
-            table.index_add_(0, rows, mean / (square.sqrt() / root + group["eps"]), alpha=-rate)
+            spread = square.sqrt() / root + group["eps"]
+            if noise is not None:
+                add_rounded(table, -rate * mean / spread, noise, rows)
+            else:
+                table.index_add_(0, rows, mean / spread, alpha=-rate)
         else:
-            values = gradient + group["l2"] * table  # (V, D)
+            values = gradient + group["l2"] * table.float()  # (V, D)
             mean = state["mean"].lerp_(values, 1 - b1)
             square = state["square"].lerp_(values.square(), 1 - b2)
-            table.addcdiv_(mean, square.sqrt() / root + group["eps"], value=-rate)
+            spread = square.sqrt() / root + group["eps"]
+            if noise is not None:
+                add_rounded(table, -rate * mean / spread, noise)
+            else:
+                table.addcdiv_(mean, spread, value=-rate)
 
 
 def _narrow(gradient: Tensor) -> Tensor:

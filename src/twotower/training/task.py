@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from twotower.losses.ranks import Ranks
-from twotower.training.distributed import DistributedRanks, average_rows, sparse_tables
+from twotower.training.distributed import DistributedRanks, average_tables, tables_apart
 from twotower.training.optimizers import OptimizerSettings
 from twotower.training.split_tables import TABLES, SplitTables
 
@@ -30,10 +32,15 @@ class StageTask(pl.LightningModule):
         self.split: SplitTables | None = None
         self._saved_tables = ""
 
+    @property
+    @abstractmethod
+    def dense_parts(self) -> Sequence[nn.Module]:
+        """The parts of the model that only multiply and add."""
+
     def on_after_backward(self) -> None:
         """Average what `DistributedDataParallel` leaves out."""
         if isinstance(self.ranks, DistributedRanks):
-            average_rows(sparse_tables(self).values(), self.ranks)
+            average_tables(tables_apart(self).values(), self.ranks)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the tables that are split, which are no weights of the model."""

@@ -14,6 +14,7 @@ from twotower.cli.main import main
 from twotower.export import manifest as names
 from twotower.export import stages
 from twotower.export.bundle import open_bundle
+from twotower.export.triton import triton_version
 
 
 @pytest.fixture(autouse=True)
@@ -97,9 +98,39 @@ def test_a_first_export_that_is_refused_publishes_nothing(tiny_run, bundles: Pat
     assert message.endswith(f"versions, none of them published: {version}\n")
 
 
+def test_a_triton_repository_beside_the_bundle(tiny_run, bundles: Path, capsys) -> None:
+    assert export(tiny_run.run, "triton=true") == 0
+    version = (bundles / "current").resolve().name
+    number = triton_version(version)
+    models = ("query_tower", "item_tower", "ranker", "recommender")
+    assert {path.name for path in (bundles / "triton").iterdir()} == set(models)
+    own = open_bundle(bundles / "triton" / "recommender" / str(number) / "bundle")
+    assert own.manifest == open_bundle(bundles).manifest
+    printed = capsys.readouterr().out
+    assert (
+        f"Triton: bundles/tiny/triton: query_tower, item_tower, ranker, recommender "
+        f"(version {number})\nnext: tritonserver --model-repository {bundles.resolve()}/triton\n"
+    ) in printed
+    assert export(tiny_run.run, "+quiet=true") == 0  # a folder that is no version is not in the way
+    assert main(["recommend", f"bundle={bundles}", "quiet=true"]) == 0
+
+
+def test_a_triton_repository_elsewhere(tiny_run, bundles: Path, tmp_path: Path) -> None:
+    assert export(tiny_run.run, "triton=models/tiny", "+quiet=true") == 0
+    found = {path.name for path in (tmp_path / "models" / "tiny").iterdir()}
+    assert found == {"query_tower", "item_tower", "ranker", "recommender"}
+    assert not (bundles / "triton").exists()
+
+
+def test_what_was_not_published_goes_to_no_triton(tiny_run, bundles: Path) -> None:
+    assert export(tiny_run.run, "triton=true", "gates.quality_floor=2.0", "+quiet=true") == 3
+    assert not (bundles / "triton").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["triton=3"], "error: triton: must be true, false or a folder, got 3"),
         (["num_candidates=0"], "error: k must be at least 1, got 0"),
         (["name=a/b"], "error: bundle name: must be the name of a folder that is not hidden, got"),
         (["gates.min_index_recall=7"], "error: gates: `min_index_recall` must lie in [0, 1], got"),

@@ -51,6 +51,10 @@ def test_the_index_holds_the_item_vectors(exported: ExportResult) -> None:
     bundle = open_bundle(exported.folder)
     found = bundle.load_index().search(np.asarray(bundle.item_vectors), 1)
     np.testing.assert_allclose(found.scores, 1.0, atol=1e-6)
+    divided = bundle.load_index(num_shards=3)
+    assert divided.num_shards == 3
+    again = divided.search(np.asarray(bundle.item_vectors), 1)
+    np.testing.assert_array_equal(again.rows, found.rows)
 
 
 def test_a_bundle_is_found_by_version_by_current_and_by_name(exported: ExportResult) -> None:

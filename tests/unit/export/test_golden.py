@@ -126,12 +126,21 @@ def test_padding_is_left_out_of_the_pairs_and_comes_back_as_nan(parts: ExportPar
     columns = stage_columns(parts.prepared, parts.pipeline.inputs("ranking"))
     candidates = np.array([[7, 3, -1], [9, -1, -1]])
     scores = np.array([[0.5, 0.25, -np.inf], [0.75, -np.inf, -np.inf]], np.float32)
-    batch = pairs(columns, requests, candidates, scores)
+    asked = pairs(columns, requests, candidates, scores)
+    batch = asked.one_by_one()
     assert batch["retrieval_score"].tolist() == [0.5, 0.25, 0.75]
+    assert batch["retrieval_rank"].tolist() == [1, 2, 1]
     expected = parts.prepared.items.columns["item_id"][[7, 3, 9]]
     assert batch["item_id"].tolist() == expected.tolist()
     expected = parts.prepared.users.columns["user_id"][requests.user_rows[[0, 0, 1]]]
     assert batch["user_id"].tolist() == expected.tolist()
+    by_owner = asked.by_owner()
+    assert by_owner["owner"].tolist() == [0, 0, 1]
+    for name, column in batch.items():
+        of_query = name in asked.queries
+        assert len(by_owner[name]) == (2 if of_query else 3)
+        found = by_owner[name][by_owner["owner"]] if of_query else by_owner[name]
+        assert torch.equal(found, column)
     table = grid(np.array([1.0, 2.0, 3.0], np.float32), candidates)
     np.testing.assert_array_equal(table, [[1, 2, np.nan], [3, np.nan, np.nan]])
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from twotower.export.build import ExportParts, ExportResult
+from twotower.export.golden import Pairs
 from twotower.export.onnx import export_item_tower, export_query_tower, export_ranker, parity
 from twotower.features.pipeline import FeaturePipeline
 from twotower.features.spec import FeatureInput, ModelInputs
@@ -57,6 +58,19 @@ def random_inputs(inputs: ModelInputs, num_rows: int, seed: int = 0) -> dict[str
     return columns
 
 
+def random_pairs(inputs: ModelInputs, num_queries: int, num_pairs: int, seed: int = 0) -> Pairs:
+    """Queries with candidates; a query may have none, and their order is any."""
+    of_items = {f.name for f in inputs.of("item")} | {"retrieval_score", "retrieval_rank"}
+    queries = random_inputs(inputs, num_queries, seed)
+    candidates = random_inputs(inputs, num_pairs, seed + 1)
+    state = torch.Generator().manual_seed(seed)
+    return Pairs(
+        queries={name: column for name, column in queries.items() if name not in of_items},
+        candidates={name: column for name, column in candidates.items() if name in of_items},
+        owners=torch.randint(num_queries, (num_pairs,), generator=state),
+    )
+
+
 def run(path: Path, columns: dict[str, Tensor]) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     wanted = {node.name for node in session.get_inputs()}
@@ -77,15 +91,15 @@ def test_exported_models_equal_the_trained_ones(
     assert parts.ranker is not None
     pipeline: FeaturePipeline = parts.pipeline
     towers = random_inputs(pipeline.inputs("retrieval"), num_rows)
-    pairs = random_inputs(pipeline.inputs("ranking"), num_rows)
+    pairs = random_pairs(pipeline.inputs("ranking"), num_rows, 3 * num_rows)
     with torch.no_grad():
         queries = parts.two_tower.embed_queries(towers).numpy()
         items = parts.two_tower.embed_items(towers).numpy()
-        logits = parts.ranker(pairs).numpy()
+        logits = parts.ranker(pairs.one_by_one()).numpy()
     folder = exported.folder
     np.testing.assert_allclose(run(folder / "query_tower.onnx", towers)[0], queries, atol=1e-5)
     np.testing.assert_allclose(run(folder / "item_tower.onnx", towers)[0], items, atol=1e-5)
-    found_logits, probabilities = run(folder / "ranker.onnx", pairs)
+    found_logits, probabilities = run(folder / "ranker.onnx", pairs.by_owner())
     np.testing.assert_allclose(found_logits, logits, atol=1e-5)
     # A quarter of the negatives was kept: odds of the true rate are a quarter of the odds seen.
     # Then half the logit, plus 0.3.
@@ -115,6 +129,7 @@ def test_inputs_and_outputs_are_called_as_the_features(exported: ExportResult) -
         "position": "tensor(int64)",
         "retrieval_score": "tensor(float)",
         "retrieval_rank": "tensor(float)",
+        "owner": "tensor(int64)",
     }
     assert outputs == ["logit", "probability"]
 
@@ -135,11 +150,11 @@ def test_a_ranker_with_everything(tmp_path: Path) -> None:
     export_ranker(ranker, INPUTS, path, calibration=Calibration(negative_rate=1.0))
     assert not {"retrieval_score", "retrieval_rank"} & names_of(path)[0].keys()
     assert not ranker.training
-    for num_rows in (1, 2, 13, 30):
-        columns = random_inputs(INPUTS, num_rows, seed=num_rows)
+    for num_queries, num_pairs in ((1, 1), (1, 13), (13, 1), (13, 13), (4, 30)):
+        pairs = random_pairs(INPUTS, num_queries, num_pairs, seed=num_pairs)
         with torch.no_grad():
-            logits = ranker(columns).numpy()
-        found, probabilities = run(path, columns)
+            logits = ranker(pairs.one_by_one()).numpy()
+        found, probabilities = run(path, pairs.by_owner())
         np.testing.assert_allclose(found, logits, atol=1e-5)
         np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), atol=1e-5)
 
@@ -180,7 +195,7 @@ def test_a_model_too_large_for_a_file_is_refused(
 
 def test_parity_is_the_largest_difference(exported: ExportResult, parts: ExportParts) -> None:
     path = exported.folder / "ranker.onnx"
-    columns = random_inputs(parts.pipeline.inputs("ranking"), 4)
+    columns = random_pairs(parts.pipeline.inputs("ranking"), 2, 4).by_owner()
     logits, probabilities = run(path, columns)
     inputs = {name: column.numpy() for name, column in columns.items()}
     shifted = probabilities.copy()

@@ -56,6 +56,33 @@ def pipeline():
     return FeaturePipeline.fit(SPEC, part_of())
 
 
+@pytest.mark.parametrize(
+    ("side", "values"),
+    [
+        ("user", {"user_id": "v", "age": 30, "interests": ["b", "x", "a"]}),
+        ("user", {"age": None, "more": object()}),
+        ("item", {"item_id": 5, "brand": "y", "cost": 3.5, "image": [3.0, 4.0]}),
+        ("context", {}),
+        ("context", {"slot": "2", "timestamp": 3}),
+    ],
+)
+def test_a_row_is_encoded_as_a_table_of_it(pipeline, side, values):
+    table = {name: [value] for name, value in values.items() if name != "more"} or {"_": [None]}
+    expected = pipeline.encode(side, pa.table(table))
+    found = pipeline.encode_row(side, values)
+    assert found.keys() == expected.keys()
+    for name, column in expected.items():
+        np.testing.assert_array_equal(found[name], column, err_msg=name)
+        assert found[name].dtype == column.dtype
+
+
+def test_all_problems_of_a_row_are_named(pipeline):
+    with pytest.raises(DataError, match="feature `age` of kind numeric: needs numbers") as caught:
+        pipeline.encode_row("user", {"user_id": "u", "age": "old", "interests": 3})
+    assert "feature `interests` of kind tags: needs lists or text" in str(caught.value)
+    assert len(caught.value.problems) == 2
+
+
 def test_tables_are_encoded_by_hand(pipeline):
     users = pipeline.encode("user", pa.table(USERS))
     assert {name: column.tolist() for name, column in users.items()} == {

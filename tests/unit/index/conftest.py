@@ -21,22 +21,48 @@ def clustered():
 
 @pytest.fixture
 def moves(monkeypatch):
-    """FAISS with a pretended GPU: moving clones the CPU index; yields the moves made."""
+    """FAISS with a pretended GPU: moving clones the CPU index; yields the moves made.
+
+    Shards are as FAISS' `ToGpuClonerMultiple` makes them: flat ones count from 0, and all is one
+    index again on the CPU.
+    """
     made = []
 
     def to_gpu(resources, device, index, options):
         made.append(("gpu", type(index).__name__, index.ntotal, options.useFloat16))
         return faiss.clone_index(index)
 
+    def to_gpus(resources, index, options):
+        assert len({id(resource) for resource in resources}) == len(resources)
+        assert (options.shard, options.shard_type) == (True, 2)
+        made.append(("gpus", len(resources), index.ntotal, options.useFloat16))
+        flat = isinstance(index, faiss.IndexFlat)
+        shards = faiss.IndexShards(index.d, True, flat)
+        for number in range(len(resources)):
+            shard = faiss.deserialize_index(faiss.serialize_index(index))  # not of a mapped file
+            first, last = (index.ntotal * n // len(resources) for n in (number, number + 1))
+            shard.remove_ids(np.r_[0:first, last : index.ntotal])
+            shards.add_shard(shard)
+        return shards
+
     def to_cpu(index):
         made.append(("cpu", type(index).__name__, index.ntotal))
-        return faiss.clone_index(index)
+        if not isinstance(index, faiss.IndexShards):
+            return faiss.clone_index(index)
+        shards = [faiss.downcast_index(index.at(number)) for number in range(index.count())]
+        together = faiss.clone_index(shards[0])
+        for shard in shards[1:]:
+            copy = faiss.clone_index(shard)
+            together.merge_from(copy, 0)
+        return together
 
     pretended = {
         "StandardGpuResources": SimpleNamespace,
         "GpuClonerOptions": lambda: SimpleNamespace(useFloat16=False),
         "get_num_gpus": lambda: 1,
+        "GpuMultipleClonerOptions": lambda: SimpleNamespace(useFloat16=False),
         "index_cpu_to_gpu": to_gpu,
+        "index_cpu_to_gpu_multiple_py": to_gpus,
         "index_gpu_to_cpu": to_cpu,
     }
     for name, value in pretended.items():

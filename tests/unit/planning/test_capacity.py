@@ -271,7 +271,34 @@ def test_memory_of_machines_divides_an_index_or_leaves_no_room():
     two = replace(tight, ram_gb=2.0)
     [divided] = plan(two).serving
     assert divided.is_divided
-    assert "FAISS can divide it (IndexShards), this release does not" in said(two)
+    assert f"lies on {divided.ram_pieces} machines, over which this release does not" in said(two)
+
+
+def test_the_gpus_of_a_machine_share_an_index():
+    """264 GB of inverted files over 72 GB a GPU are four."""
+    large = replace(GIANT, index=("ivf_flat",))
+    chosen = plan(large).chosen
+    assert chosen is not None
+    assert (chosen.option.place, chosen.gpu_pieces, chosen.num_shards) == ("gpu", 4, 4)
+    assert index_command(chosen).endswith(" index.device=gpu index.num_shards=4")
+    assert "larger than a GPU: FAISS divides it over 4 (`index.num_shards`)" in said(large)
+    few = replace(large, gpus=3)
+    chosen = plan(few).chosen
+    assert chosen is not None
+    assert (chosen.gpu_pieces, chosen.num_shards) == (4, 1)
+    assert "num_shards" not in said(few)
+    assert "lies on 4 GPUs, more than a machine has; this release divides it over" in said(few)
+    small = plan(replace(SHOP, index=("flat",))).serving[1]
+    assert (small.option.place, small.num_shards) == ("gpu", 1)
+    assert "num_shards" not in index_command(small)
+
+
+def test_a_graph_that_is_larger_than_a_gpu_cannot_be_taken():
+    [cagra] = [s for s in plan(GIANT).serving if s.option.kind == "cagra"]
+    # 512 GB, and 644 GB while it is pruned, over 72 GB.
+    assert cagra.problems == ("larger than a GPU, and FAISS does not divide it over 17",)
+    [fits] = [s for s in plan(replace(GIANT, items=10**7)).serving if s.option.kind == "cagra"]
+    assert not fits.problems
 
 
 def test_preparing_that_fits_no_memory():

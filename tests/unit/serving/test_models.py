@@ -13,17 +13,19 @@ from twotower.serving.models import OnnxModel, score_candidates
 
 
 class Sum:
-    """A "ranker" that adds its columns up, and says how many pairs it got at a time."""
+    """A "ranker" that adds its columns up, and says how many queries and pairs it got."""
 
     def __init__(self) -> None:
         self.inputs = dict.fromkeys(("age", "price", "score"), np.float32) | {"tags": np.int64}
-        self.sizes: list[int] = []
+        self.inputs["owner"] = np.int64
+        self.sizes: list[tuple[int, int]] = []
 
     def run(self, columns: dict[str, np.ndarray], output: int = 0) -> np.ndarray:
-        assert set(columns) == {"age", "price", "tags", "score"}
+        assert set(columns) == self.inputs.keys()
         assert output == 1
-        self.sizes.append(len(columns["age"]))
-        return columns["age"] + columns["price"] + columns["tags"].sum(axis=1) + columns["score"]
+        self.sizes.append((len(columns["age"]), len(columns["price"])))
+        age = columns["age"][columns["owner"]]
+        return age + columns["price"] + columns["tags"].sum(axis=1) + columns["score"]
 
 
 QUERIES = {"age": np.array([100.0, 200.0, 300.0]), "unused": np.zeros(3)}
@@ -36,9 +38,12 @@ ROWS = np.array([[3, 0], [-1, -1], [1, -1]])
 SCORES = np.array([[0.5, 0.25], [-np.inf, -np.inf], [0.125, -np.inf]])
 
 
-@pytest.mark.parametrize(("block", "sizes"), [(65_536, [3]), (2, [2, 1]), (1, [1, 1, 1])])
+@pytest.mark.parametrize(
+    ("block", "sizes"),
+    [(65_536, [(3, 3)]), (2, [(1, 2), (1, 1)]), (1, [(1, 1)] * 3)],
+)
 def test_every_candidate_gets_the_columns_of_its_query_and_item(
-    block: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+    block: int, sizes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "PAIRS_OF_A_BLOCK", block)
     ranker = Sum()

@@ -20,7 +20,7 @@ from twotower.models.columns import stage_columns
 from twotower.serving.models import score_candidates
 from twotower.serving.queries import history_columns
 from twotower.serving.recommender import Recommender
-from twotower.serving.requests import Recommendation, UnknownUser
+from twotower.serving.requests import Recommendation, Request, UnknownUser
 
 NOON = 1_705_320_000.0  # 2024-01-15 12:00 UTC, inside the world's month
 CLOSE = {"atol": 1e-5, "rtol": 0}
@@ -263,6 +263,24 @@ def test_features_of_a_new_user_matter(recommender: Recommender, raw: Tables) ->
     assert lists[0] == lists[2] != lists[1]
     assert {item.reason for item in lists[0]} == {"fits the profile"}
     assert len(lists[0]) == len(recommender.items)
+
+
+def test_a_value_of_another_kind_spoils_its_own_request_alone(recommender: Recommender) -> None:
+    good = Request(user_features={"country": "SE"}, k=3, seconds=NOON)
+    answers = recommender.answer(
+        [
+            good,
+            replace(good, user_features={"country": ["SE", "FR"]}),
+            replace(good, context={"timestamp": "noon"}),
+            good,
+        ]
+    )
+    assert [type(answer).__name__ for answer in answers] == [
+        *("Answer", "RequestError", "RequestError", "Answer")
+    ]
+    assert str(answers[1]).startswith("request: feature `country` of kind categorical: needs one")
+    assert str(answers[2]).startswith("request: feature `timestamp` of kind time: needs timestam")
+    assert answers[0].items == answers[3].items
 
 
 def test_context_matters(recommender: Recommender, bundle: Bundle) -> None:

@@ -39,6 +39,7 @@ from twotower.models import embedding
 from twotower.models.columns import stage_columns
 from twotower.models.gru import GRU
 from twotower.models.history import MeanPooling
+from twotower.models.tables import halve_tables
 from twotower.training.batches import EventBatches, SequenceBatches, UserBatches
 from twotower.training.distributed import DistributedRanks, take_part
 from twotower.training.examples import (
@@ -96,6 +97,7 @@ CASES = (
     *(f"event: {name}" for name in OBJECTIVES),
     *(f"{shape}: {name}" for shape in SHAPES[1:] for name in ("everything", "bpr", "blockwise")),
     *("event: mixed, sparse", "ranking", "ranking, sparse", "ranking, batch norm"),
+    *("event: mixed, half", "event: mixed, half, sparse", "ranking, half, sparse"),
 )
 
 
@@ -143,7 +145,7 @@ def build_case(name, world, ranks):
     model = world.towers_for(inputs, history=history)
     task = RetrievalTask(
         model=model,
-        objective=OBJECTIVES[objective.removesuffix(", sparse")](),
+        objective=OBJECTIVES[objective.removesuffix(", sparse").removesuffix(", half")](),
         columns=columns,
         item_probability=probability.double() / probability.sum(),
         optimizer=OPTIMIZER,
@@ -169,6 +171,9 @@ def run_case(name, world, ranks):
     embedding.MIN_SPARSE_ROWS = 0 if name.endswith("sparse") else rows
     task, examples = build_case(name, world, ranks)
     embedding.MIN_SPARSE_ROWS = rows
+    is_half = ", half" in name
+    if is_half:
+        halve_tables(task)
     torch.manual_seed(11)
     if several:
         take_part(task, ranks)
@@ -197,9 +202,12 @@ def run_case(name, world, ranks):
         (loss,) = logged.values()
         sparse = sum(p.grad.is_sparse for p in task.parameters())
         steps.append({"loss": loss, "gradients": gradients, "sparse": sparse})
+    if is_half:
+        task.settings.optimizer(task).step()
     weights = dict(task.named_parameters())
+    tables = {n: w.detach() for n, w in weights.items() if w.dtype == torch.bfloat16}
     remembered = {n: v for n, v in task.state_dict().items() if n not in weights}
-    return {"steps": steps, "remembered": remembered}
+    return {"steps": steps, "remembered": remembered, "tables": tables}
 
 
 EXAMPLES = Examples(

@@ -24,6 +24,7 @@ from twotower.losses.queue import CrossBatchQueue
 from twotower.losses.ranking import BinaryLogLoss
 from twotower.losses.sampled_softmax import SampledSoftmax
 from twotower.losses.streaming_frequency import StreamingFrequency
+from twotower.models import embedding
 from twotower.training import fit
 from twotower.training.evaluation import mean_metrics, rank_catalogue
 from twotower.training.examples import ExampleBatches, ImpressionExamples
@@ -315,6 +316,32 @@ class TestKilledAndResumed:
         task, _, _ = live_until_done(fit_retrieval, world, tmp_path / "killed", trainer, 4)
         assert_same(task.state_dict(), expected.state_dict())
 
+    @pytest.mark.parametrize("sparse", [False, True])
+    @pytest.mark.parametrize("fit_one", [fit_retrieval, fit_ranking])
+    def test_tables_in_half_the_memory(self, fit_one, sparse, world, tmp_path, monkeypatch):
+        """Rounding goes on where it was, and accumulators are not narrowed on their way."""
+        if sparse:
+            monkeypatch.setattr(embedding, "MIN_SPARSE_ROWS", 0)
+        trainer = settings(checkpoint_every=3, table_precision="bfloat16")
+        expected, expected_fitted = fit_one(world, tmp_path / "whole", trainer, Life())
+        task, fitted, lives = live_until_done(fit_one, world, tmp_path / "killed", trainer, 4)
+        assert lives >= 3
+        assert without_seconds(fitted) == without_seconds(expected_fitted)
+        assert_same(task.state_dict(), expected.state_dict())
+        stage = fit_one.__name__.removeprefix("fit_")
+        whole, killed = (
+            read_checkpoint(tmp_path / name / stage / "last.ckpt") for name in ("whole", "killed")
+        )
+        assert_same(killed["optimizer_states"], whole["optimizer_states"])
+        tables = {n for n, w in whole["state_dict"].items() if w.dtype == torch.bfloat16}
+        assert tables == {n for n, _ in task.named_parameters() if ".tables." in n}
+        assert len(tables) == 2
+        wide, _ = fit_one(world, tmp_path / "wide", settings(checkpoint_every=3), Life())
+        for name in tables:
+            assert wide.state_dict()[name].dtype == torch.float32
+            found, meant = task.state_dict()[name].float(), wide.state_dict()[name]
+            assert float((found - meant).norm()) < 0.1 * float(meant.norm())
+
     def test_killed_after_the_last_epoch(self, world, tmp_path, monkeypatch):
         """Neither a further epoch is run nor the last one evaluated again."""
         trainer = settings()
@@ -403,6 +430,48 @@ def fit_with_metrics(world, folder, metrics, patience=EPOCHS, num_epochs=6, keep
         progress=False,
     )
     return task, fitted, weights
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+class TestCompiled:
+    @pytest.fixture(autouse=True)
+    def _forgets(self):
+        torch._dynamo.reset()
+        yield
+        torch._dynamo.reset()
+
+    def test_gives_the_gradients_of_what_is_not(self, world):
+        """The ranker in evaluation mode, without dropout, on a batch and on a shorter one."""
+        batches = ExampleBatches(
+            examples=ImpressionExamples().examples(world.prepared, TRAIN, None),
+            columns=world.columns("ranking"),
+            with_scores=False,
+        )
+        model = world.ranker(dropout=0.3).eval()
+        names, weights = zip(*model.body.named_parameters(), strict=True)
+        found = {}
+        for compiled in (False, True):
+            if compiled:
+                (part,) = model.dense_parts
+                part.compile()
+            for size in (64, 19):
+                loss = model(batches.batch(torch.arange(size))).square().sum()
+                found[compiled, size] = loss, *torch.autograd.grad(loss, weights)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+        for size in (64, 19):
+            for name, one, two in zip(
+                ("loss", *names), found[True, size], found[False, size], strict=True
+            ):
+                torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5, msg=name)
+
+    def test_is_saved_as_what_is_not(self, world, tmp_path):
+        torch._dynamo.utils.counters.clear()
+        task, fitted = fit_ranking(world, tmp_path / "one", settings(compile=True), Life())
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+        other, _ = fit_ranking(world, tmp_path / "two", settings(), Life())
+        assert task.state_dict().keys() == other.state_dict().keys()
+        assert fitted.epochs == EPOCHS
+        assert all(torch.isfinite(value).all() for value in task.state_dict().values())
 
 
 class TestSelection:

@@ -27,6 +27,14 @@ class TestSettings:
             ({"checkpoint_every": -1}, "trainer: `checkpoint_every` must be at least 1, got -1"),
             ({"max_steps": 0}, "trainer: `max_steps` must be at least 1, or -1, got 0"),
             ({"log_every": 0, "max_steps": -2}, "`log_every`(.|\n)*`max_steps`"),
+            (
+                {"table_precision": "float16"},
+                "trainer: `table_precision` must be one of float32, bfloat16, got float16",
+            ),
+            (
+                {"table_precision": "bfloat16", "split_tables": True},
+                "trainer: `split_tables` keeps rows in float32, got `table_precision` bfloat16",
+            ),
         ],
     )
     def test_trainer(self, given, message):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from twotower.training.table_optimizers import LazyAdam, RowWiseAdagrad
+from twotower.models.half_tables import HalfTable
+from twotower.training.table_optimizers import ROUNDINGS, LazyAdam, RowWiseAdagrad
 
 ROWS, DIM = 6, 3
 # Ids of four batches: row 5 is never there, others are there twice in a batch.
@@ -183,3 +185,145 @@ class TestLazyAdam:
     def test_out_of_range(self, given, message):
         with pytest.raises(ValueError, match=message):
             LazyAdam([nn.Parameter(torch.zeros(2, 2))], **{"lr": 1.0} | given)
+
+
+HALF_OPTIMIZERS = {
+    "adagrad": lambda tables: RowWiseAdagrad(tables, lr=0.1),
+    "adam": lambda tables: LazyAdam(tables, lr=0.1, l2=0.02),
+}
+
+
+def half_of(sparse, seed=0):
+    return HalfTable(table_of(sparse, seed))
+
+
+def float32_state(optimizer, table):
+    return {n: v for n, v in optimizer.state[table].items() if n != ROUNDINGS}
+
+
+def neighbours(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The bfloat16 below and above in size; the same where there is nothing to round."""
+    bits = values.view(torch.int32)
+    low = (bits & -(2**16)).view(torch.float32)
+    high = ((bits + 2**16 - 1) & -(2**16)).view(torch.float32)
+    return low, high
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("name", HALF_OPTIMIZERS)
+class TestHalfTables:
+    def test_a_step_is_that_of_a_wide_table_rounded(self, name, sparse):
+        """The wide table is set to the narrow one before every step; its state goes on."""
+        narrow, wide = half_of(sparse), table_of(sparse)
+        optimizers = [HALF_OPTIMIZERS[name]([t.weight]) for t in (narrow, wide)]
+        moved = 0
+        for step in range(4):
+            with torch.no_grad():
+                wide.weight.copy_(narrow.weight)
+            for table, optimizer in zip((narrow, wide), optimizers, strict=True):
+                train(table, optimizer, [step])
+            low, high = neighbours(wide.weight.detach())
+            found = narrow.weight.detach().float()
+            assert ((found == low) | (found == high)).all()
+            moved += int((low != high).sum())
+            ours, theirs = (
+                float32_state(o, t.weight) for o, t in zip(optimizers, (narrow, wide), strict=True)
+            )
+            assert ours.keys() == theirs.keys()
+            for key, value in theirs.items():
+                assert ours[key].dtype == value.dtype
+                torch.testing.assert_close(ours[key], value, rtol=1e-6, atol=0)
+        assert moved > 20
+
+    def test_rows_without_gradient_are_untouched(self, name, sparse):
+        table = half_of(sparse)
+        before = table.weight.detach().clone()
+        train(table, HALF_OPTIMIZERS[name]([table.weight]), [0])
+        there = sorted(set(BATCHES[0]))
+        away = [row for row in range(ROWS) if row not in there]
+        if name == "adagrad" or sparse:  # else the penalty is on all of them
+            assert torch.equal(table.weight[away], before[away])
+        assert (table.weight[there] != before[there]).any(dim=1).all()
+
+    def test_restored_it_continues_bit_equal(self, name, sparse):
+        """Through a file, as a checkpoint is; the accumulators stay float32."""
+        tables = [half_of(sparse), half_of(sparse, seed=1)]
+        weights = [table.weight for table in tables]
+        optimizer = HALF_OPTIMIZERS[name](weights)
+
+        def steps(tables, optimizer, which):
+            for step in which:
+                optimizer.zero_grad()
+                for table in tables:
+                    loss = table(torch.tensor(BATCHES[step])) - targets(step)
+                    loss.pow(2).sum().backward()
+                optimizer.step()
+
+        steps(tables, optimizer, (0, 1))
+        saved = io.BytesIO()
+        torch.save((optimizer.state_dict(), [t.state_dict() for t in tables]), saved)
+        steps(tables, optimizer, (2, 3))
+        saved.seek(0)
+        state, rows = torch.load(saved, weights_only=True)
+        again = [half_of(sparse, seed=2), half_of(sparse, seed=3)]
+        for table, one in zip(again, rows, strict=True):
+            table.load_state_dict(one)
+        restored = HALF_OPTIMIZERS[name]([t.weight for t in again])
+        restored.load_state_dict(state)
+        torch.rand(3)  # the global generator is not asked
+        steps(again, restored, (2, 3))
+        for one, other in zip(tables, again, strict=True):
+            assert torch.equal(one.weight, other.weight)
+            ours, theirs = optimizer.state[one.weight], restored.state[other.weight]
+            assert ours.keys() == theirs.keys()
+            for key, value in ours.items():
+                assert value.dtype == theirs[key].dtype
+                assert value.dtype in (torch.float32, torch.long)
+                assert torch.equal(value, theirs[key])
+
+    def test_two_tables_and_two_steps_are_rounded_differently(self, name, sparse):
+        """Else the errors of all would go the same way."""
+        torch.manual_seed(0)
+        whole = nn.Embedding(400, 8, sparse=sparse)
+        one, other = HalfTable(whole), HalfTable(whole)
+        optimizer = HALF_OPTIMIZERS[name]([one.weight, other.weight])
+        rows = torch.arange(400)
+        ups = []
+        for _ in range(2):
+            with torch.no_grad():
+                for table in (one, other):
+                    table.weight.copy_(whole.weight)
+            optimizer.zero_grad()
+            ((one(rows) + other(rows)) * whole.weight).sum().backward()
+            before = one.weight.detach().clone()
+            optimizer.step()
+            ups.append(((one.weight - before).float(), (other.weight - before).float()))
+        (first, beside), (later, _) = ups
+        assert not torch.equal(first, beside)
+        assert 0.02 < (first != beside).double().mean() < 0.7
+        assert not torch.equal(first, later)
+
+
+def test_steps_far_below_what_a_weight_can_tell_add_up():
+    """10,000 steps of 1e-4 on weights of 1 and more, whose next number is 1/128 away.
+
+    The accumulator begins at 1e8 and grows by 1 a step, so a step is 1 / sqrt(1e8 + t).
+    """
+    num_steps = 10_000
+    table = HalfTable(nn.Embedding(4, 64, sparse=True, _weight=torch.ones(4, 64)))
+    optimizer = RowWiseAdagrad([table.weight], lr=1.0, initial=1e8)
+    table(torch.arange(4)).sum().neg().backward()  # the gradient of every step
+    nearest = table.weight.detach().clone()
+    exact = 1.0
+    for step in range(1, num_steps + 1):
+        optimizer.step()
+        change = 1 / math.sqrt(1e8 + step)
+        nearest = (nearest.float() + change).bfloat16()
+        exact += change
+    assert (nearest == 1).all()
+    assert exact == pytest.approx(2.0, abs=1e-3)
+    found = table.weight.detach().double()
+    # A step goes up by 2^-7 with a chance of 1e-4 / 2^-7 = 0.0128, and 10,000 are independent.
+    spread = 2**-7 * math.sqrt(num_steps * 0.0128 * (1 - 0.0128))
+    assert abs(float(found.mean()) - exact) < 4 * spread / math.sqrt(found.numel())
+    assert 0.5 * spread < float(found.std()) < 2 * spread

@@ -18,6 +18,7 @@ from twotower.data.schema import DataError
 from twotower.serving.requests import RequestError
 from twotower.serving.server.access import Access
 from twotower.serving.server.body import problems_of
+from twotower.serving.server.inference_routes import router as inference_router
 from twotower.serving.server.micro_batches import Overloaded
 from twotower.serving.server.routes import router, service_of
 from twotower.serving.server.service import Service
@@ -55,6 +56,7 @@ def create_app(service: Service, *, api_key: str | None = None) -> FastAPI:
     )
     app.state.service = service
     app.include_router(router)
+    app.include_router(inference_router)
     app.get("/healthz")(healthz)
     app.get("/readyz")(readyz)
     app.get("/metrics", include_in_schema=False)(metrics)

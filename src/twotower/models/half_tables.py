@@ -1,0 +1,118 @@
+"""A table in bfloat16: half the bytes, and float32 for all that is computed with its rows.
+
+Rows are widened when they are looked up. Their gradients stay float32, where torch would make them
+as narrow as the table: of many small ones that are added up, little would be left. How such a table
+is stepped is said in `twotower.training.stochastic_rounding`.
+
+Shapes: V rows of the table, D width, E events of B sets one behind the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Sets whose rows are widened at once on a CPU, so that they are still in its cache when averaged.
+SETS_OF_A_BLOCK = 128
+
+
+class HalfTable(nn.Embedding):
+    """A table in bfloat16 that gives float32 rows.
+
+    Args:
+        table: What it starts from; its rows are rounded to the nearest.
+    """
+
+    def __init__(self, table: nn.Embedding) -> None:
+        weight = table.weight.detach().bfloat16()
+        super().__init__(*weight.shape, sparse=table.sparse, _weight=weight)
+        self._take_wide_gradients()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows ``(...)`` to ``(..., D)`` float32."""
+        found: Tensor = _Rows.apply(self.weight, rows, self.sparse)  # type: ignore[no-untyped-call]
+        return found
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HalfTable:
+        """Torch's own, of which `to` is made; the weight may be another afterwards."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._take_wide_gradients()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy has a weight of its own."""
+        super().__setstate__(state)
+        self._take_wide_gradients()
+
+    def _take_wide_gradients(self) -> None:
+        self.weight.grad_dtype = torch.float32
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of a narrow table, with a gradient that is not narrowed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's own context
+        weight: Tensor,
+        rows: Tensor,
+        sparse: bool,
+    ) -> Tensor:
+        """Rows ``(...)`` of ``(V, D)`` as ``(..., D)`` float32."""
+        ctx.save_for_backward(rows)
+        ctx.shape, ctx.sparse = weight.shape, sparse
+        return functional.embedding(rows, weight).float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: ANN401
+        """Of every place, or summed by row."""
+        (rows,) = ctx.saved_tensors
+        rows, values = rows.flatten(), gradient.reshape(-1, ctx.shape[1])  # (K,), (K, D)
+        if ctx.sparse:
+            found = torch.sparse_coo_tensor(
+                rows.unsqueeze(0), values, ctx.shape, check_invariants=False
+            )
+        else:
+            found = values.new_zeros(ctx.shape).index_add_(0, rows, values)
+        return found, None, None
+
+
+def half_means(weight: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
+    """Means over sets of rows of a narrow table, without a gradient.
+
+    They are added up and given in float32; under autocast they are given in the table's own type,
+    as what comes next would narrow them.
+
+    Args:
+        weight: ``(V, D)``.
+        rows: ``(E,)`` rows of all sets, one behind the other.
+        offsets: ``(B + 1,)`` where each set begins, and E.
+
+    Returns:
+        ``(B, D)``; zeros for an empty set.
+    """
+    if torch.is_autocast_enabled(weight.device.type):
+        return functional.embedding_bag(
+            rows, weight, offsets, mode="mean", include_last_offset=True
+        )
+    num_sets = len(offsets) - 1
+    if weight.device.type != "cpu":  # where sets begin is not asked for: a device is not waited for
+        return _means(weight, rows, offsets)
+    found = torch.empty(num_sets, weight.shape[1])
+    bounds = [*offsets[:-1][::SETS_OF_A_BLOCK].tolist(), len(rows)]
+    for number, start in enumerate(bounds[:-1]):
+        first = number * SETS_OF_A_BLOCK
+        of_block = offsets[first : first + SETS_OF_A_BLOCK + 1] - start
+        means = _means(weight, rows[start : bounds[number + 1]], of_block)
+        found[first : first + SETS_OF_A_BLOCK] = means
+    return found
+
+
+def _means(weight: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
+    widened = functional.embedding(rows, weight).float()  # (E, D)
+    every = torch.arange(len(rows), dtype=rows.dtype, device=rows.device)
+    return functional.embedding_bag(every, widened, offsets, mode="mean", include_last_offset=True)
