@@ -9,7 +9,8 @@ second of which is its taste) and 6 numbers; user and request have 14 ids and 7 
 The ranker is 3 full-rank cross layers beside 256-128-64 on embeddings 16 wide, 475 wide in all with the history. A
 user likes items of an own taste, of which there are 200, and items of quality.
 
-FOLDER/bundle/current is the bundle afterwards.
+FOLDER/bundle/current is the bundle afterwards, FOLDER/plain_ranker.onnx the same ranker as PyTorch
+exports it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
+from twotower.cli.load_run import load_run
 from twotower.cli.main import main as twotower
+from twotower.data.queries import evaluation_queries
+from twotower.data.schema import TEST
+from twotower.export.golden import pairs, query_requests
+from twotower.export.onnx import Ranker
+from twotower.models.columns import stage_columns
 
 SEED = 0
 NUM_TASTES = 200
@@ -142,6 +150,31 @@ def export(folder: Path, run: Path, *further: str) -> Path:
     return folder / "bundle"
 
 
+def write_plain_ranker(run: Path, path: Path) -> None:
+    """The ranker as PyTorch exports it: so many rows of everything as there are pairs."""
+    loaded = load_run(run)
+    ranker = Ranker(loaded.ranker.cpu(), loaded.calibration).eval()
+    inputs = loaded.pipeline.inputs("ranking")
+    queries = evaluation_queries(loaded.prepared, TEST, remove_seen=False, max_users=13)
+    requests = query_requests(queries, np.arange(13), remove_seen=False)
+    columns = stage_columns(loaded.prepared, inputs, residency="disk")
+    candidates = np.arange(13)[:, None]
+    batch = pairs(columns, requests, candidates, np.zeros((13, 1), np.float32)).one_by_one()
+    taken = {name: column for name, column in batch.items() if name != "retrieval_rank"}
+    rows = torch.export.Dim("batch", min=1)
+    program = torch.onnx.export(
+        ranker,
+        (),
+        kwargs={"batch": taken},
+        dynamo=True,
+        dynamic_shapes={"batch": {name: {0: rows} for name in taken}},
+        input_names=list(taken),
+        output_names=ranker.outputs,
+        verbose=False,
+    )
+    program.save(path)
+
+
 def main(folder: Path, num_items: int, num_users: int, num_rows: int) -> None:
     """Make what is missing."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,8 +184,9 @@ def main(folder: Path, num_items: int, num_users: int, num_rows: int) -> None:
     run = folder / "run"
     if not (run / "metrics.json").exists():
         run = train(folder)
-    index = ["index=flat"] if num_items < 100_000 else ["index=ivf_flat", "index.num_cells=4096"]
+    index = ["index=flat"] if num_items < 100_000 else ["index=ivf_flat", "index.num_cells=4096", "index.num_probes=64"]
     export(folder, run, *index)
+    write_plain_ranker(run, folder / "plain_ranker.onnx")
 
 
 if __name__ == "__main__":

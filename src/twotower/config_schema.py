@@ -136,6 +136,7 @@ class ServeConfig:
     batch_store: str | None = None
     batch_max_age_hours: float | None = None
     access_log: bool = True
+    page: bool = True
     quiet: bool = False
 
 

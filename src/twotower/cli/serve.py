@@ -46,6 +46,7 @@ def serve(cfg: DictConfig) -> None:
         batch_store=cfg.batch_store,
         batch_max_age_hours=cfg.batch_max_age_hours,
         access_log=cfg.access_log,
+        page=cfg.page,
     )
 
     def announce(url: str) -> None:

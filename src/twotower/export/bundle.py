@@ -3,7 +3,8 @@
 ===========================  ====================================================================
 ``manifest.json``            facts, figures, digest of every file
 ``features/``                feature spec and fitted state
-``items/``                   the catalogue: the user's table and the encoded features, C rows
+``items/``                   the catalogue, C rows: the user's table, the encoded features side by
+                             side in ``columns.rows``, and those that are long in a file each
 ``users/``                   the same of all users
 ``events/``                  positives of every user that are in the catalogue, oldest first, CSR,
                              and their times where the log has any
@@ -270,6 +271,10 @@ def _entities(folder: Path) -> Entities | None:
         return None
     table = read_arrow(folder / names.TABLE)
     columns = {path.stem: _mapped(path) for path in sorted(folder.glob("*.npy"))}
+    together = _array(folder / names.COLUMNS)
+    if together is not None:
+        # Views (C, ...) whose rows are apart.
+        columns |= {name: together[name] for name in together.dtype.names or ()}
     return Entities(ids=table.column(0).combine_chunks(), table=table, columns=columns)
 
 

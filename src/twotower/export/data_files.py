@@ -1,20 +1,33 @@
 """What a bundle takes from the prepared data set: the catalogue, all users, and their events.
 
-Shapes: C items of the catalogue, U users, E events.
+A request looks a few hundred items up, all over the catalogue. So what is encoded of an item stands
+in one place, in the rows of ``columns.rows``, a NumPy file with a field a feature; only what is
+long, such as the vector of a picture, is a file by itself.
+
+Shapes: C items of the catalogue, U users, E events, N rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from twotower.data.prepared import Entities, Events, Prepared, write_arrow
 from twotower.data.schema import TRAIN
 from twotower.export import manifest as names
 from twotower.features.frequency import ItemFrequency
 from twotower.features.pipeline import FeaturePipeline
+
+Array = npt.NDArray[Any]
+
+LONG_VALUE = 64  # bytes of a row, above which a column is a file by itself
+ROWS_OF_A_BLOCK = 1 << 18
+NAMES_OF_ANY_LETTERS = (3, 0)  # version of NumPy's format
 
 
 def catalogue_only(prepared: Prepared) -> Prepared:
@@ -82,5 +95,24 @@ def counts(data: Prepared) -> dict[str, int | None]:
 def _write_entities(folder: Path, entities: Entities, num_rows: int) -> None:
     folder.mkdir()
     write_arrow(folder / names.TABLE, entities.table.slice(0, num_rows))
+    together = {}
     for name, column in entities.columns.items():
-        np.save(folder / f"{name}.npy", column[:num_rows], allow_pickle=False)
+        if column[:1].nbytes > LONG_VALUE:
+            np.save(folder / f"{name}.npy", column[:num_rows], allow_pickle=False)
+        else:
+            together[name] = column
+    if together:
+        _write_rows(folder / names.COLUMNS, together, num_rows)
+
+
+def _write_rows(path: Path, columns: Mapping[str, Array], num_rows: int) -> None:
+    """Write columns (N, ...) row by row, as fields of one array."""
+    kind = np.dtype([(name, column.dtype, column.shape[1:]) for name, column in columns.items()])
+    file = np.lib.format.open_memmap(
+        path, mode="w+", dtype=kind, shape=(num_rows,), version=NAMES_OF_ANY_LETTERS
+    )
+    for start in range(0, num_rows, ROWS_OF_A_BLOCK):
+        rows = slice(start, min(start + ROWS_OF_A_BLOCK, num_rows))
+        for name, column in columns.items():
+            file[name][rows] = column[rows]
+    file.flush()

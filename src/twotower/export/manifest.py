@@ -16,7 +16,7 @@ from typing import Any
 
 from twotower.data.prepared import checksum
 
-FORMAT = 2
+FORMAT = 3
 
 MANIFEST = "manifest.json"
 CURRENT = "current"
@@ -28,6 +28,7 @@ FEATURES = "features"
 ITEMS = "items"
 USERS = "users"
 TABLE = "table.arrow"
+COLUMNS = "columns.rows"  # no `.npy`, which is what a feature could be called
 EVENTS = "events"
 INDEX = "index"
 TOWER = "index/tower.json"

@@ -93,7 +93,7 @@ def linear_weight(node: NodeProto, weights: dict[str, TensorProto]) -> Array | N
     plain = options.get("alpha", 1.0) == options.get("beta", 1.0) == 1.0
     if not plain or options.get("transA", 0):
         return None
-    weight = numpy_helper.to_array(weights[node.input[1]])
+    weight: Array = numpy_helper.to_array(weights[node.input[1]])
     if weight.ndim != 2:
         return None
     return weight.T if options.get("transB", 0) else weight

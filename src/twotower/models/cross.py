@@ -84,7 +84,7 @@ def mixture_cross(
     num_experts, width, rank = v.shape
     share = torch.softmax(x @ gate.T, dim=-1)  # (B, K)
     projected = x @ v.transpose(0, 1).reshape(width, num_experts * rank)  # (B, K R)
-    inner = torch.tanh(projected.unflatten(-1, (num_experts, rank)))  # (B, K, R)
+    inner = torch.tanh(projected.reshape(-1, num_experts, rank))  # (B, K, R)
     inner = torch.tanh(torch.einsum("bkr,ksr->bks", inner, c))  # (B, K, R)
     weighed = (share.unsqueeze(-1) * inner).flatten(start_dim=1)  # (B, K R)
     mixed = weighed @ u.transpose(1, 2).reshape(num_experts * rank, width)  # (B, W)

@@ -70,12 +70,14 @@ class Recommender:
 
     Args:
         bundle: An opened bundle with both towers; a ranker is optional.
+        num_threads: Threads that a model uses in one call; 0 for one a core. Where several requests
+            are answered at the same time, one is best.
 
     Raises:
         ValueError: When the bundle has no retrieval stage.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, num_threads: int = 0) -> None:
         if bundle.query_tower is None or bundle.items is None:
             raise ValueError(
                 f"{bundle.folder}: holds no retrieval stage, so it can rank but not recommend; "
@@ -85,9 +87,13 @@ class Recommender:
         self.items = bundle.items
         self.index = bundle.load_index()
         self.num_candidates = min(bundle.manifest.num_candidates or 0, len(self.items))
-        self._encoder = RequestEncoder(bundle, self.items)
-        self._query_tower = OnnxModel(bundle.query_tower)
-        self._ranker = None if bundle.ranker is None else OnnxModel(bundle.ranker)
+        self.encoder = RequestEncoder(bundle, self.items)
+        self._query_tower = OnnxModel(bundle.query_tower, num_threads=num_threads)
+        self._ranker = (
+            None if bundle.ranker is None else OnnxModel(bundle.ranker, num_threads=num_threads)
+        )
+        titles = self.items.table.column_names.count(TITLE)
+        self._titles = self.items.table.column(TITLE).combine_chunks() if titles else None
 
     def embed(self, queries: Mapping[str, Array]) -> npt.NDArray[np.float32]:
         """Vectors (Q, D) of encoded queries."""
@@ -174,7 +180,7 @@ class Recommender:
         asked: list[Asked] = []
         for place, request in enumerate(requests):
             try:
-                one = self._encoder.asked(place, request)
+                one = self.encoder.asked(place, request)
             except RequestError as error:
                 answers[place] = error
                 continue
@@ -223,47 +229,58 @@ class Recommender:
         self, ranked: Ranked, query: int, k: int, events: npt.NDArray[np.int64]
     ) -> list[Recommendation]:
         scores, probabilities = ranked.candidates.scores[query], ranked.probabilities
+        rows, places = ranked.rows[query, :k], ranked.places[query, :k]
+        rows, places = rows[rows != NO_ITEM], places[rows != NO_ITEM]
         return [
             Recommendation(
-                item_id=self.items.ids[int(row)].as_py(),
-                title=self.title(int(row)),
+                item_id=self.items.ids[row].as_py(),
+                title=self.title(row),
                 probability=None if probabilities is None else float(probabilities[query, place]),
                 retrieval_score=float(scores[place]),
-                retrieval_rank=int(place) + 1,
-                reason=self._reason(int(row), events),
+                retrieval_rank=place + 1,
+                reason=reason,
             )
-            for row, place in zip(ranked.rows[query, :k], ranked.places[query, :k], strict=True)
-            if row != NO_ITEM
+            for row, place, reason in zip(
+                rows.tolist(), places.tolist(), self._reasons(rows, events), strict=True
+            )
         ]
 
-    def _reason(self, row: int, events: npt.NDArray[np.int64]) -> str:
-        """The event of the history whose vector is most like the item's."""
+    def _reasons(
+        self, rows: npt.NDArray[np.int64], events: npt.NDArray[np.int64]
+    ) -> Sequence[str]:
+        """For every item row (k,) the event of the history whose vector is most like the item's."""
         vectors = self.bundle.item_vectors
         if not len(events) or vectors is None:
-            return "fits the profile"
+            return ["fits the profile"] * len(rows)
         latest = events[-100:]
-        history, item = np.asarray(vectors[latest]), np.asarray(vectors[row])
-        norms = np.linalg.norm(history, axis=1) * np.linalg.norm(item)
-        cosines = history @ item / np.where(norms == 0, 1, norms)
-        best = int(cosines.argmax())
-        return f"like {self.title(int(latest[best]))} ({cosines[best]:.2f})"
+        cosines = _unit(vectors[rows]) @ _unit(vectors[latest]).T  # (k, E)
+        best = cosines.argmax(axis=1).tolist()
+        return [
+            f"like {self.title(int(latest[event]))} ({cosines[at, event]:.2f})"
+            for at, event in enumerate(best)
+        ]
 
     def _popular(self, k: int) -> list[Recommendation]:
         popular = self.bundle.popular
         return [
             Recommendation(
-                item_id=self.items.ids[int(row)].as_py(),
-                title=self.title(int(row)),
+                item_id=self.items.ids[row].as_py(),
+                title=self.title(row),
                 probability=None,
                 retrieval_score=None,
                 retrieval_rank=None,
                 reason="popular: nothing is known of the user",
             )
-            for row in ([] if popular is None else popular[:k])
+            for row in ([] if popular is None else popular[:k].tolist())
         ]
 
     def title(self, row: int) -> str:
         """Title of an item row, or its id where it has none."""
-        table = self.items.table
-        title = table.column(TITLE)[row].as_py() if TITLE in table.column_names else None
+        title = None if self._titles is None else self._titles[row].as_py()
         return str(self.items.ids[row].as_py() if title is None else title)
+
+
+def _unit(vectors: Array) -> Array:
+    """Vectors (n, D) of length 1; zeros stay zeros."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(norms == 0, 1, norms))

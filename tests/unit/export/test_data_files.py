@@ -10,10 +10,12 @@ import pyarrow as pa
 import pytest
 
 from twotower.data.prepare import prepare
-from twotower.data.prepared import FEATURES_FOLDER, Prepared
+from twotower.data.prepared import FEATURES_FOLDER, Entities, Prepared
 from twotower.data.schema import Tables
 from twotower.data.split import GivenSplit
-from twotower.export.data_files import catalogue_only, counts, write_data
+from twotower.export import data_files as module
+from twotower.export.bundle import _entities
+from twotower.export.data_files import _write_entities, catalogue_only, counts, write_data
 from twotower.features.infer import GivenSpec, PipelineFactory
 from twotower.features.pipeline import FeaturePipeline
 from twotower.features.spec import Feature, FeatureSpec, History
@@ -116,11 +118,38 @@ def test_files(events: Prepared, tmp_path: Path) -> None:
     # y has three training events, x and z have one each: the lower row comes first.
     ranked = [items[row] for row in np.load(tmp_path / "popular.npy")]
     assert ranked == ["y", *sorted(["x", "z"], key=items.index)]
-    assert np.load(tmp_path / "items" / "item_id.npy").shape == (3,)
+    columns = np.load(tmp_path / "items" / "columns.rows")
+    assert columns.dtype.names == ("item_id",)
+    np.testing.assert_array_equal(columns["item_id"], data.items.columns["item_id"][:3])
     assert np.load(tmp_path / "events" / "offsets.npy").tolist() == [0, 3, 4, 7]
     assert np.load(tmp_path / "events" / "times.npy").tolist() == [1, 2, 4, 1, 1, 2, 4]
     assert {path.name for path in (tmp_path / "users").iterdir()} == {"table.arrow"}
     assert counts(data) == {"items": 3, "users": 3, "events": 7}
+
+
+def test_columns_stand_row_by_row_but_for_long_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROWS_OF_A_BLOCK", 2)
+    rng = np.random.default_rng(0)
+    columns = {
+        "id": np.arange(5, dtype=np.int32),
+        "日 a.b": rng.normal(size=(5, 2)).astype(np.float32),
+        "tags": rng.integers(9, size=(5, 16)).astype(np.int32),  # 64 bytes
+        "picture": rng.normal(size=(5, 17)).astype(np.float32),  # 68 bytes
+    }
+    table = pa.table({"item_id": list("abcde")})
+    _write_entities(tmp_path / "items", Entities(ids=table["item_id"], table=table, columns=columns), 4)
+    names = {path.name for path in (tmp_path / "items").iterdir()}
+    assert names == {"table.arrow", "columns.rows", "picture.npy"}
+    assert np.load(tmp_path / "items" / "columns.rows").dtype.itemsize == 4 + 8 + 64
+    read = _entities(tmp_path / "items")
+    assert read.ids.to_pylist() == list("abcd")
+    assert read.columns.keys() == columns.keys()
+    for name, column in columns.items():
+        np.testing.assert_array_equal(read.columns[name], column[:4])
+        assert read.columns[name].dtype == column.dtype
+        np.testing.assert_array_equal(read.columns[name][[3, 0]], column[[3, 0]])
 
 
 def test_a_log_without_events_stays_as_it_is(events: Prepared) -> None:

@@ -18,7 +18,7 @@ from twotower.export.manifest import (
 )
 
 SAMPLE = Manifest(
-    format=2,
+    format=3,
     name="world",
     version="2026-01-02_03-04-05",
     created="2026-01-02T03:04:05+00:00",
@@ -91,7 +91,7 @@ def test_a_manifest_without_a_digest_is_refused(tmp_path: Path, digest: object) 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     write(tmp_path, replace(SAMPLE, format=7))
-    with pytest.raises(BundleError, match="format version 7, this release reads 2"):
+    with pytest.raises(BundleError, match="format version 7, this release reads 3"):
         read_manifest(tmp_path)
 
 

@@ -6,12 +6,10 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -21,13 +19,13 @@ from twotower.serving.server.access import Access
 from twotower.serving.server.body import problems_of
 from twotower.serving.server.inference_routes import router as inference_router
 from twotower.serving.server.micro_batches import Overloaded
+from twotower.serving.server.page import add_page
 from twotower.serving.server.routes import router, service_of
 from twotower.serving.server.service import Service
 from twotower.serving.stored_list import StoreError
 
 log = logging.getLogger(__name__)
 
-PAGE = Path(__file__).parents[1] / "page"
 RETRY_AFTER = {"Retry-After": "1"}
 OVERLOADED = {
     "full": "too many requests wait",
@@ -72,8 +70,8 @@ def create_app(service: Service, *, api_key: str | None = None) -> FastAPI:
     app.exception_handler(HTTPException)(_refused)
     app.exception_handler(Exception)(_failed)
     app.add_middleware(Access, service=service, api_key=api_key)
-    if (PAGE / "index.html").is_file():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    if service.settings.page:
+        add_page(app)
     return app
 
 

@@ -25,6 +25,7 @@ class ServerSettings:
         batch_store: Folder or URL of a store that `twotower batch` fills; None for none.
         batch_max_age_hours: Age from which a stored list is called stale; None for never.
         access_log: Whether every request writes a line.
+        page: Whether there is a page at ``/``, which shows ids and histories of users.
         threads: Threads of the models and the index in this process.
 
     Raises:
@@ -42,6 +43,7 @@ class ServerSettings:
     batch_store: str | None = None
     batch_max_age_hours: float | None = None
     access_log: bool = True
+    page: bool = True
     threads: int = 1
 
     def __post_init__(self) -> None:
