@@ -245,9 +245,7 @@ class Recommender:
             )
         ]
 
-    def _reasons(
-        self, rows: npt.NDArray[np.int64], events: npt.NDArray[np.int64]
-    ) -> Sequence[str]:
+    def _reasons(self, rows: npt.NDArray[np.int64], events: npt.NDArray[np.int64]) -> Sequence[str]:
         """For every item row (k,) the event of the history whose vector is most like the item's."""
         vectors = self.bundle.item_vectors
         if not len(events) or vectors is None:

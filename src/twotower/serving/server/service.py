@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,7 +40,8 @@ class Service:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.generation = open_generation(Path(settings.bundle))
+        opened = partial(open_generation, num_threads=settings.threads)
+        self.generation = opened(Path(settings.bundle))
         self.metrics.serves(self.generation)
         self._store = _store(settings)
         self.stopping = False
@@ -51,6 +53,7 @@ class Service:
         )
         self._watcher = Watcher(
             Path(settings.bundle),
+            opened,
             self.generation,
             seconds=settings.reload_seconds,
             swap=self._swap,
