@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -21,6 +22,9 @@ from twotower.serving.server.micro_batches import Overloaded
 from twotower.serving.server.page import add_page
 from twotower.serving.server.routes import router, service_of
 from twotower.serving.server.service import Service
+from twotower.serving.stored_list import StoreError
+
+log = logging.getLogger(__name__)
 
 RETRY_AFTER = {"Retry-After": "1"}
 OVERLOADED = {
@@ -61,6 +65,7 @@ def create_app(service: Service, *, api_key: str | None = None) -> FastAPI:
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(RequestError)(_wrong)
     app.exception_handler(DataError)(_unfit)
+    app.exception_handler(StoreError)(_unreadable)
     app.exception_handler(Overloaded)(_overloaded)
     app.exception_handler(HTTPException)(_refused)
     app.exception_handler(Exception)(_failed)
@@ -113,6 +118,11 @@ async def _unfit(_: Request, error: Exception) -> JSONResponse:
     """Values that a feature cannot take."""
     problems = error.problems if isinstance(error, DataError) else (str(error),)
     return _problems(422, *(("request", problem) for problem in problems))
+
+
+async def _unreadable(_: Request, error: Exception) -> JSONResponse:
+    log.error("batch store: %s", error)
+    return _problems(503, ("server", "the batch store cannot be read; the log says more"))
 
 
 async def _overloaded(_: Request, error: Exception) -> JSONResponse:

@@ -18,11 +18,12 @@ from pydantic import Field
 from starlette.types import Scope
 
 from twotower.serving.page_data import MAX_LISTED, PageData
+from twotower.serving.request_fields import MAX_HISTORY, MAX_K, MAX_TEXT
 from twotower.serving.server.body import LimitedRoute, Refusal
 from twotower.serving.server.generation import Generation
 from twotower.serving.server.micro_batches import Overloaded
 from twotower.serving.server.routes import json_response, service_of
-from twotower.serving.server.wire import MAX_HISTORY, MAX_K, MAX_TEXT, Asked, Id
+from twotower.serving.server.wire import Asked, Id
 
 Value = TypeVar("Value")
 Function = Callable[[PageData], Value]

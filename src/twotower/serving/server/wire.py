@@ -11,15 +11,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from twotower.serving.ids import ItemId
 from twotower.serving.replies import Reply
+from twotower.serving.request_fields import (
+    END_OF_9999,
+    MAX_COLUMNS,
+    MAX_FILTERS,
+    MAX_HISTORY,
+    MAX_K,
+    MAX_TEXT,
+    MAX_VALUES,
+)
 from twotower.serving.requests import Filter, Operator, Recommendation, Request, Source
-
-MAX_K = 500
-MAX_HISTORY = 1000
-MAX_FILTERS = 32
-MAX_COLUMNS = 256
-MAX_VALUES = 4096
-MAX_TEXT = 512
-END_OF_9999 = 253_402_300_799
+from twotower.serving.store import Lookup, Status
 
 Text: TypeAlias = Annotated[str, Field(max_length=MAX_TEXT)]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
@@ -129,6 +131,16 @@ class SimilarAnswer(BaseModel):
     version: str = Field(description="Of the bundle that gave the answer.")
 
 
+class BatchAnswer(BaseModel):
+    """What `twotower batch` has stored for a user, best first."""
+
+    items: list[ItemAnswer]
+    version: str = Field(description="Of the bundle that made the list.")
+    source: Source = Field(description="`popular` where the user has no list.")
+    status: Status = Field(description="`stale` where the list is older than the server wants.")
+    age_seconds: float = Field(description="Since the list was made.")
+
+
 class Problem(BaseModel):
     """One thing that is wrong with a request."""
 
@@ -168,3 +180,14 @@ def reply_json(reply: Reply, *, explain: bool) -> dict[str, Any]:
     if explain:
         found["seconds"] = dict(answer.seconds)
     return found
+
+
+def lookup_json(found: Lookup) -> dict[str, Any]:
+    """A stored list as `BatchAnswer` describes it."""
+    return {
+        "items": [item_json(item, explain=False) for item in found.items],
+        "version": found.version,
+        "source": found.source,
+        "status": found.status,
+        "age_seconds": found.age,
+    }
