@@ -19,22 +19,38 @@ import numpy.typing as npt
 
 from twotower.data.item_lists import ItemLists
 from twotower.index.allowed import AllowedRows
-from twotower.index.base import NO_ITEM, FloatArray, Index, SearchResult
+from twotower.index.base import NO_ITEM, FloatArray, SearchResult
 
 Array = npt.NDArray[Any]
 
 Search: TypeAlias = Callable[[FloatArray, int], SearchResult]
 
 FIRST_MARGIN = 1.5
+ROWS_OF_A_BLOCK = 4096
 
 
-class SelectiveIndex(Index, Protocol):
+class SearchableIndex(Protocol):
+    """An index; see `twotower.index.base.Index`."""
+
+    @property
+    def num_items(self) -> int:
+        """Number of rows, ``N``."""
+
+    def search(self, queries: FloatArray, k: int) -> SearchResult:
+        """Find the items with the largest inner products."""
+
+
+class SelectiveIndex(Protocol):
     """An index that can search among some of its items."""
+
+    @property
+    def num_items(self) -> int:
+        """Number of rows, ``N``."""
 
     def search(
         self, queries: FloatArray, k: int, allowed: AllowedRows | None = None
     ) -> SearchResult:
-        """Find the allowed items with the largest inner products; see `Index`."""
+        """Find the allowed items with the largest inner products."""
 
 
 def search_filtered(
@@ -76,12 +92,25 @@ def search_filtered(
     return found
 
 
+def first_allowed(rows: Array, k: int, allowed: AllowedRows | None) -> Array:
+    """The first `k` of some rows, in their order, that are allowed; None allows all."""
+    if allowed is None:
+        return rows[:k]
+    parts: list[Array] = [rows[:0]]
+    for start in range(0, len(rows), ROWS_OF_A_BLOCK):
+        block = rows[start : start + ROWS_OF_A_BLOCK]
+        parts.append(block[allowed.contains(block)])
+        if sum(map(len, parts)) >= k:
+            break
+    return np.concatenate(parts)[:k]
+
+
 def _among(index: SelectiveIndex, allowed: AllowedRows) -> Search:
     return lambda queries, k: index.search(queries, k, allowed)
 
 
 def search_allowed(
-    index: Index, vectors: FloatArray, k: int, excluded: ItemLists | None
+    index: SearchableIndex, vectors: FloatArray, k: int, excluded: ItemLists | None
 ) -> SearchResult:
     """The best `k` items of every query that are not excluded.
 

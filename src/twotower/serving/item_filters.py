@@ -25,7 +25,7 @@ from twotower.serving.requests import Filter, Operator, RequestError
 from twotower.serving.values import to_column
 
 # What a rule is found again by; the types of the values too, for 1 and true are equal in Python.
-Key: TypeAlias = tuple[tuple[str, str, tuple[tuple[type, Any], ...]], ...]
+Key: TypeAlias = tuple[tuple[str, Operator, tuple[tuple[type, Any], ...]], ...]
 
 KEPT_BYTES = 2**27
 MOST_KEPT, LEAST_KEPT = 256, 8
@@ -77,11 +77,7 @@ class ItemFilters:
         return passes
 
     def _compile(self, key: Key) -> AllowedRows:
-        filters = [
-            Filter(column=column, operator=operator, values=[value for _, value in values])  # type: ignore[arg-type]
-            for column, operator, values in key
-        ]
-        return AllowedRows(self.mask(filters, self.table))
+        return AllowedRows(self.mask(filters_of(key), self.table))
 
 
 def tag_separators(pipeline: FeaturePipeline) -> dict[str, str]:
@@ -118,6 +114,14 @@ def key_of(filters: Sequence[Filter]) -> Key:
             )
         parts.append((rule.column, rule.operator, tuple((type(v), v) for v in values)))
     return tuple(parts)
+
+
+def filters_of(key: Key) -> list[Filter]:
+    """The filters that have a key."""
+    return [
+        Filter(column=column, operator=operator, values=[value for _, value in values])
+        for column, operator, values in key
+    ]
 
 
 def _passes(rule: Filter, column: pa.ChunkedArray, separator: str, where: str) -> BoolArray:

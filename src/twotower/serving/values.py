@@ -34,8 +34,8 @@ def to_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    plain = [None if value is None else _plain(value, kind) for value in values]
     try:
+        plain = [None if value is None else _plain(value, kind) for value in values]
         return pa.array(plain, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise ValueError(f"must fit a column of type {kind}: {error}") from error
