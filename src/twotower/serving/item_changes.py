@@ -89,6 +89,9 @@ class LatestChanges:
     def left(self, in_bundle: Collection[ItemId]) -> list[Change]:
         """The fewest changes that lead to the same, in order of time.
 
+        What was removed is forgotten with all that it had; that it was removed is remembered where
+        the bundle has it.
+
         Args:
             in_bundle: Items of the bundle.
         """
