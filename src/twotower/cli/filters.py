@@ -1,4 +1,4 @@
-"""Filters as they stand on a command line: ``filters=[{column: price, operator: at_most, ...}]``."""
+"""Filters on a command line: ``filters=[{column: price, operator: at_most, values: [20]}]``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests with filters: the unfiltered lists without what does not pass, however they are asked."""
+"""Requests with filters: the unfiltered lists without what does not pass, asked in any way."""
 
 from __future__ import annotations
 
