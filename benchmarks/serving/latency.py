@@ -109,7 +109,9 @@ def start_of(folder: Path) -> dict[str, float]:
         [sys.executable, "-c", START, str(folder)], capture_output=True, text=True, check=True
     )
     parts = dict(
-        zip(("import", "open", "load", "first answer"), map(float, done.stdout.split()), strict=True)
+        zip(
+            ("import", "open", "load", "first answer"), map(float, done.stdout.split()), strict=True
+        )
     )
     used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
     return {**parts, "together": sum(parts.values()), "peak_rss_mib": used}

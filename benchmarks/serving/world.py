@@ -184,7 +184,11 @@ def main(folder: Path, num_items: int, num_users: int, num_rows: int) -> None:
     run = folder / "run"
     if not (run / "metrics.json").exists():
         run = train(folder)
-    index = ["index=flat"] if num_items < 100_000 else ["index=ivf_flat", "index.num_cells=4096", "index.num_probes=64"]
+    index = (
+        ["index=flat"]
+        if num_items < 100_000
+        else ["index=ivf_flat", "index.num_cells=4096", "index.num_probes=64"]
+    )
     export(folder, run, *index)
     write_plain_ranker(run, folder / "plain_ranker.onnx")
 

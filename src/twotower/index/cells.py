@@ -7,12 +7,13 @@ Letters: ``Q`` queries, ``N`` items, ``D`` dimensions, ``C`` cells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from twotower.index.allowed import AllowedRows
-from twotower.index.base import FloatArray, IntArray
+from twotower.index.base import NO_ITEM, FloatArray, IntArray
 from twotower.index.faiss_library import Handle, faiss
 
 
@@ -40,14 +41,14 @@ class Cells:
     """The cells of a filled inverted file on the CPU.
 
     Args:
-        index: FAISS' inverted file, not wrapped.
+        shards: FAISS' inverted file, or those that it is divided into, which have the same cells.
     """
 
-    def __init__(self, index: Handle) -> None:
-        self._index = index
-        self.num_cells = int(index.nlist)
-        self.num_probes = int(index.nprobe)
-        self.of_row = _cell_of_every_row(index)  # (N,) int32
+    def __init__(self, shards: Sequence[Handle]) -> None:
+        self._shards = shards
+        self.num_cells = int(shards[0].nlist)
+        self.num_probes = int(shards[0].nprobe)
+        self.of_row = _cell_of_every_row(shards)  # (N,) int32
 
     @property
     def expected_looks(self) -> int:
@@ -56,7 +57,7 @@ class Cells:
 
     def nearest(self, queries: FloatArray, count: int) -> tuple[IntArray, FloatArray]:
         """The cells (Q, count) nearest to every query and their scores, nearest first."""
-        scores, cells = self._index.quantizer.search(queries, count)
+        scores, cells = self._shards[0].quantizer.search(queries, count)
         return np.asarray(cells, np.int64), scores
 
     def search(
@@ -74,16 +75,25 @@ class Cells:
         params = faiss.SearchParametersIVF(
             sel=faiss.IDSelectorBitmap(allowed.bits), nprobe=cells.shape[1]
         )
-        rows = np.empty((len(queries), k), np.int64)
-        found = np.empty((len(queries), k), np.float32)
         arrays = [np.ascontiguousarray(a) for a in (queries, cells, scores)]
         query_pointer, *assigned = (faiss.swig_ptr(array) for array in arrays)
-        # The method without `_c` takes no parameters.
-        self._index.search_preassigned_c(
-            *(len(queries), query_pointer, k, *assigned),
-            *(faiss.swig_ptr(found), faiss.swig_ptr(rows), False, params),
-        )
-        return rows, found
+        num_columns = len(self._shards) * k
+        rows = np.full((len(queries), num_columns), NO_ITEM, np.int64)
+        found = np.full((len(queries), num_columns), -np.inf, np.float32)
+        for number, shard in enumerate(self._shards):
+            part_rows = np.empty((len(queries), k), np.int64)
+            part = np.empty((len(queries), k), np.float32)
+            # The method without `_c` takes no parameters.
+            shard.search_preassigned_c(
+                *(len(queries), query_pointer, k, *assigned),
+                *(faiss.swig_ptr(part), faiss.swig_ptr(part_rows), False, params),
+            )
+            columns = slice(number * k, (number + 1) * k)
+            rows[:, columns], found[:, columns] = part_rows, part
+        if len(self._shards) == 1:
+            return rows, found
+        best = np.argsort(-np.where(rows == NO_ITEM, -np.inf, found), axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(rows, best, axis=1), np.take_along_axis(found, best, axis=1)
 
     def needed(self, queries: FloatArray, allowed: AllowedRows, least: int) -> IntArray:
         """How many cells every query (Q, D) must look into to look at `least` allowed items.
@@ -121,10 +131,11 @@ class Cells:
         return Probe(cell=cell, place=place, num_probes=num_probes)
 
 
-def _cell_of_every_row(index: Handle) -> IntArray:
-    cells = np.empty(index.ntotal, np.int32)
-    for cell in range(index.nlist):
-        size = index.invlists.list_size(cell)
-        if size:
-            cells[faiss.rev_swig_ptr(index.invlists.get_ids(cell), size)] = cell
+def _cell_of_every_row(shards: Sequence[Handle]) -> IntArray:
+    cells = np.empty(sum(shard.ntotal for shard in shards), np.int32)
+    for shard in shards:
+        for cell in range(shard.nlist):
+            size = shard.invlists.list_size(cell)
+            if size:
+                cells[faiss.rev_swig_ptr(shard.invlists.get_ids(cell), size)] = cell
     return cells

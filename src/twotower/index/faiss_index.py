@@ -107,6 +107,8 @@ class FaissIndex:
     @property
     def selects(self) -> bool:
         """Whether FAISS can leave out rows while it searches."""
+        if self.kind == "flat" and self.num_shards > 1:
+            return False  # its shards count their rows from 0
         return self.device == "cpu" and self.kind in SELECTING_KINDS
 
     @cached_property
@@ -114,18 +116,23 @@ class FaissIndex:
         """The cells of an inverted file on the CPU, None for other kinds."""
         if not self.selects or self.kind == "flat":
             return None
-        index = self.faiss_index
-        return Cells(faiss.downcast_index(getattr(index, "base_index", index)))
+        return Cells(shards_of(self.faiss_index))
 
     def search(
-        self, queries: FloatArray, k: int, *, allowed: AllowedRows | None = None
+        self,
+        queries: FloatArray,
+        k: int,
+        *,
+        allowed: AllowedRows | None = None,
+        num_probes: int = 0,
     ) -> SearchResult:
         """Find the items with the largest inner products.
 
         Args:
             queries: Query vectors (Q, D); Q may be 0.
             k: How many items are wanted, at least 1; may exceed ``N``.
-            allowed: The rows that may be returned, of a flat index on the CPU; None for all.
+            allowed: The rows that may be returned, of a flat index that `selects`; None for all.
+            num_probes: Cells that an undivided inverted file looks into; 0 for its own setting.
 
         Returns:
             Exactly ``k`` columns; equal scores are ordered by row, but which of several items with
@@ -142,7 +149,7 @@ class FaissIndex:
             rows, scores = np.empty((0, wanted), np.int64), np.empty((0, wanted), np.float32)
         else:
             with self._lock():
-                params = self._params(wanted, allowed)
+                params = self._params(wanted, allowed, num_probes)
                 scores, rows = self.faiss_index.search(vectors, wanted, params=params)
         return _ties_by_row(padded(rows, scores, k))
 
@@ -177,7 +184,13 @@ class FaissIndex:
     def _lock(self) -> AbstractContextManager[Any]:
         return GPU_LOCK if self.device == "gpu" else nullcontext()
 
-    def _params(self, k: int, allowed: AllowedRows | None) -> Handle:
+    @property
+    def num_probes(self) -> int:
+        """Cells that a search of an undivided inverted file looks into; else 0."""
+        (first, *others) = shards_of(self.faiss_index)
+        return 0 if others else int(getattr(first, "nprobe", 0))
+
+    def _params(self, k: int, allowed: AllowedRows | None, num_probes: int) -> Handle:
         """Search parameters of this call: the beam of a graph must hold the wanted items."""
         if self._beam:
             params = faiss.SearchParametersCagra()
@@ -186,6 +199,13 @@ class FaissIndex:
         if self.kind in ("hnsw", "cagra"):
             beam = max(self.faiss_index.hnsw.efSearch, k)
             return faiss.SearchParametersHNSW(efSearch=beam)
+        if num_probes:
+            inner = faiss.SearchParametersIVF(nprobe=num_probes)
+            if not isinstance(self.faiss_index, faiss.IndexRefine):
+                return inner
+            return faiss.IndexRefineSearchParameters(
+                k_factor=self.faiss_index.k_factor, base_index_params=inner
+            )
         if allowed is None:
             return None
         return faiss.SearchParameters(sel=faiss.IDSelectorBitmap(allowed.bits))

@@ -4,9 +4,9 @@
   allowed, and as cheap for one filter as for another.
 - Selecting: FAISS leaves out the other rows on its way. Flat indexes and inverted files on the CPU
   can do it; the latter then look into more cells (`twotower.index.cell_search`).
-- Over-fetching: the index is asked for more, and what is not allowed is dropped. For graphs and
-  GPUs. Where the best items of a query are those that are not allowed this is hopeless; the share
-  that passed shows it, and the exact way takes over.
+- Over-fetching: the index is asked for more, and what is not allowed is dropped. For graphs, GPUs
+  and shards. Where the best items of a query are those that are not allowed this is hopeless; the
+  share that passed shows it, and the exact way takes over.
 
 What a way costs is estimated from what it looks at.
 
@@ -31,6 +31,7 @@ from twotower.index.base import (
 from twotower.index.cell_search import CellSearch, search_cells
 from twotower.index.cells import Cells
 from twotower.index.faiss_index import FaissIndex
+from twotower.index.gpu_index import MAX_GPU_SELECTION
 from twotower.index.row_search import Rows, search_rows
 
 # Nanoseconds on one core with vectors of width 64, by `benchmarks/serving/filters.py`.
@@ -170,7 +171,7 @@ class FilteredIndex:
                 part = search_rows(self.vectors, allowed.rows, queries[pending], k)
                 found.rows[pending], found.scores[pending] = part.rows, part.scores
                 break
-            part = self.index.search(queries[pending], fetch)
+            part = self.index.search(queries[pending], fetch, num_probes=self._more_probes(allowed))
             passes = allowed.contains(part.rows)  # (q, fetch)
             order = np.argsort(~passes, axis=1, kind="stable")[:, :k]
             kept, width = np.take_along_axis(passes, order, 1), order.shape[1]
@@ -186,6 +187,11 @@ class FilteredIndex:
             pending = pending[short]
             fetch = min(max(2 * fetch, round(MARGIN * fetch * k / passed)), self.num_items)
         return found
+
+    def _more_probes(self, allowed: AllowedRows) -> int:
+        """Cells of an inverted file that cannot leave rows out: as many more as fewer pass."""
+        wish = math.ceil(self.index.num_probes / max(allowed.share, 1e-9))
+        return min(wish, MAX_GPU_SELECTION)
 
 
 def _first_fetch(k: int, allowed: AllowedRows) -> int:

@@ -139,7 +139,9 @@ def test_columns_stand_row_by_row_but_for_long_ones(
         "picture": rng.normal(size=(5, 17)).astype(np.float32),  # 68 bytes
     }
     table = pa.table({"item_id": list("abcde")})
-    _write_entities(tmp_path / "items", Entities(ids=table["item_id"], table=table, columns=columns), 4)
+    _write_entities(
+        tmp_path / "items", Entities(ids=table["item_id"], table=table, columns=columns), 4
+    )
     names = {path.name for path in (tmp_path / "items").iterdir()}
     assert names == {"table.arrow", "columns.rows", "picture.npy"}
     assert np.load(tmp_path / "items" / "columns.rows").dtype.itemsize == 4 + 8 + 64

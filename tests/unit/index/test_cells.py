@@ -15,11 +15,12 @@ from twotower.index.inverted_file import IVFPQ, IVFFlat
 NUM_CELLS, NUM_PROBES = 40, 6
 
 
-@pytest.fixture(scope="module", params=["ivf_flat", "ivf_pq", "ivf_pq_codes"])
+@pytest.fixture(scope="module", params=["ivf_flat", "ivf_flat in shards", "ivf_pq", "ivf_pq_codes"])
 def index(request: pytest.FixtureRequest, clustered) -> FaissIndex:
     sizes = {"num_cells": NUM_CELLS, "num_probes": NUM_PROBES, "device": "cpu"}
     builders = {
         "ivf_flat": IVFFlat(**sizes),
+        "ivf_flat in shards": IVFFlat(**sizes, num_shards=3),
         "ivf_pq": IVFPQ(**sizes),
         "ivf_pq_codes": IVFPQ(**sizes, refine=0),
     }
@@ -33,7 +34,7 @@ def cells(index: FaissIndex) -> Cells:
 
 
 def centres_of(index: FaissIndex) -> np.ndarray:
-    inner = index.cells._index
+    inner = index.cells._shards[0]
     return np.stack([inner.quantizer.reconstruct(cell) for cell in range(inner.nlist)])
 
 

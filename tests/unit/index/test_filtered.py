@@ -16,6 +16,9 @@ from twotower.index.inverted_file import IVFPQ, IVFFlat
 
 KINDS = {
     "flat": Flat(device="cpu"),
+    "flat in shards": Flat(device="cpu", num_shards=3),
+    "ivf_flat in shards": IVFFlat(device="cpu", num_probes=16, num_shards=3),
+    "ivf_pq in shards": IVFPQ(device="cpu", num_probes=16, num_shards=2),
     "ivf_flat": IVFFlat(device="cpu", num_probes=16),
     "ivf_pq": IVFPQ(device="cpu", num_probes=16),
     "hnsw": HNSW(device="cpu", ef_construction=60),
