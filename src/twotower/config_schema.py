@@ -85,6 +85,7 @@ class RecommendConfig:
     similar_to: Any = None
     similar_to_vector: str | None = None
     vector_feature: str | None = None
+    filters: list[Any] = field(default_factory=list)
     k: int = 10
     quiet: bool = False
 
