@@ -1,4 +1,4 @@
-"""New items are encoded as the exported ones: by the pipeline, the tower, or refused by name."""
+"""Items out of plain values, against the bundle and against the towers as they were trained."""
 
 from __future__ import annotations
 
