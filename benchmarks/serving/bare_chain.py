@@ -1,9 +1,9 @@
 """The yardstick of a request: the calls that nobody can do without, and nothing around them.
 
 Query tower in ONNX Runtime, search in FAISS, one gather of the candidates' columns in NumPy, ranker
-in ONNX Runtime, the ten best. The request comes encoded, items already seen are not left out, no id,
-title or reason is looked up, and nothing is checked. Columns of items stand in two matrices, ids as
-int64 and numbers as float32, so that an item is one piece of memory and nothing is cast.
+in ONNX Runtime, the ten best. The request comes encoded, items already seen are not left out, no
+id, title or reason is looked up, and nothing is checked. Columns of items stand in two matrices,
+ids as int64 and numbers as float32, so that an item is one piece of memory and nothing is cast.
 
 `plain` is the ranker as `torch.onnx.export` makes it of the trained model, with the columns of the
 query repeated for every candidate; else it is the bundle's own.

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +30,7 @@ from bare_chain import Chain
 
 from twotower.export.bundle import Bundle, open_bundle
 from twotower.serving import recommender as recommender_module
+from twotower.serving.asked import RequestEncoder
 from twotower.serving.recommender import Recommender
 from twotower.serving.requests import Request
 
@@ -69,9 +69,9 @@ def some_requests(bundle: Bundle, count: int) -> list[Request]:
     ]
 
 
-def encoded(recommender: Recommender, request: Request, chain: Chain) -> dict[str, np.ndarray]:
+def encoded(encoder: RequestEncoder, request: Request, chain: Chain) -> dict[str, np.ndarray]:
     """What the chain is given: columns of the types that the models take."""
-    asked = recommender.encoder.asked(0, request)
+    asked = encoder.asked(0, request)
     kinds = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(bool)": np.bool_}
     return {
         node.name: asked.columns[node.name].astype(kinds[node.type])
@@ -135,7 +135,8 @@ def main(given: argparse.Namespace) -> None:
         "chain, plain ranker": Chain(bundle, given.folder / "plain_ranker.onnx", 500),
         "chain, query once": Chain(bundle, None, 500),
     }
-    queries = [encoded(ours, request, chains["chain, plain ranker"]) for request in requests]
+    encoder = RequestEncoder(bundle, ours.items)
+    queries = [encoded(encoder, request, chains["chain, plain ranker"]) for request in requests]
     ways: dict[str, Callable[[int], Any]] = {
         name: lambda at, chain=chain: chain(queries[at]) for name, chain in chains.items()
     }

@@ -6,8 +6,8 @@
 Tables are drawn from a fixed seed, then `twotower train` and `twotower export` do the rest: what is
 measured is what a user of them gets. An item has 12 ids (its own and 11 categorical columns, the
 second of which is its taste) and 6 numbers; user and request have 14 ids and 7 numbers together.
-The ranker is 3 full-rank cross layers beside 256-128-64 on embeddings 16 wide, 475 wide in all with the history. A
-user likes items of an own taste, of which there are 200, and items of quality.
+The ranker is 3 full-rank cross layers beside 256-128-64 on embeddings 16 wide, 475 wide in all with
+the history. A user likes items of an own taste, of which there are 200, and items of quality.
 
 FOLDER/bundle/current is the bundle afterwards, FOLDER/plain_ranker.onnx the same ranker as PyTorch
 exports it.
@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -150,8 +151,14 @@ def export(folder: Path, run: Path, *further: str) -> Path:
     return folder / "bundle"
 
 
-def write_plain_ranker(run: Path, path: Path) -> None:
-    """The ranker as PyTorch exports it: so many rows of everything as there are pairs."""
+def write_plain_ranker(run: Path, own: Path, path: Path) -> None:
+    """The ranker as PyTorch exports it: so many rows of everything as there are pairs.
+
+    Args:
+        run: The run.
+        own: The bundle's own ranker, which says what it looks at.
+        path: Where it goes.
+    """
     loaded = load_run(run)
     ranker = Ranker(loaded.ranker.cpu(), loaded.calibration).eval()
     inputs = loaded.pipeline.inputs("ranking")
@@ -160,7 +167,8 @@ def write_plain_ranker(run: Path, path: Path) -> None:
     columns = stage_columns(loaded.prepared, inputs, residency="disk")
     candidates = np.arange(13)[:, None]
     batch = pairs(columns, requests, candidates, np.zeros((13, 1), np.float32)).one_by_one()
-    taken = {name: column for name, column in batch.items() if name != "retrieval_rank"}
+    inputs_of_own = onnx.load(own, load_external_data=False).graph.input
+    taken = {node.name: batch[node.name] for node in inputs_of_own if node.name in batch}
     rows = torch.export.Dim("batch", min=1)
     program = torch.onnx.export(
         ranker,
@@ -190,7 +198,8 @@ def main(folder: Path, num_items: int, num_users: int, num_rows: int) -> None:
         else ["index=ivf_flat", "index.num_cells=4096", "index.num_probes=64"]
     )
     export(folder, run, *index)
-    write_plain_ranker(run, folder / "plain_ranker.onnx")
+    own = folder / "bundle" / "current" / "ranker.onnx"
+    write_plain_ranker(run, own, folder / "plain_ranker.onnx")
 
 
 if __name__ == "__main__":

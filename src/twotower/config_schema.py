@@ -42,6 +42,7 @@ class ExportConfig:
     name: str | None = None
     output_dir: str = "bundles"
     num_candidates: int = 200
+    ranker_precision: str = "float32"
     triton: Any = False
     quiet: bool = False
     index: Any = MISSING
@@ -84,6 +85,7 @@ class RecommendConfig:
     similar_to: Any = None
     similar_to_vector: str | None = None
     vector_feature: str | None = None
+    filters: list[Any] = field(default_factory=list)
     k: int = 10
     quiet: bool = False
 

@@ -54,6 +54,7 @@ def export(cfg: DictConfig) -> ExportResult:
         index_builder=build(cfg.index),
         gate_settings=build(cfg.gates),
         num_candidates=cfg.num_candidates,
+        ranker_precision=cfg.ranker_precision,
         progress=not cfg.quiet,
     )
     if not cfg.quiet:

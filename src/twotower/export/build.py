@@ -5,83 +5,42 @@ Shape letters: K candidates.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from twotower.data.prepared import FEATURES_FOLDER, Prepared
 from twotower.export import manifest as names
-from twotower.export.bundle import Golden
 from twotower.export.data_files import catalogue_only, counts, write_data
-from twotower.export.gates import INDEX_RECALL, PARITY, Gate, GateSettings, Measured, check_gates
-from twotower.export.golden import Requests, impression_requests
-from twotower.export.manifest import (
-    FORMAT,
-    BundleError,
-    Manifest,
-    read_manifest,
+from twotower.export.gates import (
+    INDEX_RECALL,
+    PARITY,
+    SAME_TOP,
+    SAME_TOP_ALONE,
+    Gate,
+    GateSettings,
+    Measured,
+    check_gates,
+    known,
 )
-from twotower.export.stages import RankingStage, RetrievalStage, export_ranking, export_retrieval
+from twotower.export.golden import Requests, impression_requests
+from twotower.export.manifest import FORMAT, BundleError, Manifest
+from twotower.export.parts import ExportParts as ExportParts
+from twotower.export.screen_stage import Screen, export_screen
+from twotower.export.stages import (
+    RankingStage,
+    RetrievalStage,
+    export_ranking,
+    export_retrieval,
+    golden_answers,
+)
 from twotower.export.writer import BundleWriter, bundle_writer, publish, published
 from twotower.features.pipeline import FeaturePipeline
 from twotower.index.base import IndexBuilder
-from twotower.losses.calibration import Calibration
-from twotower.models.dcn import DCNv2
-from twotower.models.two_tower import TwoTower
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportParts:
-    """What a run gives.
-
-    Args:
-        prepared: The data set it was trained on.
-        pipeline: Its features with their fitted state.
-        two_tower: The towers, or None; the export moves them to the CPU.
-        ranker: The ranker, or None; the export moves it to the CPU.
-        calibration: From the ranker's logits to probabilities; None without one.
-        remove_seen: Whether items that a user took before are kept out of the recommendations.
-        figures: Metrics of the run by name.
-
-    Raises:
-        ValueError: When there is no model, or the ranker lacks what it needs.
-    """
-
-    prepared: Prepared
-    pipeline: FeaturePipeline
-    two_tower: TwoTower | None
-    ranker: DCNv2 | None
-    calibration: Calibration | None
-    remove_seen: bool
-    figures: Mapping[str, float]
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.two_tower is None and self.ranker is None:
-            problems.append("export: the run has neither towers nor a ranker; one is needed")
-        if self.ranker is not None and self.calibration is None:
-            problems.append("export: a ranker needs its `calibration`")
-        if self.ranker is not None and self.ranker.takes_retrieval and self.two_tower is None:
-            problems.append("export: the ranker takes the score of the towers, but there are none")
-        if problems:
-            raise ValueError("\n".join(problems))
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The stages that the run has trained."""
-        models = {"retrieval": self.two_tower, "ranking": self.ranker}
-        return tuple(stage for stage, model in models.items() if model is not None)
-
-    @property
-    def retrieval_score(self) -> bool:
-        """Whether the ranker takes the score of the retrieval."""
-        return self.ranker is not None and self.ranker.score_scale is not None
+PRECISIONS = ("float32", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +68,7 @@ def export_bundle(
     index_builder: IndexBuilder,
     gate_settings: GateSettings,
     num_candidates: int,
+    ranker_precision: str = "float32",
     progress: bool = False,
 ) -> ExportResult:
     """Write a bundle, and publish it when it passes its gates.
@@ -120,6 +80,7 @@ def export_bundle(
         index_builder: Makes the index.
         gate_settings: What the bundle must prove.
         num_candidates: How many items the retrieval hands to the ranker, K.
+        ranker_precision: ``float32``, or ``int8`` for a second ranker that screens the candidates.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -129,27 +90,31 @@ def export_bundle(
     Raises:
         ValueError: When run and data do not fit together; then nothing is left behind.
     """
+    _check_precision(parts, ranker_precision)
     _check_features(parts)
     data = catalogue_only(parts.prepared)
     with (
-        tqdm(total=_num_steps(parts), disable=not progress, leave=False) as bar,
+        tqdm(total=_num_steps(parts, ranker_precision), disable=not progress, leave=False) as bar,
         bundle_writer(root, name) as writer,
     ):
         write_data(writer.folder, data, parts.pipeline)
         retrieval = _retrieval(parts, data, writer.folder, index_builder, num_candidates, bar)
         requests = impression_requests(data) if retrieval is None else retrieval.requests
         ranking = _ranking(parts, data, writer.folder, requests, retrieval, bar)
-        _golden(data, requests, retrieval, ranking).save(writer.folder / names.GOLDEN)
+        golden_answers(data, requests, retrieval, ranking).save(writer.folder / names.GOLDEN)
+        screen = _screen(parts, data, writer.folder, num_candidates, ranker_precision, bar)
         measured = Measured(
-            figures=_figures(parts, retrieval, ranking),
+            figures=_figures(parts, retrieval, ranking, screen),
             stages=parts.stages,
             fingerprint=parts.prepared.manifest["fingerprint"],
         )
         previous = published(writer.home)
-        gates = check_gates(gate_settings, measured, _known(previous))
+        gates = check_gates(gate_settings, measured, known(previous))
         k = None if retrieval is None else num_candidates
         bar.set_description("export: writing")
-        folder = writer.finish(_manifest(writer, parts, data, retrieval, k, measured, gates))
+        folder = writer.finish(
+            _manifest(writer, parts, data, retrieval, k, measured, gates, ranker_precision)
+        )
         bar.update()
         passed = all(gate.passed for gate in gates)
         if passed:
@@ -157,8 +122,9 @@ def export_bundle(
     return ExportResult(folder=folder, published=passed, gates=gates, previous=previous)
 
 
-def _num_steps(parts: ExportParts) -> int:
-    return 3 * (parts.two_tower is not None) + (parts.ranker is not None) + 1
+def _num_steps(parts: ExportParts, ranker_precision: str) -> int:
+    stages = 3 * (parts.two_tower is not None) + (parts.ranker is not None)
+    return stages + (ranker_precision == "int8") + 1
 
 
 def _manifest(
@@ -169,6 +135,7 @@ def _manifest(
     num_candidates: int | None,
     measured: Measured,
     gates: Sequence[Gate],
+    ranker_precision: str,
 ) -> Manifest:
     return Manifest(
         format=FORMAT,
@@ -183,6 +150,7 @@ def _manifest(
         calibration=None if parts.calibration is None else asdict(parts.calibration),
         num_candidates=num_candidates,
         retrieval_score=parts.retrieval_score,
+        ranker_precision=None if parts.ranker is None else ranker_precision,
         remove_seen=parts.remove_seen,
         counts=counts(data),
         index=None if retrieval is None else retrieval.index,
@@ -191,6 +159,17 @@ def _manifest(
         gates=[asdict(gate) for gate in gates],
         files={},
     )
+
+
+def _check_precision(parts: ExportParts, ranker_precision: str) -> None:
+    if ranker_precision not in PRECISIONS:
+        allowed = ", ".join(PRECISIONS)
+        raise ValueError(f"ranker_precision: must be one of {allowed}, got {ranker_precision!r}")
+    if ranker_precision == "int8" and (parts.two_tower is None or parts.ranker is None):
+        raise ValueError(
+            "ranker_precision: int8 screens the candidates of a retrieval for a ranker; the run "
+            f"has {' and '.join(parts.stages)} alone"
+        )
 
 
 def _check_features(parts: ExportParts) -> None:
@@ -250,46 +229,39 @@ def _ranking(
     )
 
 
-def _golden(
+def _screen(
+    parts: ExportParts,
     data: Prepared,
-    requests: Requests,
-    retrieval: RetrievalStage | None,
-    ranking: RankingStage | None,
-) -> Golden:
-    context = data.interactions.context
-    return Golden(
-        context={name: np.asarray(c[requests.interactions]) for name, c in context.items()},
-        user_rows=requests.user_rows,
-        history_ends=requests.history_ends,
-        query_vectors=None if retrieval is None else retrieval.query_vectors,
-        candidates=requests.candidates() if retrieval is None else retrieval.found.rows,
-        candidate_scores=None if retrieval is None else retrieval.found.scores,
-        logits=None if ranking is None else ranking.logits,
-        probabilities=None if ranking is None else ranking.probabilities,
+    folder: Path,
+    num_candidates: int,
+    ranker_precision: str,
+    bar: tqdm,
+) -> Screen | None:
+    if parts.two_tower is None or ranker_precision != "int8":
+        return None
+    return export_screen(
+        parts.two_tower,
+        parts.pipeline.inputs("retrieval"),
+        parts.pipeline.inputs("ranking"),
+        data,
+        folder,
+        num_candidates=num_candidates,
+        remove_seen=parts.remove_seen,
+        bar=bar,
     )
 
 
 def _figures(
-    parts: ExportParts, retrieval: RetrievalStage | None, ranking: RankingStage | None
+    parts: ExportParts,
+    retrieval: RetrievalStage | None,
+    ranking: RankingStage | None,
+    screen: Screen | None,
 ) -> dict[str, float]:
     figures = dict(parts.figures)
     figures[PARITY] = max(stage.parity for stage in (retrieval, ranking) if stage is not None)
     if retrieval is not None:
         figures[INDEX_RECALL] = retrieval.index_recall
+    if screen is not None:
+        figures[SAME_TOP] = screen.same_top
+        figures[SAME_TOP_ALONE] = screen.same_top_alone
     return figures
-
-
-def _known(version: Path | None) -> Measured | None:
-    """What is known of a published version; None where there is none that can be read."""
-    if version is None:
-        return None
-    try:
-        manifest = read_manifest(version)
-    except BundleError as error:
-        log.warning("The published bundle cannot be compared with: %s", error)
-        return None
-    return Measured(
-        figures=manifest.figures,
-        stages=manifest.stages,
-        fingerprint=manifest.prepared["fingerprint"],
-    )

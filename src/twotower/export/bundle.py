@@ -14,6 +14,7 @@
 ``query_tower.onnx``         user, context and history to a vector
 ``item_tower.onnx``          item to a vector
 ``ranker.onnx``              user, context, history and candidate to a probability
+``ranker_int8.onnx``         the same nearly, and faster, to screen the candidates; only on demand
 ``golden.npz``               requests with the answers that the models gave before the export
 ===========================  ====================================================================
 
@@ -123,6 +124,7 @@ class Bundle:
         query_tower: Path of the query tower, or None.
         item_tower: Path of the item tower, or None.
         ranker: Path of the ranker, or None.
+        screen: Path of the ranker that screens candidates, or None.
     """
 
     folder: Path
@@ -138,6 +140,7 @@ class Bundle:
     query_tower: Path | None
     item_tower: Path | None
     ranker: Path | None
+    screen: Path | None
 
     def golden(self) -> Golden:
         """The requests with known answers."""
@@ -263,6 +266,7 @@ def _bundle(folder: Path, manifest: Manifest, pipeline: FeaturePipeline) -> Bund
         query_tower=_present(folder / names.QUERY_TOWER),
         item_tower=_present(folder / names.ITEM_TOWER),
         ranker=_present(folder / names.RANKER),
+        screen=_present(folder / names.SCREEN),
     )
 
 
@@ -271,8 +275,8 @@ def _entities(folder: Path) -> Entities | None:
         return None
     table = read_arrow(folder / names.TABLE)
     columns = {path.stem: _mapped(path) for path in sorted(folder.glob("*.npy"))}
-    together = _array(folder / names.COLUMNS)
-    if together is not None:
+    if (folder / names.COLUMNS).is_file():
+        together = _mapped(folder / names.COLUMNS)
         # Views (C, ...) whose rows are apart.
         columns |= {name: together[name] for name in together.dtype.names or ()}
     return Entities(ids=table.column(0).combine_chunks(), table=table, columns=columns)

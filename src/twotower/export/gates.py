@@ -4,6 +4,8 @@
 ``index_recall``    share of the exact best candidates that the index finds
 ``onnx_parity``     largest difference between the exported models and the trained ones
 ``calibration``     expected calibration error of the ranker on the test part
+``int8``            share of test queries whose ten best stay the same when a ranker of 8-bit
+                    integers screens the candidates
 ``quality_floor``   a figure against a floor, where one is set
 ``quality_drop``    the same figure against that of the published bundle
 ==================  ===========================================================================
@@ -14,14 +16,22 @@ not have does not exist.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from twotower.export.manifest import BundleError, read_manifest
+
+log = logging.getLogger(__name__)
 
 INDEX_RECALL = "retrieval/index/recall"
 PARITY = "export/onnx/parity"
 CALIBRATION_ERROR = "ranking/test/calibration_error"
+SAME_TOP = "export/int8/same_top_10"
+SAME_TOP_ALONE = "export/int8/same_top_10_alone"  # if it had the last word; no gate asks for it
 
 Comparison = Literal["at_least", "at_most"]
 
@@ -62,6 +72,7 @@ class GateSettings:
         min_index_recall: Least share of the exact best candidates that the index finds, 0 to 1.
         max_parity: Largest allowed difference between exported and trained models.
         max_calibration_error: Largest expected calibration error of the ranker; None for no gate.
+        min_same_top: Least share of queries whose ten best a screening ranker leaves the same.
         quality_metric: The figure that stands for quality, ``<stage>/<split>/<metric>``; more must
             be better.
         quality_floor: Its least value; None for no floor.
@@ -71,6 +82,7 @@ class GateSettings:
     min_index_recall: float = 0.95
     max_parity: float = 1e-5
     max_calibration_error: float | None = 0.05
+    min_same_top: float = 0.99
     quality_metric: str = "retrieval/test/recall@100"
     quality_floor: float | None = None
     max_quality_drop: float = 0.02
@@ -80,6 +92,7 @@ class GateSettings:
             "min_index_recall": (self.min_index_recall, 0.0, 1.0),
             "max_parity": (self.max_parity, 0.0, math.inf),
             "max_calibration_error": (self.max_calibration_error, 0.0, 1.0),
+            "min_same_top": (self.min_same_top, 0.0, 1.0),
             "max_quality_drop": (self.max_quality_drop, 0.0, 1.0),
         }
         problems = [
@@ -116,6 +129,26 @@ class Measured:
         return value if value is not None and math.isfinite(value) else None
 
 
+def known(version: Path | None) -> Measured | None:
+    """What is known of a published version; None where there is none that can be read.
+
+    Args:
+        version: The version folder, or None where nothing is published.
+    """
+    if version is None:
+        return None
+    try:
+        manifest = read_manifest(version)
+    except BundleError as error:
+        log.warning("The published bundle cannot be compared with: %s", error)
+        return None
+    return Measured(
+        figures=manifest.figures,
+        stages=manifest.stages,
+        fingerprint=manifest.prepared["fingerprint"],
+    )
+
+
 def check_gates(
     settings: GateSettings, measured: Measured, current: Measured | None
 ) -> tuple[Gate, ...]:
@@ -141,6 +174,9 @@ def check_gates(
     if "ranking" in measured.stages and settings.max_calibration_error is not None:
         error, bound = measured.figure(CALIBRATION_ERROR), settings.max_calibration_error
         gates.append(_gate("calibration", error, bound, "at_most", CALIBRATION_ERROR))
+    if SAME_TOP in measured.figures:
+        same = measured.figure(SAME_TOP)
+        gates.append(_gate("int8", same, settings.min_same_top, "at_least", SAME_TOP))
     metric = settings.quality_metric
     if metric.split("/")[0] not in measured.stages:
         return tuple(gates)

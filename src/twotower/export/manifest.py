@@ -38,6 +38,7 @@ GOLDEN = "golden.npz"
 QUERY_TOWER = "query_tower.onnx"
 ITEM_TOWER = "item_tower.onnx"
 RANKER = "ranker.onnx"
+SCREEN = "ranker_int8.onnx"
 
 DIGEST = "digest"
 EMPTY_DIGEST = '""\n}'  # how a manifest ends whose digest is not known yet
@@ -74,6 +75,8 @@ class Manifest:
             logits and its probabilities; None without a ranker.
         num_candidates: How many items the retrieval hands to the ranker; None without retrieval.
         retrieval_score: Whether the ranker takes the retrieval's score.
+        ranker_precision: ``float32``, or ``int8`` where a ranker of 8-bit integers screens the
+            candidates; None without a ranker.
         remove_seen: Whether items that a user took before are kept out of the recommendations.
         counts: Numbers of ``items``, ``users`` and ``events``, None where there are none.
         index: Kind and settings of the index in words; None without a retrieval stage.
@@ -95,6 +98,7 @@ class Manifest:
     calibration: Mapping[str, float] | None
     num_candidates: int | None
     retrieval_score: bool
+    ranker_precision: str | None
     remove_seen: bool
     counts: Mapping[str, int | None]
     index: str | None

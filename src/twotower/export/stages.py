@@ -20,6 +20,7 @@ from twotower.data.prepared import Prepared, checksum
 from twotower.data.queries import evaluation_queries
 from twotower.data.schema import TEST
 from twotower.export import manifest as names
+from twotower.export.bundle import Golden
 from twotower.export.golden import (
     Requests,
     grid,
@@ -187,6 +188,33 @@ def export_ranking(
         logits=grid(answers[LOGIT], candidates),
         probabilities=grid(answers[PROBABILITY], candidates),
         parity=parity(path, _numpy(asked.by_owner()), answers),
+    )
+
+
+def golden_answers(
+    data: Prepared,
+    requests: Requests,
+    retrieval: RetrievalStage | None,
+    ranking: RankingStage | None,
+) -> Golden:
+    """The golden requests with what the stages say of them.
+
+    Args:
+        data: The data set with the events of the catalogue alone.
+        requests: The golden requests.
+        retrieval: The retrieval stage, or None.
+        ranking: The ranking stage, or None.
+    """
+    context = data.interactions.context
+    return Golden(
+        context={name: np.asarray(c[requests.interactions]) for name, c in context.items()},
+        user_rows=requests.user_rows,
+        history_ends=requests.history_ends,
+        query_vectors=None if retrieval is None else retrieval.query_vectors,
+        candidates=requests.candidates() if retrieval is None else retrieval.found.rows,
+        candidate_scores=None if retrieval is None else retrieval.found.scores,
+        logits=None if ranking is None else ranking.logits,
+        probabilities=None if ranking is None else ranking.probabilities,
     )
 
 

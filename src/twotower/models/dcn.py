@@ -9,7 +9,8 @@ further outcomes.
 Wang et al. 2021, "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale
 Learning to Rank Systems".
 
-Shapes: B pairs of a query and a candidate, Q queries, L events of a history, W width of x_0, T tasks.
+Shapes: B pairs of a query and a candidate, Q queries, L events of a history, W width of x_0, T
+tasks.
 """
 
 from __future__ import annotations

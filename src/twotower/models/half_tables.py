@@ -29,8 +29,9 @@ class HalfTable(nn.Embedding):
 
     def __init__(self, table: nn.Embedding) -> None:
         weight = table.weight.detach().bfloat16()
-        num_rows, dim = weight.shape
-        super().__init__(num_rows, dim, sparse=table.sparse, _weight=weight)
+        super().__init__(
+            table.num_embeddings, table.embedding_dim, sparse=table.sparse, _weight=weight
+        )
         self._take_wide_gradients()
 
     def forward(self, rows: Tensor) -> Tensor:

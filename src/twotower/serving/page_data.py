@@ -3,11 +3,7 @@
 Every list is cut, and columns are searched by Arrow: Python sees the rows that are returned and no
 others. Ids are texts here, since a browser rounds whole numbers above 2^53.
 
-The map is the plane of the two directions in which the item vectors differ most (principal
-component analysis: Pearson, "On lines and planes of closest fit to systems of points in space",
-1901), fitted on a sample of them.
-
-Shape letters: N items, D width of an item vector, S items in the sample, P points.
+Shape letters: N items.
 """
 
 from __future__ import annotations
@@ -24,6 +20,7 @@ import pyarrow.compute as pc
 
 from twotower.data.schema import TITLE
 from twotower.serving.ids import ItemId, find_rows
+from twotower.serving.item_plane import Plane, fit_plane
 from twotower.serving.page_filters import Choices, Range, filter_columns
 from twotower.serving.recommender import Recommender
 
@@ -34,7 +31,6 @@ MAX_POINTS = 2000
 MAX_WORDS = 6
 MAX_GROUPS = 12
 BLOCK = 1 << 20
-PCA_SAMPLE = 20_000
 DRAWS = 8
 FEW_EVENTS = 3
 
@@ -103,23 +99,6 @@ class Summary:
     has_ranker: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plane:
-    """A map of vectors.
-
-    Args:
-        centre: (D,).
-        axes: (D, 2).
-    """
-
-    centre: npt.NDArray[np.float64]
-    axes: npt.NDArray[np.float64]
-
-    def of(self, vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Places (P, 2) of vectors (P, D)."""
-        return np.asarray((vectors - self.centre) @ self.axes, np.float64)  # (P, 2)
-
-
 class PageData:
     """Looks things up in what a recommender answers from.
 
@@ -128,16 +107,22 @@ class PageData:
     """
 
     def __init__(self, recommender: Recommender) -> None:
+        items, vectors = recommender.bundle.items, recommender.bundle.item_vectors
+        if items is None or vectors is None:
+            raise ValueError(f"{recommender.bundle.folder}: holds no items")
         self._recommender = recommender
         self._bundle = recommender.bundle
-        self._items = recommender.items
+        self._items = items
+        self._vectors = vectors
         users = recommender.bundle.users
         self._user_ids = pa.array([], pa.string()) if users is None else users.ids
 
     @cached_property
     def filters(self) -> list[Choices | Range]:
         """What the columns of the item table offer to choose from."""
-        return filter_columns(self._items.table)
+        features = self._bundle.pipeline.spec.features
+        tags = [one for one in features if one.side == "item" and one.kind == "tags"]
+        return filter_columns(self._items.table, {one.source_column: one.separator for one in tags})
 
     @cached_property
     def points(self) -> list[Point]:
@@ -231,28 +216,13 @@ class PageData:
         return self._placed(rows[rows >= 0])
 
     @cached_property
-    def _plane(self) -> _Plane:
-        vectors = self._bundle.item_vectors
-        if vectors is None:
-            raise ValueError(f"{self._bundle.folder}: holds no item vectors")
-        drawn = np.random.default_rng(0).permutation(len(vectors))[:PCA_SAMPLE]
-        sample = np.asarray(vectors[np.sort(drawn)], np.float64)  # (S, D)
-        centre = sample.mean(axis=0)
-        centred = sample - centre
-        _, directions = np.linalg.eigh(centred.T @ centred)  # (D, D), ascending
-        axes = directions[:, :-3:-1]  # (D, 2)
-        # A direction and its opposite are as good; processes must not differ.
-        axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])
-        if axes.shape[1] < 2:
-            axes = np.pad(axes, ((0, 0), (0, 2 - axes.shape[1])))
-        reach = np.quantile(np.abs(centred @ axes), 0.99) or 1.0
-        return _Plane(centre=centre, axes=axes / reach)
+    def _plane(self) -> Plane:
+        return fit_plane(self._vectors)
 
     def _placed(self, rows: Rows) -> list[Point]:
-        vectors = self._bundle.item_vectors
-        if vectors is None or not len(rows):
+        if not len(rows):
             return []
-        places = np.round(self._plane.of(np.asarray(vectors[rows])), 4)
+        places = np.round(self._plane.places(self._vectors[rows]), 4)
         return [
             Point(item=item, x=float(x), y=float(y), group=group)
             for item, (x, y), group in zip(

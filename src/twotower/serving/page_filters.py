@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.data.schema import ITEM_ID, TITLE
+from twotower.features.transforms import as_lists, is_text
 
 Value = bool | int | str
 
@@ -62,7 +63,9 @@ class Range:
     high: float
 
 
-def filter_columns(table: pa.Table) -> list[Choices | Range]:
+def filter_columns(
+    table: pa.Table, separators: Mapping[str, str] | None = None
+) -> list[Choices | Range]:
     """What the columns of a table offer to choose from.
 
     A column of texts, truth values or lists is offered by value where it has from 2 to
@@ -71,11 +74,15 @@ def filter_columns(table: pa.Table) -> list[Choices | Range]:
 
     Args:
         table: A row an item.
+        separators: What splits the text of a column into tags, by column.
     """
     offered = []
     for name in table.column_names:
         if name not in (ITEM_ID, TITLE):
             column = table.column(name)
+            separator = (separators or {}).get(name)
+            if separator and is_text(column.type):
+                column = pa.chunked_array([as_lists(column, separator)])
             found = _choices(name, column) or _range(name, column)
             offered += [] if found is None else [found]
     return offered

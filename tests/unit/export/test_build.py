@@ -7,16 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pyarrow as pa
 import pytest
 import torch
 
+from tests.unit.export.conftest import make_ranker, skip_onnx
 from twotower.data.prepare import prepare
 from twotower.data.prepared import FEATURES_FOLDER, Prepared
 from twotower.data.schema import Label, Tables
 from twotower.data.split import GivenSplit
 from twotower.export import build as module
+from twotower.export import screen_stage
 from twotower.export.build import ExportParts, ExportResult, export_bundle
 from twotower.export.bundle import open_bundle
 from twotower.export.gates import GateSettings
@@ -298,6 +301,76 @@ def test_ranking_alone_where_there_are_users_and_items(
     assert bundle.item_vectors is None
     assert bundle.items is not None
     assert np.isin(golden.candidates[:, 0], log.item_rows[log.split == 2]).all()
+
+
+def test_a_second_ranker_of_8_bit_integers(
+    exported: ExportResult, parts: ExportParts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    skip_onnx(monkeypatch, exported.folder)
+    options = {
+        "parts": parts,
+        "root": tmp_path,
+        "name": "world",
+        "index_builder": Flat(device="cpu"),
+        "gate_settings": GateSettings(),
+        "num_candidates": 40,
+    }
+    result = export_bundle(**options, ranker_precision="int8")
+    assert [gate.name for gate in result.gates][3] == "int8"
+    bundle = open_bundle(result.folder)
+    assert bundle.manifest.ranker_precision == "int8"
+    assert bundle.screen == result.folder / "ranker_int8.onnx"
+    figures = bundle.manifest.figures
+    assert 0.9 <= figures["export/int8/same_top_10"] <= 1
+    assert figures["export/int8/same_top_10_alone"] <= figures["export/int8/same_top_10"]
+    # An estimate that says nothing passes the wrong ones.
+    monkeypatch.setattr(screen_stage, "quantised", upside_down)
+    result = export_bundle(**options, ranker_precision="int8")
+    assert not result.published
+    assert [gate.name for gate in result.gates if not gate.passed] == ["int8"]
+
+
+def upside_down(model: onnx.ModelProto, batches: object) -> onnx.ModelProto:
+    """A ranker whose probabilities are 1 minus what they should be."""
+    nodes = model.graph.node
+    last = next(node for node in nodes if "probability" in node.output)
+    last.output[0] = "right"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1), "one"))
+    nodes.append(onnx.helper.make_node("Sub", ["one", "right"], ["probability"]))
+    return model
+
+
+@pytest.mark.parametrize("precision", ["fp8", "INT8", ""])
+def test_a_precision_that_is_unknown_is_refused(
+    parts: ExportParts, tmp_path: Path, precision: str
+) -> None:
+    with pytest.raises(ValueError, match=f"must be one of float32, int8, got '{precision}'"):
+        export_bundle(
+            parts=parts,
+            root=tmp_path,
+            name="world",
+            index_builder=Flat(device="cpu"),
+            gate_settings=GateSettings(),
+            num_candidates=5,
+            ranker_precision=precision,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_screening_takes_both_stages(parts: ExportParts, tmp_path: Path) -> None:
+    alone = replace(
+        parts, two_tower=None, ranker=make_ranker(parts.pipeline, retrieval_score=False)
+    )
+    with pytest.raises(ValueError, match="int8 screens the candidates of a retrieval for a ranker"):
+        export_bundle(
+            parts=alone,
+            root=tmp_path,
+            name="world",
+            index_builder=Flat(device="cpu"),
+            gate_settings=GateSettings(),
+            num_candidates=5,
+            ranker_precision="int8",
+        )
 
 
 def test_parts_that_do_not_fit_are_refused_all_at_once(parts: ExportParts) -> None:

@@ -132,6 +132,21 @@ def test_what_cannot_be_compared_passes_and_says_so(current: Measured | None, re
     assert reason in gate.note
 
 
+def test_a_screening_ranker_must_leave_lists_as_they_are() -> None:
+    """At least 99 of 100 of them; without one there is no such gate."""
+    figures = dict(GOOD.figures)
+    for share, passed in ((1.0, True), (0.99, True), (0.989, False), (math.nan, False)):
+        measured = replace(GOOD, figures=figures | {"export/int8/same_top_10": share})
+        found = gates(measured)
+        assert list(found)[3] == "int8"
+        assert found["int8"].passed is passed
+        assert all(gate.passed for name, gate in found.items() if name != "int8")
+    looser = gates(
+        replace(GOOD, figures=figures | {"export/int8/same_top_10": 0.9}), min_same_top=0.9
+    )
+    assert looser["int8"].passed
+
+
 def test_gates_of_a_missing_stage_do_not_exist() -> None:
     ranking = replace(GOOD, stages=("ranking",), figures={"export/onnx/parity": 0.0})
     assert list(gates(ranking)) == ["onnx_parity", "calibration"]

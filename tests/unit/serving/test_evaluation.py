@@ -58,7 +58,7 @@ def lists_of(recommender: Recommender, prepared: Prepared, user: int, remove_see
     if bundle.ranker is not None:
         given = {"retrieval_score": scores[None, candidates].astype(np.float32)}
         rows = np.array([candidates])
-        ranker, items = recommender._ranker, bundle.items.columns
+        ranker, items = recommender.ranker.model, bundle.items.columns
         probability = score_candidates(ranker, columns, items, rows, given)[0]
         final = [i for _, i in sorted(zip(-probability, candidates, strict=True))]
     seen = user_events(prepared, user, (TRAIN, VALIDATION)) if remove_seen else []

@@ -32,12 +32,11 @@ def csv_data(csv_recommender: Recommender) -> PageData:
 
 def with_titles(recommender: Recommender, titles: list[str | None]) -> PageData:
     """The same bundle with other titles."""
-    changed = Recommender(recommender.bundle)
-    table = changed.items.table
-    place = table.column_names.index("title")
-    table = table.set_column(place, "title", pa.array(titles, pa.string()))
-    changed.items = replace(changed.items, table=table)
-    return PageData(changed)
+    items = recommender.bundle.items
+    place = items.table.column_names.index("title")
+    table = items.table.set_column(place, "title", pa.array(titles, pa.string()))
+    changed = replace(recommender.bundle, items=replace(items, table=table))
+    return PageData(Recommender(changed))
 
 
 def test_users_by_the_beginning_of_their_ids(data: PageData, recommender: Recommender) -> None:
@@ -71,7 +70,7 @@ def test_a_random_user_is_a_known_one_and_not_always_the_same(
 
 
 def test_items_hold_every_word(data: PageData, recommender: Recommender) -> None:
-    items, popular = recommender.items, recommender.bundle.popular
+    items, popular = recommender.bundle.items, recommender.bundle.popular
     names = list(zip(items.ids.to_pylist(), items.table.column("title").to_pylist(), strict=True))
     for text in ("the", "THE  s", "ocean", "o the a", "i0000", "nothing like it", "t.e", "%", "("):
         words = text.lower().split()
@@ -92,7 +91,7 @@ def test_items_hold_every_word(data: PageData, recommender: Recommender) -> None
 
 
 def test_without_a_word_the_popular_items_come(data: PageData, recommender: Recommender) -> None:
-    ids = recommender.items.ids.to_pylist()
+    ids = recommender.bundle.items.ids.to_pylist()
     expected = [ids[row] for row in recommender.bundle.popular[:6]]
     assert [one.item_id for one in data.items("  ", limit=6)] == expected
     assert len(data.items("", limit=10_000)) == MAX_LISTED
@@ -101,16 +100,16 @@ def test_without_a_word_the_popular_items_come(data: PageData, recommender: Reco
 def test_an_item_without_a_title_is_called_by_its_id(csv_data: PageData, recommender) -> None:
     (found,) = [one for one in csv_data.items("", limit=50) if one.title == one.item_id]
     assert found.item_id == "3e5"  # The item that is in the log and not in the table.
-    titles = [None, *("Blue lamp" for _ in range(len(recommender.items) - 1))]
+    titles = [None, *("Blue lamp" for _ in range(len(recommender.bundle.items) - 1))]
     data = with_titles(recommender, titles)
-    first = recommender.items.ids[0].as_py()
+    first = recommender.bundle.items.ids[0].as_py()
     assert [one.title for one in data.items(first, limit=5)] == [first]
     assert first not in {one.item_id for one in data.items("lamp", limit=MAX_LISTED)}
 
 
 def test_a_history_is_newest_first(data: PageData, recommender: Recommender) -> None:
     bundle = recommender.bundle
-    ids = recommender.items.ids.to_pylist()
+    ids = recommender.bundle.items.ids.to_pylist()
     for row in (0, 5, 17):
         events = bundle.item_rows[bundle.offsets[row] : bundle.offsets[row + 1]]
         found = data.history(bundle.users.ids[row].as_py())
@@ -127,7 +126,7 @@ def test_a_long_history_is_cut(data: PageData, recommender: Recommender, monkeyp
     last = bundle.item_rows[bundle.offsets[row + 1] - 1]
     found = data.history(bundle.users.ids[row].as_py())
     assert len(found.items) == 2
-    assert found.items[0].item_id == recommender.items.ids[int(last)].as_py()
+    assert found.items[0].item_id == recommender.bundle.items.ids[int(last)].as_py()
     assert found.num_events == np.diff(bundle.offsets).max() > 2
 
 
@@ -137,29 +136,11 @@ def test_a_history_of_a_number_is_found_by_its_text(csv_data: PageData, csv_reco
     assert csv_data.history(str(user)).num_events > 0
 
 
-def test_the_map_is_the_plane_of_the_two_greatest_singular_values(
-    data: PageData, recommender: Recommender
-) -> None:
-    vectors = np.asarray(recommender.bundle.item_vectors, np.float64)
-    centred = vectors - vectors.mean(axis=0)
-    left, values, _ = np.linalg.svd(centred, full_matrices=False)
-    expected = left[:, :2] * values[:2]
-    found = data.points
-    assert [one.item.item_id for one in found] == recommender.items.ids.to_pylist()
-    places = np.array([[one.x, one.y] for one in found])
-    # Up to the scale and the sign of each axis.
-    assert abs(np.corrcoef(places[:, 0], expected[:, 0])[0, 1]) == pytest.approx(1, abs=1e-5)
-    assert abs(np.corrcoef(places[:, 1], expected[:, 1])[0, 1]) == pytest.approx(1, abs=1e-5)
-    spread = places.std(axis=0)
-    assert spread[0] / spread[1] == pytest.approx(values[0] / values[1], rel=1e-3)
-    assert np.mean(np.abs(places) <= 1) == pytest.approx(0.99, abs=0.01)
-
-
 def test_places_are_those_of_the_map_and_of_every_process(
     data: PageData, recommender: Recommender
 ) -> None:
     by_id = {one.item.item_id: one for one in data.points}
-    some = [recommender.items.ids[row].as_py() for row in (9, 2, 40)]
+    some = [recommender.bundle.items.ids[row].as_py() for row in (9, 2, 40)]
     assert PageData(recommender).places([*some, "nobody"]) == [by_id[one] for one in some]
     assert data.places([]) == []
 
@@ -175,17 +156,8 @@ def test_a_large_catalogue_is_sampled(data: PageData, recommender, monkeypatch) 
 def test_points_are_grouped_by_the_first_column_of_few_texts(
     data: PageData, recommender: Recommender
 ) -> None:
-    categories = recommender.items.table.column("category").to_pylist()
+    categories = recommender.bundle.items.table.column("category").to_pylist()
     assert [one.group for one in data.points] == categories
-
-
-def test_vectors_of_one_number_are_a_line(recommender: Recommender, monkeypatch) -> None:
-    flat = np.asarray(recommender.bundle.item_vectors)[:, :1]
-    changed = Recommender(recommender.bundle)
-    changed.bundle = replace(recommender.bundle, item_vectors=flat)
-    points = PageData(changed).points
-    assert {one.y for one in points} == {0.0}
-    assert len({one.x for one in points}) > 10
 
 
 def test_what_is_served(data: PageData, csv_data: PageData, recommender: Recommender) -> None:

@@ -33,6 +33,13 @@ def test_a_value_twice_in_a_list_is_one_item() -> None:
     assert counts(found) == {"tags": {"y": 2, "x": 1, "z": 1}}
 
 
+def test_text_that_a_feature_splits_is_counted_by_tag() -> None:
+    table = pa.table({"genres": ["Action|War", "War", None, "Drama|Action|War"]})
+    assert counts(filter_columns(table, {"genres": "|"})) == {
+        "genres": {"War": 3, "Action": 2, "Drama": 1}
+    }
+
+
 def test_lists_of_several_chunks_count_as_those_of_one() -> None:
     chunks = [[["x"], ["y", "x"]], [["y"], ["x"]], [["y", "z"]]]
     table = pa.table({"tags": pa.chunked_array(chunks)})

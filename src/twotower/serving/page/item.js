@@ -6,6 +6,7 @@ import { markOpen } from "./map.js";
 import { showWhy } from "./why.js";
 
 const NEIGHBOURS = 10;
+const LEAST_SEEN = 240;
 
 let opened = null;
 let cameFrom = null;
@@ -23,7 +24,8 @@ export async function showItem(item, context) {
   show(true);
   markOpen(item.item_id);
   byId("item-title").focus({ preventScroll: true });
-  card.scrollIntoView({ block: "nearest" });
+  const { top } = card.getBoundingClientRect();
+  if (top < 0 || top > innerHeight - LEAST_SEEN) card.scrollIntoView();
   card.onkeydown = (event) => {
     if (event.key === "Escape") close();
   };

@@ -23,7 +23,7 @@ const ask = (change) => go({ ...read(), ...change });
 
 const add = (item) => ask({ history: [...read().history, item.item_id] });
 
-const open = (item) => showItem(item, { asked: read(), add, open, complain });
+const open = (item) => showItem(item, { asked: read(), shown: SHOWN, add, open, complain });
 
 function complain(error) {
   if (!(error instanceof api.Refused)) throw error;

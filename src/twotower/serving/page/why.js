@@ -1,27 +1,33 @@
-// Why an item is (not) shown, where the server explains that: `/v1/explain` of its OpenAPI document
-// says so, and which fields it takes.
+// Why an item is, or is not, shown. Only where the server's OpenAPI document has `/v1/explain`, which
+// also says which fields it takes.
 
 import * as api from "./api.js";
-import { byId, el } from "./dom.js";
+import { bar, byId, count, el, percent } from "./dom.js";
 
 const PATH = "/v1/explain";
-const MOST_ROWS = 30;
+const MOST_FEATURES = 8;
 
 let takes;
 
 /** Fill the panel's answer; `asked` is what was recommended for. */
-export async function showWhy(item, { asked, complain, isOpen }) {
+export async function showWhy(item, { asked, shown, complain, isOpen }) {
   const box = byId("why");
   box.replaceChildren();
   box.hidden = true;
   try {
     takes ??= await fields();
     if (!takes) return;
-    const known = { ...asked, item: item.item_id };
+    const known = { ...asked, k: shown, item: item.item_id, item_id: item.item_id };
     const body = Object.fromEntries(Object.entries(known).filter(([name]) => takes.has(name)));
-    const found = await api.explain(body);
+    const { found, ...answer } = await api.explain(body);
     if (!isOpen(item)) return;
-    box.replaceChildren(el("h3", {}, "Why (not) this item"), shown(found));
+    const why = { ...answer, ...found };
+    box.replaceChildren(
+      el("h3", {}, "Why (not) this item"),
+      el("p", {}, why.sentence),
+      steps(why),
+      ...features(why.contributions ?? []),
+    );
     box.hidden = false;
   } catch (error) {
     complain(error);
@@ -31,47 +37,58 @@ export async function showWhy(item, { asked, complain, isOpen }) {
 /** Names of the fields that the server takes; false where it explains nothing. */
 async function fields() {
   const { paths, components } = await api.openApi();
-  const content = paths[PATH]?.post?.requestBody?.content?.["application/json"];
-  if (!content) return false;
-  const name = content.schema.$ref?.split("/").at(-1);
-  const schema = name ? components.schemas[name] : content.schema;
-  return new Set(Object.keys(schema.properties));
+  const schema = paths[PATH]?.post?.requestBody?.content?.["application/json"]?.schema;
+  if (!schema) return false;
+  const named = schema.$ref ? components.schemas[schema.$ref.split("/").at(-1)] : schema;
+  return new Set(Object.keys(named.properties));
 }
 
-function shown(value) {
-  if (Array.isArray(value)) return list(value);
-  if (value !== null && typeof value === "object") return entries(value);
-  return text(value);
-}
-
-const text = (value) => {
-  if (value === null) return "\u2013";
-  if (typeof value === "number" && !Number.isInteger(value)) return value.toPrecision(4);
-  if (typeof value === "boolean") return value ? "yes" : "no";
-  return String(value);
-};
-
-const words = (name) => name.replaceAll("_", " ");
-
-const entries = (value) =>
-  el(
+function steps(why) {
+  const place = (rank, all) => (rank ? `#${count(rank)}${all ? ` of ${count(all)}` : ""}` : "\u2013");
+  const { probe, probability, score } = why;
+  const cell = probe ? `, cell ${probe.place <= probe.num_probes ? "" : "not "}looked into` : "";
+  const rows = [
+    ["Exact search", "retrieval", place(why.exact_rank), score?.toFixed(3)],
+    ["Index", "retrieval", place(why.index_rank) + cell],
+    ["Seen and filtered left out", "retrieval", place(why.allowed_rank, why.num_allowed)],
+    ["Candidate", "retrieval", place(why.candidate_rank, why.num_candidates)],
+    ["Ranker", "ranker", place(why.ranker_rank), Number.isFinite(probability) && percent(probability)],
+    ["Shown", "ranker", place(why.place, why.k)],
+  ];
+  return el(
     "dl",
     { class: "facts" },
-    Object.entries(value).map(([name, one]) => [el("dt", {}, words(name)), el("dd", {}, shown(one))]),
+    rows.map(([name, kind, text, figure]) => [
+      el("dt", {}, name),
+      el("dd", { class: `number ${kind}` }, text, figure ? ` \u00b7 ${figure}` : ""),
+    ]),
   );
+}
 
-function list(values) {
-  const some = values.slice(0, MOST_ROWS);
-  if (!some.length) return text(null);
-  if (some.some((one) => one === null || typeof one !== "object" || Array.isArray(one))) {
-    return some.map(text).join(", ");
-  }
-  const names = [...new Set(some.flatMap(Object.keys))];
-  const cell = (one) => (one !== null && typeof one === "object" ? JSON.stringify(one) : text(one ?? null));
-  return el(
-    "table",
-    {},
-    el("thead", {}, el("tr", {}, names.map((name) => el("th", { scope: "col" }, words(name))))),
-    el("tbody", {}, some.map((row) => el("tr", {}, names.map((name) => el("td", {}, cell(row[name])))))),
+/** What the weightiest features add to both scores. */
+function features(contributions) {
+  const some = contributions.slice(0, MOST_FEATURES);
+  if (!some.length) return [];
+  const most = (name) => Math.max(...some.map((one) => Math.abs(one[name] ?? 0)));
+  const cell = (value, all, kind) =>
+    el(
+      "td",
+      { class: `number ${kind}` },
+      value === null ? "" : `${value < 0 ? "\u2212" : "+"}${Math.abs(value).toFixed(3)}`,
+      value === null ? null : bar(all ? Math.abs(value) / all : 0, `${kind}${value < 0 ? " less" : ""}`),
+    );
+  const rows = some.map((one) =>
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, one.feature, el("span", { class: "quiet" }, ` ${one.value}`)),
+      cell(one.score, most("score"), "retrieval"),
+      cell(one.logit, most("logit"), "ranker"),
+    ),
   );
+  const heads = ["feature", "score", "logit"].map((name) => el("th", { scope: "col" }, name));
+  return [
+    el("h3", {}, "What each feature adds"),
+    el("table", {}, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, rows)),
+  ];
 }
