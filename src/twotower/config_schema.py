@@ -135,6 +135,7 @@ class ServeConfig:
     grace_seconds: float = 20.0
     reload_seconds: float = 1.0
     api_key_file: str | None = None
+    journal: str | None = None
     batch_store: str | None = None
     batch_max_age_hours: float | None = None
     access_log: bool = True
