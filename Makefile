@@ -51,6 +51,7 @@ demo: $(STAMP)
 	@echo "run       runs/demo/latest         (curves: $(BIN)/tensorboard --logdir runs/demo/latest)"
 	@echo "bundle    bundles/demo/current     (its evaluation: evaluations/demo)"
 	@echo "next      $(BIN)/twotower recommend bundle=bundles/demo/current user=u000007"
+	@echo "          $(BIN)/twotower serve bundle=bundles/demo/current"
 	@echo "          $(PYTHON) train.py data=tables --help"
 
 check: $(STAMP)

@@ -190,7 +190,7 @@ def lookups(folder: Path, current: Path, url: str | None) -> dict[str, float]:
     from twotower.serving.store import open_reader
 
     reader = open_reader(str(folder / "stores" / "world") if url is None else f"{url}#world")
-    [path, *_] = sorted(current.glob("*.parquet"))
+    [path, *_] = sorted(current.glob("lists/*.parquet"))
     users = pq.read_table(path, columns=["user_id"])["user_id"].to_pylist()
     users = np.random.default_rng(0).choice(users, NUM_LOOKUPS).tolist()
     seconds = []

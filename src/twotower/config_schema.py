@@ -85,6 +85,7 @@ class RecommendConfig:
     similar_to: Any = None
     similar_to_vector: str | None = None
     vector_feature: str | None = None
+    filters: list[Any] = field(default_factory=list)
     k: int = 10
     quiet: bool = False
 
@@ -126,7 +127,7 @@ class ServeConfig:
     bundle: str = MISSING
     host: str = "127.0.0.1"
     port: int = 8080
-    workers: int = 1
+    processes: int = 1
     max_batch: int = 16
     max_waiting: int = 128
     max_in_flight: int | None = None
@@ -134,7 +135,10 @@ class ServeConfig:
     grace_seconds: float = 20.0
     reload_seconds: float = 1.0
     api_key_file: str | None = None
+    batch_store: str | None = None
+    batch_max_age_hours: float | None = None
     access_log: bool = True
+    page: bool = True
     quiet: bool = False
 
 

@@ -317,6 +317,12 @@ def looked_up(make: Make, users: list[str], done: threading.Event) -> tuple[list
     raise AssertionError
 
 
+@pytest.mark.parametrize("written", [b"", b"[]", b"{}", b"{"])
+def test_facts_that_cannot_be_read_are_named(written: bytes) -> None:
+    with pytest.raises(StoreError, match="here: facts of a version cannot be read"):
+        VersionFacts.from_bytes(written, "here")
+
+
 def test_readers_see_whole_versions_while_they_change(make: Make) -> None:
     """In every version all users have the same list; one answer, and the next, is never older."""
     users = [f"u{number:03}" for number in range(40)]
@@ -403,6 +409,31 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         store.begin(facts("v1"), None),
     ):
         pass
+
+
+def test_a_full_disk_is_named_and_the_chunk_is_not_in(tmp_path: Path, monkeypatch) -> None:
+    store = LmdbStore(path=str(tmp_path), name="one")
+    lists = {f"u{n:03}": [n] for n in range(1000)}
+    with monkeypatch.context() as patch:
+        patch.setattr("twotower.serving.store_lmdb.MAP_SIZE", 1 << 16)
+        message = r"staging-v1: cannot be written: .*MAP_FULL"
+        with (
+            store.begin(facts("v1"), None) as version,
+            pytest.raises(StoreError, match=message),
+        ):
+            version.put(0, "d", entries(lists))
+    write(store, facts("v1"), lists)
+    assert ids(reader(store).lookup("u007")) == [7]
+
+
+def test_a_reader_gives_up_where_no_version_stays(redis_url: str) -> None:
+    store = RedisStore(url=redis_url, name=next(NAMES))
+    write(store, facts("v1"), {"1": [5]})
+    values = store.values()
+    known = values._learn()
+    values._learn = lambda: replace(known, namespace="v0")
+    with pytest.raises(StoreError, match="another version became current 10 times"):
+        values.read(b"1")
 
 
 def test_every_key_of_a_version_expires(redis_url: str) -> None:

@@ -25,29 +25,38 @@ def recommend(cfg: DictConfig) -> list[Recommendation]:
     """
     from rich.console import Console
 
+    from twotower.cli.filters import shortage, to_filters
     from twotower.cli.tables import items_table
     from twotower.export.bundle import open_bundle
     from twotower.serving.recommender import Recommender
     from twotower.serving.similar import read_vector, similar_to_item, similar_to_vector
 
     _check_question(cfg)
+    filters = to_filters(cfg.filters)
     bundle = open_bundle(Path(cfg.bundle))
     recommender = Recommender(bundle)
     if cfg.similar_to is not None:
         items, what = (
-            similar_to_item(recommender, cfg.similar_to, k=cfg.k),
+            similar_to_item(recommender, cfg.similar_to, k=cfg.k, filters=filters),
             f"like {cfg.similar_to}",
         )
     elif cfg.similar_to_vector is not None:
         vector = read_vector(Path(cfg.similar_to_vector))
-        items = similar_to_vector(recommender, vector, k=cfg.k, feature=cfg.vector_feature)
+        items = similar_to_vector(
+            recommender, vector, k=cfg.k, feature=cfg.vector_feature, filters=filters
+        )
         what = f"like {Path(cfg.similar_to_vector).name}"
     else:
-        items = recommender.recommend(user=cfg.user, history=list(cfg.history), k=cfg.k)
+        items = recommender.recommend(
+            user=cfg.user, history=list(cfg.history), k=cfg.k, filters=filters
+        )
         what = "for somebody new" if cfg.user is None else f"for user {cfg.user}"
     if not cfg.quiet:
         title = f"Top {len(items)} {what} (bundle {bundle.manifest.name})"
-        Console().print(items_table(title, items))
+        console = Console()
+        console.print(items_table(title, items))
+        if missing := shortage(cfg.k, len(items), filtered=bool(filters)):
+            console.print(missing)
     return items
 
 

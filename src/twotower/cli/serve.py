@@ -43,7 +43,10 @@ def serve(cfg: DictConfig) -> None:
         grace_seconds=cfg.grace_seconds,
         max_in_flight=cfg.max_in_flight,
         api_key_file=cfg.api_key_file,
+        batch_store=cfg.batch_store,
+        batch_max_age_hours=cfg.batch_max_age_hours,
         access_log=cfg.access_log,
+        page=cfg.page,
     )
 
     def announce(url: str) -> None:
@@ -51,7 +54,7 @@ def serve(cfg: DictConfig) -> None:
             print(f"serving {cfg.bundle} at {url}", flush=True)
 
     processes.serve(
-        settings, host=cfg.host, port=cfg.port, num_workers=cfg.workers, announce=announce
+        settings, host=cfg.host, port=cfg.port, num_workers=cfg.processes, announce=announce
     )
 
 

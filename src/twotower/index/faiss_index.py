@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from twotower.index.allowed import AllowedRows
 from twotower.index.base import (
     FloatArray,
     SearchResult,
@@ -24,6 +26,7 @@ from twotower.index.base import (
     checked_vectors,
     padded,
 )
+from twotower.index.cells import Cells
 from twotower.index.faiss_library import Handle, faiss
 from twotower.index.gpu_index import (
     GPU_LOCK,
@@ -41,6 +44,8 @@ INDEX_FILE = "index.faiss"
 FACTS_FILE = "index.json"
 FORMAT_VERSION = 1
 METRIC = "inner_product"
+# Kinds whose CPU form FAISS searches with a bitmap of the rows that may be returned at no loss.
+SELECTING_KINDS = ("flat", "ivf_flat", "ivf_pq")
 
 
 class FaissIndex:
@@ -87,12 +92,47 @@ class FaissIndex:
             f"{self.num_items:,} items x {self.dim}, inner product"
         )
 
-    def search(self, queries: FloatArray, k: int) -> SearchResult:
+    @property
+    def max_k(self) -> int:
+        """The longest list that a search can give."""
+        if self.device == "cpu":
+            return self.num_items
+        return min(self.num_items, MAX_GPU_SELECTION // self.refine)
+
+    @property
+    def refine(self) -> int:
+        """So many times `k` items are found by codes and scored again exactly; 1 without codes."""
+        return int(getattr(self.faiss_index, "k_factor", 1))
+
+    @property
+    def selects(self) -> bool:
+        """Whether FAISS can leave out rows while it searches."""
+        if self.kind == "flat" and self.num_shards > 1:
+            return False  # its shards count their rows from 0
+        return self.device == "cpu" and self.kind in SELECTING_KINDS
+
+    @cached_property
+    def cells(self) -> Cells | None:
+        """The cells of an inverted file on the CPU, None for other kinds."""
+        if not self.selects or self.kind == "flat":
+            return None
+        return Cells(shards_of(self.faiss_index))
+
+    def search(
+        self,
+        queries: FloatArray,
+        k: int,
+        *,
+        allowed: AllowedRows | None = None,
+        num_probes: int = 0,
+    ) -> SearchResult:
         """Find the items with the largest inner products.
 
         Args:
             queries: Query vectors (Q, D); Q may be 0.
             k: How many items are wanted, at least 1; may exceed ``N``.
+            allowed: The rows that may be returned, of a flat index that `selects`; None for all.
+            num_probes: Cells that an undivided inverted file looks into; 0 for its own setting.
 
         Returns:
             Exactly ``k`` columns; equal scores are ordered by row, but which of several items with
@@ -109,7 +149,8 @@ class FaissIndex:
             rows, scores = np.empty((0, wanted), np.int64), np.empty((0, wanted), np.float32)
         else:
             with self._lock():
-                scores, rows = self.faiss_index.search(vectors, wanted, params=self._params(wanted))
+                params = self._params(wanted, allowed, num_probes)
+                scores, rows = self.faiss_index.search(vectors, wanted, params=params)
         return _ties_by_row(padded(rows, scores, k))
 
     def save(self, folder: Path) -> None:
@@ -143,16 +184,34 @@ class FaissIndex:
     def _lock(self) -> AbstractContextManager[Any]:
         return GPU_LOCK if self.device == "gpu" else nullcontext()
 
-    def _params(self, k: int) -> Handle:
-        """Search parameters of this call: CAGRA's beam must hold the wanted items."""
-        if not self._beam:
+    @property
+    def num_probes(self) -> int:
+        """Cells that a search of an undivided inverted file looks into; else 0."""
+        (first, *others) = shards_of(self.faiss_index)
+        return 0 if others else int(getattr(first, "nprobe", 0))
+
+    def _params(self, k: int, allowed: AllowedRows | None, num_probes: int) -> Handle:
+        """Search parameters of this call: the beam of a graph must hold the wanted items."""
+        if self._beam:
+            params = faiss.SearchParametersCagra()
+            params.itopk_size = max(self._beam, k)
+            return params
+        if self.kind in ("hnsw", "cagra"):
+            beam = max(self.faiss_index.hnsw.efSearch, k)
+            return faiss.SearchParametersHNSW(efSearch=beam)
+        if num_probes:
+            inner = faiss.SearchParametersIVF(nprobe=num_probes)
+            if not isinstance(self.faiss_index, faiss.IndexRefine):
+                return inner
+            return faiss.IndexRefineSearchParameters(
+                k_factor=self.faiss_index.k_factor, base_index_params=inner
+            )
+        if allowed is None:
             return None
-        params = faiss.SearchParametersCagra()
-        params.itopk_size = max(self._beam, k)
-        return params
+        return faiss.SearchParameters(sel=faiss.IDSelectorBitmap(allowed.bits))
 
     def _check_selection(self, wanted: int) -> None:
-        refine = int(getattr(self.faiss_index, "k_factor", 1))
+        refine = self.refine
         if self.device == "gpu" and wanted * refine > MAX_GPU_SELECTION:
             factor = f" x {refine} to be refined" if refine > 1 else ""
             raise ValueError(

@@ -29,7 +29,9 @@ class HalfTable(nn.Embedding):
 
     def __init__(self, table: nn.Embedding) -> None:
         weight = table.weight.detach().bfloat16()
-        super().__init__(*weight.shape, sparse=table.sparse, _weight=weight)
+        super().__init__(
+            table.num_embeddings, table.embedding_dim, sparse=table.sparse, _weight=weight
+        )
         self._take_wide_gradients()
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -45,7 +47,7 @@ class HalfTable(nn.Embedding):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy has a weight of its own."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._take_wide_gradients()
 
     def _take_wide_gradients(self) -> None:

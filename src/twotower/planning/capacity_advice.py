@@ -93,7 +93,7 @@ def _training(plan: Plan) -> Iterator[str]:
 
 
 def _gpus(plan: Plan, gpu: Gpu, gpus: int) -> Iterator[str]:
-    training, machine = plan.training, plan.question.machine
+    training, question, machine = plan.training, plan.question, plan.question.machine
     stage = max(training.stages, key=lambda stage: stage.memory)
     kept = stage.tables + stage.optimizer
     room = usable(gpu) - stage.step
@@ -103,6 +103,8 @@ def _gpus(plan: Plan, gpu: Gpu, gpus: int) -> Iterator[str]:
             f"{in_bytes(room)} beside a step: their rows must be divided over {stage.memory_gpus} "
             "GPUs, with TorchRec (row-wise sharding)."
         )
+        if question.precision != "float32":
+            yield "Training divides float32 tables alone: plan with precision=float32."
     elif kept + stage.columns > room:
         yield (
             f"Training: the tables fit one {gpu.name}, but not beside {in_bytes(stage.columns)} of "
@@ -126,9 +128,16 @@ def _gpus(plan: Plan, gpu: Gpu, gpus: int) -> Iterator[str]:
 
 def _savings(plan: Plan, kept: int) -> Iterator[str]:
     """What would take less, where tables are what is large."""
-    question = plan.question
-    if not question.machine.gpu or kept <= usable(question.machine.gpu):
+    question, gpu = plan.question, plan.question.machine.gpu
+    if not gpu or kept <= usable(gpu):
         return
+    stage = max(plan.training.stages, key=lambda stage: stage.memory)
+    halved = kept - stage.tables // 2
+    if question.precision == "float32" and halved <= usable(gpu) - stage.step:
+        yield (
+            f"In bfloat16 (trainer.table_precision) tables and optimiser take {in_bytes(halved)} "
+            "and fit one GPU."
+        )
     if question.optimizer != "rowwise_adagrad":
         spared = plan.training.stages[0].optimizer - 4 * (question.users + question.items)
         yield f"Row-wise Adagrad would spare {in_bytes(spared)} a stage."

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-# Bytes of a number in a table.
+# Bytes of a number in a table; `trainer.table_precision` of training.
 PRECISIONS: Final = {"float32": 4, "bfloat16": 2}
 # Accumulators of a row, by optimiser of the tables: one number, or two of the table's own shape.
 OPTIMIZERS: Final = ("rowwise_adagrad", "lazy_adam")
@@ -43,8 +43,8 @@ def table_bytes(num_values: int, width: int, precision: str) -> int:
     return (num_values + 1) * width * PRECISIONS[precision]
 
 
-def optimizer_bytes(num_values: int, width: int, optimizer: str, precision: str) -> int:
-    """Bytes that the optimiser of a table keeps.
+def optimizer_bytes(num_values: int, width: int, optimizer: str) -> int:
+    """Bytes that the optimiser of a table keeps, float32 whatever the table is.
 
     Row-wise Adagrad has one float32 a row (Mudigere et al. 2022, "Software-Hardware Co-design
     for Fast and Scalable Training of Deep Learning Recommendation Models"), Adam two
@@ -54,15 +54,14 @@ def optimizer_bytes(num_values: int, width: int, optimizer: str, precision: str)
         num_values: Users or items.
         width: Width of a row.
         optimizer: One of `OPTIMIZERS`.
-        precision: Of the table.
 
     Example:
-        >>> optimizer_bytes(999, 64, "rowwise_adagrad", "float32")
+        >>> optimizer_bytes(999, 64, "rowwise_adagrad")
         4000
     """
     if optimizer == "rowwise_adagrad":
         return (num_values + 1) * FLOAT
-    return 2 * table_bytes(num_values, width, precision)
+    return 2 * table_bytes(num_values, width, "float32")
 
 
 def checkpoint_bytes(tables: int, optimizer: int) -> int:

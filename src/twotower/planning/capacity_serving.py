@@ -59,7 +59,7 @@ class ServingPlan:
 
 
 def tables_bytes(question: Question) -> int:
-    """Bytes of the tables of one exported model, float32 in ONNX.
+    """Bytes of the tables of one exported model, which keeps them as they were trained.
 
     Query tower and ranker both look up users, and items: of the history, and as candidates.
 
@@ -67,7 +67,7 @@ def tables_bytes(question: Question) -> int:
         question: What is planned for.
     """
     sizes = (question.users, question.items)
-    return sum(table_bytes(size, question.width, "float32") for size in sizes)
+    return sum(table_bytes(size, question.width, question.precision) for size in sizes)
 
 
 def model_bytes(question: Question) -> int:

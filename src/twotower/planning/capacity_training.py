@@ -196,7 +196,7 @@ def _stage(
     gpu, width, precision = question.machine.gpu, question.width, question.precision
     sizes = (question.users, question.items)
     tables = sum(table_bytes(size, width, precision) for size in sizes)
-    optimizer = sum(optimizer_bytes(n, width, question.optimizer, precision) for n in sizes)
+    optimizer = sum(optimizer_bytes(n, width, question.optimizer) for n in sizes)
     columns = column_bytes(*sizes, question.num_interactions, question.num_events)
     examples *= question.epochs
     gpu_hours = memory_gpus = None

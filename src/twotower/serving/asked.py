@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from twotower.data.prepared import Entities
 from twotower.data.schema import DataError
 from twotower.export.bundle import Bundle
+from twotower.serving.catalogue import Catalogue
 from twotower.serving.ids import ItemId, find_rows, prepare_to_find
 from twotower.serving.queries import Columns, encode_context, encode_user, history_columns
 from twotower.serving.requests import Request, RequestError, UnknownUser
@@ -46,10 +46,10 @@ class RequestEncoder:
         items: Its catalogue.
     """
 
-    def __init__(self, bundle: Bundle, items: Entities) -> None:
+    def __init__(self, bundle: Bundle, items: Catalogue) -> None:
         self.bundle = bundle
         self.items = items
-        for entities in (items, bundle.users):
+        for entities in (bundle.items, bundle.users):
             if entities is not None:
                 prepare_to_find(entities.ids)
 
@@ -92,7 +92,7 @@ class RequestEncoder:
         known = np.zeros(0, np.int64)
         if user_row is not None and offsets is not None and item_rows is not None:
             known = np.asarray(item_rows[offsets[user_row] : offsets[user_row + 1]], np.int64)
-        given = find_rows(self.items.ids, history)
+        given = self.items.find(history)
         unknown = [str(item) for item, row in zip(history, given, strict=True) if row < 0]
         if unknown:
             raise RequestError("history", f"unknown items {', '.join(unknown)}")

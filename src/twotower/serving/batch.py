@@ -197,7 +197,7 @@ def _scored(run: RunFolder, bundle: Bundle, workers: Workers) -> Generator[int]:
         bundle_digest=facts.bundle_digest,
         k=facts.k,
         seconds=facts.seconds,
-        folder=run.folder,
+        folder=run.lists,
     )
     with closing(workers.map(scorer, pending)) as scored:  # type: ignore[type-var]
         for number in range(facts.num_chunks):

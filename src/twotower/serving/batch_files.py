@@ -3,7 +3,7 @@
 ===============================  ================================================================
 ``<name>/<namespace>/``          one run
 ``  run.json``                   what decides what is in it
-``  part-000000.parquet``        the lists of a chunk, see `twotower.serving.batch_scores`
+``  lists/part-000000.parquet``  the lists of a chunk, see `twotower.serving.batch_scores`
 ``  progress.jsonl``             one line for every file that is whole, with its digest
 ``  batch.json``                 the report; there only when the run has ended
 ``<name>/current``               link to the last run that ended
@@ -26,7 +26,7 @@ from typing import Any
 from twotower.data.prepared import checksum
 from twotower.serving.batch_scores import ScoredChunk, chunk_path
 
-RUN, PROGRESS, REPORT = "run.json", "progress.jsonl", "batch.json"
+LISTS, RUN, PROGRESS, REPORT = "lists", "run.json", "progress.jsonl", "batch.json"
 CURRENT, LOCK, REMOVED, LINK = "current", ".lock", ".removed-", ".current-"
 RUN_FORMAT = 1
 # Lists of an older run would be out of date when they are in.
@@ -87,7 +87,7 @@ def open_run(home: Path, facts: RunFacts, *, any_time: bool) -> Iterator[RunFold
         left = _left(home, facts) if any_time else []
         facts = max(left, key=lambda run: run.seconds, default=facts)
         folder = home / facts.namespace
-        folder.mkdir(exist_ok=True)
+        (folder / LISTS).mkdir(parents=True, exist_ok=True)
         _write(folder / RUN, {"format": RUN_FORMAT, **asdict(facts)})
         yield RunFolder(folder, facts)
 
@@ -96,12 +96,12 @@ class RunFolder:
     """One run.
 
     Args:
-        folder: Where it lies.
+        folder: Where it lies; `lists` in it holds the files of the chunks.
         facts: About it.
     """
 
     def __init__(self, folder: Path, facts: RunFacts) -> None:
-        self.folder, self.facts = folder, facts
+        self.folder, self.lists, self.facts = folder, folder / LISTS, facts
         self.scored = self._whole()
         self.num_found = len(self.scored)
         text = "".join(f"{json.dumps(asdict(chunk))}\n" for chunk in self.scored.values())
@@ -109,7 +109,7 @@ class RunFolder:
 
     def path(self, number: int) -> Path:
         """The file of a chunk."""
-        return chunk_path(self.folder, number)
+        return chunk_path(self.lists, number)
 
     def note(self, chunk: ScoredChunk) -> None:
         """Remember that a chunk is written."""

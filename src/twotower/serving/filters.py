@@ -1,29 +1,116 @@
-"""Candidates that a filter lets through: the index is asked for more until there are enough.
+"""Candidates that may be shown: not what the user has taken, and only what filters let through.
 
-How many items of a list a filter will remove is not known before the search, so the first request
-has a margin and the queries that came out short ask again with twice as many, until they have
-enough or the index has no more to give.
+What a user has taken is a short list of his own: the index is asked for more until there are
+enough. How many of them a search will meet is not known before, so the first request has a margin
+and the queries that came out short ask again for twice as many, until they have enough or the index
+has no more to give. What filters let through is one set for all who ask with the same filters; the
+index is told of it, and those who share a set are searched for together.
 
 Shape letters: Q queries, K candidates, N items of the index.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from twotower.data.item_lists import ItemLists
-from twotower.index.base import NO_ITEM, Index, SearchResult
+from twotower.index.allowed import AllowedRows
+from twotower.index.base import NO_ITEM, FloatArray, SearchResult
 
 Array = npt.NDArray[Any]
 
+Search: TypeAlias = Callable[[FloatArray, int], SearchResult]
+
 FIRST_MARGIN = 1.5
+ROWS_OF_A_BLOCK = 4096
+
+
+class SearchableIndex(Protocol):
+    """An index; see `twotower.index.base.Index`."""
+
+    @property
+    def num_items(self) -> int:
+        """Number of rows, ``N``."""
+
+    def search(self, queries: FloatArray, k: int) -> SearchResult:
+        """Find the items with the largest inner products."""
+
+
+class SelectiveIndex(Protocol):
+    """An index that can search among some of its items."""
+
+    @property
+    def num_items(self) -> int:
+        """Number of rows, ``N``."""
+
+    def search(
+        self, queries: FloatArray, k: int, allowed: AllowedRows | None = None
+    ) -> SearchResult:
+        """Find the allowed items with the largest inner products."""
+
+
+def search_filtered(
+    index: SelectiveIndex,
+    vectors: FloatArray,
+    k: int,
+    excluded: ItemLists | None,
+    allowed: Sequence[AllowedRows | None],
+) -> SearchResult:
+    """The best `k` items of every query that are allowed and not excluded.
+
+    Args:
+        index: The index.
+        vectors: (Q, D) query vectors.
+        k: Candidates wanted.
+        excluded: Items that a query may not return, or None.
+        allowed: (Q,) the items that a query may return, the same object where it is the same set;
+            None for all.
+
+    Returns:
+        Rows and scores (Q, k), padded with -1 and minus infinity.
+    """
+    groups: dict[int, list[int]] = {}
+    for query, of_query in enumerate(allowed):
+        groups.setdefault(id(of_query), []).append(query)
+    found = _nothing(len(vectors), k)
+    for members in groups.values():
+        group = np.array(members)
+        left_out = None if excluded is None else excluded.take(group)
+        among = allowed[members[0]]
+        if among is None:
+            part = search_allowed(index, vectors[group], k, left_out)
+        else:
+            if left_out is not None:
+                left_out = left_out.where(among.contains(left_out.item_rows))
+            search = _among(index, among)
+            part = _search(search, vectors[group], k, left_out, among.num_items, among.count)
+        found.rows[group], found.scores[group] = part.rows, part.scores
+    return found
+
+
+def first_allowed(rows: Array, k: int, allowed: AllowedRows | None) -> Array:
+    """The first `k` of some rows, in their order, that are allowed; None allows all."""
+    if allowed is None:
+        return rows[:k]
+    parts: list[Array] = [rows[:0]]
+    for start in range(0, len(rows), ROWS_OF_A_BLOCK):
+        block = rows[start : start + ROWS_OF_A_BLOCK]
+        parts.append(block[allowed.contains(block)])
+        if sum(map(len, parts)) >= k:
+            break
+    return np.concatenate(parts)[:k]
+
+
+def _among(index: SelectiveIndex, allowed: AllowedRows) -> Search:
+    return lambda queries, k: index.search(queries, k, allowed)
 
 
 def search_allowed(
-    index: Index, vectors: npt.NDArray[np.float32], k: int, excluded: ItemLists | None
+    index: SearchableIndex, vectors: FloatArray, k: int, excluded: ItemLists | None
 ) -> SearchResult:
     """The best `k` items of every query that are not excluded.
 
@@ -36,30 +123,47 @@ def search_allowed(
     Returns:
         Rows and scores (Q, k), padded with -1 and minus infinity.
     """
+    return _search(index.search, vectors, k, excluded, index.num_items, index.num_items)
+
+
+def _search(
+    search: Search,
+    vectors: FloatArray,
+    k: int,
+    excluded: ItemLists | None,
+    num_items: int,
+    num_allowed: int,
+) -> SearchResult:
+    """Search again for those who have too few; rows lie below `num_items`."""
     if excluded is None or not len(excluded.item_rows):
-        return index.search(vectors, k)
-    rows = np.full((len(vectors), k), NO_ITEM, np.int64)
-    scores = np.full((len(vectors), k), -np.inf, np.float32)
-    keys = _keys(excluded, index.num_items)
-    removed = np.bincount(keys // index.num_items, minlength=len(vectors))  # (Q,)
+        return search(vectors, k)
+    found = _nothing(len(vectors), k)
+    keys = _keys(excluded, num_items)
+    removed = np.bincount(keys // num_items, minlength=len(vectors))  # (Q,)
     pending = np.arange(len(vectors))
     fetch = int(k + FIRST_MARGIN * np.median(removed))
     while len(pending):
-        fetch = min(fetch, index.num_items)
-        found = index.search(vectors[pending], fetch)
-        allowed = _allowed(found.rows, pending, keys, index.num_items)
+        fetch = min(fetch, num_allowed)
+        part = search(vectors[pending], max(fetch, 1))
+        allowed = _allowed(part.rows, pending, keys, num_items)
         order = np.argsort(~allowed, axis=1, kind="stable")[:, :k]
         kept = np.take_along_axis(allowed, order, 1)
+        rows, scores = (np.take_along_axis(a, order, 1) for a in (part.rows, part.scores))
         width = order.shape[1]
-        rows[pending, :width] = np.where(kept, np.take_along_axis(found.rows, order, 1), NO_ITEM)
-        scores[pending, :width] = np.where(
-            kept, np.take_along_axis(found.scores, order, 1), -np.inf
-        )
-        if fetch >= index.num_items:
+        found.rows[pending, :width] = np.where(kept, rows, NO_ITEM)
+        found.scores[pending, :width] = np.where(kept, scores, -np.inf)
+        if fetch >= num_allowed:
             break
-        short = kept.sum(axis=1) < np.minimum(k, index.num_items - removed[pending])
+        short = kept.sum(axis=1) < np.minimum(k, num_allowed - removed[pending])
         pending, fetch = pending[short], fetch * 2
-    return SearchResult(rows=rows, scores=scores)
+    return found
+
+
+def _nothing(num_queries: int, k: int) -> SearchResult:
+    return SearchResult(
+        rows=np.full((num_queries, k), NO_ITEM, np.int64),
+        scores=np.full((num_queries, k), -np.inf, np.float32),
+    )
 
 
 def _keys(excluded: ItemLists, num_items: int) -> Array:

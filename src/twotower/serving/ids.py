@@ -55,6 +55,19 @@ def _index_of(ids: pa.Array) -> RowIndex:
         return _indexes[id(ids)]
 
 
+def as_id(kind: pa.DataType, given: object) -> ItemId | None:
+    """An id in the form of a column of ids of some type; None for what is none of them.
+
+    Args:
+        kind: The type, integers or text.
+        given: An id as `find_rows` takes it, or anything else.
+    """
+    if isinstance(given, bool) or not isinstance(given, int | str):
+        return None
+    text = str(given)
+    return _whole(text) if pa.types.is_integer(kind) else text or None
+
+
 def _whole(text: str) -> int | None:
     """The 64-bit integer that is spelled out, or None."""
     number = int(text) if WHOLE_NUMBER.fullmatch(text) else MAX_INT64 + 1

@@ -8,31 +8,39 @@ Shape letters: Q queries, K candidates, k items shown.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from twotower.data.item_lists import ItemLists
-from twotower.data.schema import TITLE
 from twotower.export.bundle import Bundle
 from twotower.export.screening import best
-from twotower.index.base import NO_ITEM, SearchResult
+from twotower.index.allowed import AllowedRows
+from twotower.index.base import SearchResult
+from twotower.index.filtered import FilteredIndex
 from twotower.serving.asked import Asked, RequestEncoder
 from twotower.serving.candidate_ranker import CandidateRanker
-from twotower.serving.filters import search_allowed
+from twotower.serving.catalogue import BundleItems, Catalogue
+from twotower.serving.filters import SelectiveIndex, first_allowed, search_filtered
 from twotower.serving.ids import ItemId
 from twotower.serving.models import OnnxModel
+from twotower.serving.recommended import popular, recommended
 from twotower.serving.requests import (
     Answer,
+    Filter,
     Recommendation,
     Request,
     RequestError,
     Source,
 )
+
+if TYPE_CHECKING:
+    from twotower.serving.fresh_items import FreshItems
 
 Array = npt.NDArray[Any]
 
@@ -87,16 +95,27 @@ class Recommender:
                 "train with stages=[retrieval,ranking]"
             )
         self.bundle = bundle
-        self.items = bundle.items
-        self.index = bundle.load_index()
+        index = bundle.load_index()
+        self.items: Catalogue = BundleItems(bundle, bundle.items)
+        self._built_index = FilteredIndex(index, self.items.vectors)
+        self.index: SelectiveIndex = self._built_index
         self.num_candidates = min(bundle.manifest.num_candidates or 0, len(self.items))
-        self._encoder = RequestEncoder(bundle, self.items)
+        self.encoder = RequestEncoder(bundle, self.items)
         self._query_tower = OnnxModel(bundle.query_tower, num_threads=num_threads)
         self.ranker: CandidateRanker | None = None
         if bundle.ranker is not None:
             self.ranker = CandidateRanker(bundle.ranker, bundle.screen, num_threads=num_threads)
-        titles = self.items.table.column_names.count(TITLE)
-        self._titles = self.items.table.column(TITLE).combine_chunks() if titles else None
+
+    def with_items(self, items: FreshItems) -> Recommender:
+        """The same models with the items as they are now.
+
+        Args:
+            items: The bundle's items with what has changed.
+        """
+        other = copy.copy(self)
+        other.items, other.index = items, items.index(self._built_index)
+        other.encoder = RequestEncoder(self.bundle, items)
+        return other
 
     def embed(self, queries: Mapping[str, Array]) -> npt.NDArray[np.float32]:
         """Vectors (Q, D) of encoded queries."""
@@ -108,6 +127,7 @@ class Recommender:
         k: int,
         excluded: ItemLists | None,
         clock: _Stages | None = None,
+        allowed: Sequence[AllowedRows | None] | None = None,
     ) -> Ranked:
         """Lists for encoded queries.
 
@@ -116,12 +136,14 @@ class Recommender:
             k: Length of the final lists.
             excluded: Items that a query may not show, or None.
             clock: Told when a stage ends.
+            allowed: (Q,) items that a query may show, None for all.
         """
         clock = clock or _Stages()
         wanted = max(k, self.num_candidates)
         vectors = self.embed(queries)
         clock.ends("query_tower")
-        found = search_allowed(self.index, vectors, wanted, excluded)
+        among = [None] * len(vectors) if allowed is None else allowed
+        found = search_filtered(self.index, vectors, wanted, excluded, among)
         clock.ends("index")
         if self.ranker is None:
             probabilities, places = None, best(found.scores, k)
@@ -140,6 +162,7 @@ class Recommender:
         user_features: Mapping[str, Any] | None = None,
         context: Mapping[str, Any] | None = None,
         k: int = 10,
+        filters: Sequence[Filter] = (),
         seconds: float | None = None,
     ) -> list[Recommendation]:
         """Recommend items to one user; the arguments are those of `Request`.
@@ -148,8 +171,8 @@ class Recommender:
             At most `k` items, best first; popular ones where nothing is known of the user.
 
         Raises:
-            RequestError: When the bundle does not know the user or an item of the history, or `k`
-                is below 1.
+            RequestError: When the bundle does not know the user, an item of the history or what a
+                filter asks for, or `k` is below 1.
         """
         request = Request(
             user=user,
@@ -157,6 +180,7 @@ class Recommender:
             user_features=user_features or {},
             context=context or {},
             k=k,
+            filters=filters,
             seconds=seconds,
         )
         (answer,) = self.answer([request])
@@ -176,20 +200,23 @@ class Recommender:
         clock = _Stages()
         answers: list[Answer | RequestError | None] = [None] * len(requests)
         asked: list[Asked] = []
+        allowed: list[AllowedRows | None] = []
         for place, request in enumerate(requests):
             try:
-                one = self._encoder.asked(place, request)
+                one = self.encoder.asked(place, request)
+                among = self.items.allowed(request.filters)
             except RequestError as error:
                 answers[place] = error
                 continue
             if one is None:
-                items = self._popular(request.k)
+                items = self._popular(request.k, among)
                 answers[place] = self._answer(request, items, "popular", clock)
             else:
                 asked.append(one)
+                allowed.append(among)
         clock.ends("features")
         if asked:
-            for one, items in zip(asked, self._ranked(asked, clock), strict=True):
+            for one, items in zip(asked, self._ranked(asked, allowed, clock), strict=True):
                 answers[one.place] = self._answer(one.request, items, "model", clock)
         return [answer for answer in answers if answer is not None]
 
@@ -204,7 +231,9 @@ class Recommender:
             seconds=clock.seconds,
         )
 
-    def _ranked(self, asked: Sequence[Asked], clock: _Stages) -> list[list[Recommendation]]:
+    def _ranked(
+        self, asked: Sequence[Asked], allowed: Sequence[AllowedRows | None], clock: _Stages
+    ) -> list[list[Recommendation]]:
         """Lists of items for requests."""
         names = asked[0].columns
         queries = {n: np.concatenate([one.columns[n] for one in asked]) for n in names}
@@ -215,68 +244,27 @@ class Recommender:
                 offsets=np.concatenate([[0], np.cumsum(counts)]),
                 item_rows=np.concatenate([one.events for one in asked]),
             )
-        ranked = self.rank(queries, max(one.request.k for one in asked), excluded, clock)
+        k = max(one.request.k for one in asked)
+        ranked = self.rank(queries, k, excluded, clock, allowed)
+        scores, probabilities = ranked.candidates.scores, ranked.probabilities
         lists = [
-            self._describe(ranked, query, one.request.k, one.events)
+            recommended(
+                self.items,
+                ranked.rows[query, : one.request.k],
+                ranked.places[query, : one.request.k],
+                scores[query],
+                None if probabilities is None else probabilities[query],
+                one.events,
+            )
             for query, one in enumerate(asked)
         ]
         clock.ends("describe")
         return lists
 
-    def _describe(
-        self, ranked: Ranked, query: int, k: int, events: npt.NDArray[np.int64]
-    ) -> list[Recommendation]:
-        scores, probabilities = ranked.candidates.scores[query], ranked.probabilities
-        rows, places = ranked.rows[query, :k], ranked.places[query, :k]
-        rows, places = rows[rows != NO_ITEM], places[rows != NO_ITEM]
-        return [
-            Recommendation(
-                item_id=self.items.ids[row].as_py(),
-                title=self.title(row),
-                probability=None if probabilities is None else float(probabilities[query, place]),
-                retrieval_score=float(scores[place]),
-                retrieval_rank=place + 1,
-                reason=reason,
-            )
-            for row, place, reason in zip(
-                rows.tolist(), places.tolist(), self._reasons(rows, events), strict=True
-            )
-        ]
-
-    def _reasons(self, rows: npt.NDArray[np.int64], events: npt.NDArray[np.int64]) -> Sequence[str]:
-        """For every item row (k,) the event of the history whose vector is most like the item's."""
-        vectors = self.bundle.item_vectors
-        if not len(events) or vectors is None:
-            return ["fits the profile"] * len(rows)
-        latest = events[-100:]
-        cosines = _unit(vectors[rows]) @ _unit(vectors[latest]).T  # (k, E)
-        best = cosines.argmax(axis=1).tolist()
-        return [
-            f"like {self.title(int(latest[event]))} ({cosines[at, event]:.2f})"
-            for at, event in enumerate(best)
-        ]
-
-    def _popular(self, k: int) -> list[Recommendation]:
-        popular = self.bundle.popular
-        return [
-            Recommendation(
-                item_id=self.items.ids[row].as_py(),
-                title=self.title(row),
-                probability=None,
-                retrieval_score=None,
-                retrieval_rank=None,
-                reason="popular: nothing is known of the user",
-            )
-            for row in ([] if popular is None else popular[:k].tolist())
-        ]
+    def _popular(self, k: int, allowed: AllowedRows | None) -> list[Recommendation]:
+        rows = self.bundle.popular
+        return [] if rows is None else popular(self.items, first_allowed(rows, k, allowed))
 
     def title(self, row: int) -> str:
         """Title of an item row, or its id where it has none."""
-        title = None if self._titles is None else self._titles[row].as_py()
-        return str(self.items.ids[row].as_py() if title is None else title)
-
-
-def _unit(vectors: Array) -> Array:
-    """Vectors (n, D) of length 1; zeros stay zeros."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(norms == 0, 1, norms))
+        return self.items.title(row)

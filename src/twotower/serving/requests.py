@@ -40,11 +40,14 @@ class UnknownUser(RequestError):  # noqa: N818 - what it is, in a user's words
 class Filter:
     """What an item must be like to be shown; an item without a value does not pass.
 
+    Of a column of lists, and of text that a ``tags`` feature splits, one value that fits is enough;
+    for ``not_in`` none may be among the values.
+
     Args:
-        column: A column of the item table, such as ``country`` or ``in_stock``; of a column of
-            lists one value that fits is enough.
-        operator: ``in`` or ``not_in`` some values, ``at_least`` or ``at_most`` a number.
-        values: The values; one number for ``at_least`` and ``at_most``.
+        column: A column of the item table, such as ``country`` or ``in_stock``.
+        operator: ``in`` or ``not_in`` some values, ``at_least`` or ``at_most`` a number or a time.
+        values: The values, of the column's type: text, numbers, booleans; times as ISO 8601 text or
+            seconds since 1970; just one for ``at_least`` and ``at_most``.
     """
 
     column: str

@@ -10,6 +10,7 @@ Shape letters: D width of a content vector.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +20,50 @@ import pyarrow as pa
 
 from twotower.data.item_lists import ItemLists
 from twotower.index.base import NO_ITEM, SearchResult, check_k
-from twotower.serving.filters import search_allowed
-from twotower.serving.ids import ItemId, find_rows
+from twotower.serving.filters import search_filtered
+from twotower.serving.ids import ItemId
 from twotower.serving.models import OnnxModel
 from twotower.serving.recommender import Recommender
-from twotower.serving.requests import Recommendation
+from twotower.serving.requests import Filter, Recommendation
 
 Array = npt.NDArray[Any]
 
 
-def similar_to_item(recommender: Recommender, item: ItemId, *, k: int) -> list[Recommendation]:
+def similar_to_item(
+    recommender: Recommender, item: ItemId, *, k: int, filters: Sequence[Filter] = ()
+) -> list[Recommendation]:
     """The items most like an item, without the item itself.
 
     Args:
         recommender: Of the bundle.
         item: External id.
         k: How many items.
+        filters: All of them must let an item pass.
 
     Raises:
-        ValueError: When the bundle does not know the item or `k` is below 1.
+        ValueError: When the bundle does not know the item or what a filter asks for, or `k` is
+            below 1.
     """
     check_k(k)
-    ids, vectors = recommender.items.ids, np.asarray(recommender.bundle.item_vectors)
-    (row,) = find_rows(ids, [item])
+    items = recommender.items
+    rows = items.find([item])
+    (row,) = rows
     if row < 0:
-        some = ", ".join(map(str, ids[:3].to_pylist()))
-        raise ValueError(f"unknown item {item!r}; known are {len(ids)} items such as {some}")
-    itself = ItemLists(offsets=np.array([0, 1]), item_rows=np.array([row]))
-    found = search_allowed(recommender.index, vectors[row : row + 1], k, itself)
+        some = ", ".join(map(str, items.ids[:3].to_pylist()))
+        raise ValueError(f"unknown item {item!r}; known are {len(items)} items such as {some}")
+    itself = ItemLists(offsets=np.array([0, 1]), item_rows=rows)
+    allowed = [items.allowed(filters)]
+    found = search_filtered(recommender.index, items.vectors[rows], k, itself, allowed)
     return _describe(recommender, found, f"like {recommender.title(int(row))}")
 
 
 def similar_to_vector(
-    recommender: Recommender, vector: Array, *, k: int, feature: str | None = None
+    recommender: Recommender,
+    vector: Array,
+    *,
+    k: int,
+    feature: str | None = None,
+    filters: Sequence[Filter] = (),
 ) -> list[Recommendation]:
     """The items most like something new of which a content vector is known.
 
@@ -60,10 +72,11 @@ def similar_to_vector(
         vector: (D,) content vector; its length does not matter.
         k: How many items.
         feature: Which ``vector`` feature of the items it is; None where there is just one.
+        filters: All of them must let an item pass.
 
     Raises:
         ValueError: When the towers do not look at such a feature, the vector is not of its width
-            or not finite, or `k` is below 1.
+            or not finite, the bundle does not know what a filter asks for, or `k` is below 1.
     """
     check_k(k)
     pipeline, tower = recommender.bundle.pipeline, recommender.bundle.item_tower
@@ -86,7 +99,9 @@ def similar_to_vector(
     column = next(f.source_column for f in pipeline.spec.features if f.name == name)
     encoded = pipeline.encode("item", pa.table({column: [vector.astype(np.float32)]}))
     query = np.asarray(OnnxModel(tower).run(encoded), np.float32)  # (1, width of an item vector)
-    return _describe(recommender, recommender.index.search(query, k), "like the vector")
+    among = [recommender.items.allowed(filters)]
+    found = search_filtered(recommender.index, query, k, None, among)
+    return _describe(recommender, found, "like the vector")
 
 
 def read_vector(path: Path) -> Array:

@@ -233,14 +233,14 @@ def _opened(folder: Path) -> _Opened:
 def _writable(folder: Path) -> Any:  # noqa: ANN401 - LMDB has no types
     """The environment in a folder; one that cannot be read, since its maker was killed, anew."""
     lmdb = _import_lmdb()
-    for last in (False, True):
-        try:
-            return lmdb.open(str(folder), max_dbs=2, map_size=MAP_SIZE)
-        except lmdb.Error as error:
-            if last:
-                raise StoreError(f"{folder}: cannot be written: {error}") from error
-            shutil.rmtree(folder, ignore_errors=True)
-    raise StoreError(f"{folder}: cannot be written")
+    try:
+        return lmdb.open(str(folder), max_dbs=2, map_size=MAP_SIZE)
+    except lmdb.Error:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        return lmdb.open(str(folder), max_dbs=2, map_size=MAP_SIZE)
+    except lmdb.Error as error:
+        raise StoreError(f"{folder}: cannot be written: {error}") from error
 
 
 def _chunks(environment: Any, facts: Any) -> dict[int, str]:  # noqa: ANN401

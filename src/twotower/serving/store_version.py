@@ -54,7 +54,7 @@ class VersionFacts:
         try:
             document = json.loads(written)
             found = document.pop("format")
-        except (ValueError, AttributeError, KeyError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise StoreError(f"{place}: facts of a version cannot be read: {error!r}") from error
         if found != STORE_FORMAT:
             raise StoreError(

@@ -51,6 +51,8 @@ def add_rounded(
             follow and are left out, as `twotower.models.tables.sum_by_row` fills up with zeros.
             None for all rows.
     """
+    # A CPU copies number by number: four in one are twice as fast.
+    wide = table.view(torch.int64) if table.shape[1] % 4 == 0 else table
     size = len(change) if table.device.type != "cpu" else max(1, BLOCK // table.shape[1])
     for start in range(0, len(change), max(1, size)):
         part = slice(start, start + size)
@@ -61,7 +63,7 @@ def add_rounded(
             moved = _rounded(table.index_select(0, there).float().add_(change[part]), noise)
             if table.device.type != "cpu":
                 moved = first_of_equal(there, moved)
-            table.index_copy_(0, there, moved)
+            wide.index_copy_(0, there, moved.view(wide.dtype))
 
 
 def first_of_equal(rows: Tensor, values: Tensor) -> Tensor:

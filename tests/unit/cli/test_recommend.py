@@ -68,6 +68,38 @@ def test_items_like_an_item_and_like_a_vector(tiny_run, tmp_path, capsys) -> Non
     assert answers(*where, "k=3") == answers(*where, "k=3", "vector_feature=image_vector")
 
 
+def test_filters_and_what_they_leave(tiny_run, capsys) -> None:
+    bundle = open_bundle(tiny_run.bundle)
+    table = bundle.items.table
+    titles = [
+        title
+        for title, category, price in zip(
+            *(table.column(name).to_pylist() for name in ("title", "category", "price")),
+            strict=True,
+        )
+        if category == "jazz" and price is not None and price >= 5
+    ]
+    given = (
+        "filters=[{column: category, operator: in, values: [jazz]}, "
+        "{column: price, operator: at_least, values: 5}]"
+    )
+    where = [f"bundle={tiny_run.bundle}", given]
+    history = f"history=[{bundle.items.ids[0].as_py()}]"
+    for asked in ([], [history], [f"similar_to={bundle.items.ids[0].as_py()}"]):
+        assert main(["recommend", *where, *asked, "k=70"]) == 0
+        printed = capsys.readouterr().out
+        *lines, last = printed.splitlines()
+        rows = [line for line in lines if line[:2].strip().isdigit()]
+        assert len(rows) == len(titles)
+        assert all(any(title in row for title in titles) for row in rows)
+        missing = f"{70 - len(titles)} of 70 items are missing: the filters let no more through"
+        assert last.strip() == missing
+    assert main(["recommend", *where, f"k={len(titles)}"]) == 0
+    assert "missing" not in capsys.readouterr().out
+    assert main(["recommend", f"bundle={tiny_run.bundle}", "k=81"]) == 0
+    assert "1 of 81 items are missing: there are no more" in capsys.readouterr().out
+
+
 def test_quiet(tiny_run, capsys) -> None:
     assert main(["recommend", f"bundle={tiny_run.bundle}", "+quiet=true"]) == 0
     assert capsys.readouterr() == ("", "")
@@ -105,6 +137,19 @@ def test_ids_that_look_like_numbers(csv_run) -> None:
             "history and similar_to\n",
         ),
         (["vector_feature=x"], "error: vector_feature says what similar_to_vector is, and that "),
+        (
+            ["filters=[{column: colour, operator: in, values: [red]}]"],
+            "error: filters[0].column: unknown column `colour`; allowed: `item_id`, `title`, ",
+        ),
+        (
+            ["filters=[{column: price, operator: at_most, values: [cheap]}]"],
+            "error: filters[0].values: of column `price`: must be a finite number, got 'cheap'\n",
+        ),
+        (
+            ["filters=[{column: price}]"],
+            "error: filters[0]: must be {column: <name>, operator: <in, not_in, at_least or at_mo",
+        ),
+        (["filters=[jazz]"], "error: filters[0]: must be {column: <name>, operator: <in, not_in,"),
         (["k=0"], "error: k: must be at least 1, got 0\n"),
         (["k=many"], "error: `k=many`: Value 'many' of type 'str' could not be converted to Int"),
         (["users=7"], "error: `users`: unknown, did you mean `user`; valid: "),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from tests.unit.planning.meters import (
     NUM_ITEMS,
@@ -21,6 +22,7 @@ from tests.unit.planning.meters import (
 from twotower.config import check, compose
 from twotower.export.onnx import MAX_BYTES, export_query_tower, export_ranker
 from twotower.losses.calibration import Calibration
+from twotower.models.tables import halve_tables
 from twotower.planning import capacity_training
 from twotower.planning.capacity import index_command, plan
 from twotower.planning.capacity_advice import advice, in_bytes, in_hours
@@ -165,9 +167,30 @@ def test_half_precision_and_the_optimizer():
     half = plan_training(replace(GIANT, precision="bfloat16")).stages[0]
     whole = plan_training(GIANT).stages[0]
     assert 2 * half.tables == whole.tables
+    adam = replace(GIANT, optimizer="lazy_adam", precision="bfloat16")
+    assert plan_training(adam).stages[0].optimizer == 2 * whole.tables  # its moments are not halved
     adam = replace(GIANT, optimizer="lazy_adam")
     assert plan_training(adam).stages[0].optimizer == 2 * whole.tables
     assert "Row-wise Adagrad would spare 559 GB a stage." in said(adam)
+
+
+def test_half_precision_where_it_makes_tables_fit_one_gpu():
+    """300M rows of 64 take 76.8 GB and their accumulators 1.2: more than 0.9 x 80 GB; half fits."""
+    tight = replace(GIANT, users=100_000_000, items=200_000_000)
+    hint = "In bfloat16 (trainer.table_precision) tables and optimiser take 39.6 GB and fit one GPU"
+    assert "their rows must be divided" in said(tight)
+    assert hint in said(tight)
+    half = replace(tight, precision="bfloat16")
+    assert "their rows must be divided" not in said(half)
+    assert "trainer.table_precision" not in said(half)
+    assert "trainer.table_precision" not in said(GIANT)  # 141 GB and 4.4 would not fit
+
+
+def test_half_precision_of_tables_that_are_divided_is_refused():
+    assert "divides float32 tables alone: plan with precision=float32." in said(
+        replace(GIANT, precision="bfloat16")
+    )
+    assert "precision=float32" not in said(GIANT)
 
 
 def test_columns_alone_can_be_too_much():
@@ -326,15 +349,22 @@ def test_the_models_are_those_of_the_default_configs():
     assert drawn.positives_per_user == capacity_training.POSITIVES_PER_USER
 
 
-@pytest.mark.parametrize("width", [8, 16])
-def test_exported_models_hold_their_tables(width, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("width", "precision"), [(8, "float32"), (16, "float32"), (32, "bfloat16")]
+)
+def test_exported_models_hold_their_tables(width, precision, tmp_path: Path):
     """A file is the tables and little else; what is too large for a file is known."""
-    question = replace(SHOP, users=NUM_USERS, items=NUM_ITEMS, embedding_dim=width)
+    question = replace(
+        SHOP, users=NUM_USERS, items=NUM_ITEMS, embedding_dim=width, precision=precision
+    )
     inputs = inputs_of(NUM_USERS, NUM_ITEMS, question.history)
     query, ranking = tmp_path / "query_tower.onnx", tmp_path / "ranker.onnx"
-    export_query_tower(towers_model(towers_of(question)), inputs, query)
+    towers, ranker = towers_model(towers_of(question)), ranker_model(ranker_of(question))
+    if precision == "bfloat16":
+        halve_tables(nn.ModuleList([towers, ranker]))
+    export_query_tower(towers, inputs, query)
     calibration = Calibration(negative_rate=1.0)
-    export_ranker(ranker_model(ranker_of(question)), inputs, ranking, calibration=calibration)
+    export_ranker(ranker, inputs, ranking, calibration=calibration)
     planned = tables_bytes(question)
     for path in (query, ranking):
         assert path.stat().st_size == pytest.approx(planned, rel=0.1)

@@ -53,11 +53,11 @@ class Place:
         return StoreReader(values=self.store.values(), clock=lambda: NOON + 60)
 
     def rows(self) -> list[dict]:
-        paths = sorted((self.home / "current").glob("*.parquet"))
+        paths = sorted((self.home / "current" / "lists").glob("*.parquet"))
         return pa.concat_tables(pq.read_table(path) for path in paths).to_pylist()
 
     def files(self) -> dict[str, bytes]:
-        paths = sorted((self.home / "current").glob("*.parquet"))
+        paths = sorted((self.home / "current" / "lists").glob("*.parquet"))
         return {path.name: path.read_bytes() for path in paths}
 
     def values(self, users: list) -> list[object]:
@@ -200,7 +200,6 @@ def test_a_run_that_was_left_goes_on_with_its_time(tiny_run, place: Place, monke
     report = run().report
     assert (report["written_at"], report["scored_now"], report["users"]) == (clock - 1000, 20, 120)
     assert place.reader().lookup(place.rows()[0]["user_id"]).written_at == clock - 1000
-    assert [path.name for path in place.home.glob("[!.]*/")] != []
     assert len(list(place.home.glob("[!.]*"))) == 2  # the run and `current`
 
 
@@ -219,7 +218,7 @@ def test_a_file_that_was_changed_is_scored_again(tiny_run, bundle, tmp_path, mon
     undisturbed.run(tiny_run.bundle)
     killed_at(monkeypatch, place, lambda: place.run(tiny_run.bundle), 2)
     [folder] = place.home.glob("[!.]*")
-    (folder / "part-000001.parquet").write_bytes(b"cut")
+    (folder / "lists" / "part-000001.parquet").write_bytes(b"cut")
     with (folder / "progress.jsonl").open("a") as file:
         file.write('{"number": 2, "dig')  # killed in the middle of a line
     assert place.run(tiny_run.bundle).report["scored_now"] == 70
@@ -363,6 +362,13 @@ def test_ids_that_a_store_cannot_keep_are_reported(tiny_run, bundle, place, monk
         "an id must have 1 to 511 bytes, got 0": {"users": 1, "examples": [""]},
         "an id must have 1 to 511 bytes, got 512": {"users": 1, "examples": ["x" * 512]},
     }
+
+
+def test_a_bundle_without_users_is_refused(tiny_run, bundle, place, monkeypatch) -> None:
+    recommender = Recommender(replace(bundle, users=None))
+    monkeypatch.setattr("twotower.serving.batch.open_recommender", lambda _: recommender)
+    with pytest.raises(ValueError, match="knows no users; train with a table that has `user_id`"):
+        place.run(tiny_run.bundle)
 
 
 def test_earlier_runs_are_removed(tiny_run, place: Place) -> None:

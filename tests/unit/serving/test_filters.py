@@ -10,9 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twotower.data.item_lists import ItemLists
-from twotower.index.base import SearchResult
+from twotower.index.allowed import AllowedRows
+from twotower.index.base import SearchResult, index_recall
+from twotower.index.filtered import FilteredIndex
 from twotower.index.flat import Flat
-from twotower.serving.filters import search_allowed
+from twotower.index.graph import HNSW
+from twotower.index.inverted_file import IVFFlat
+from twotower.serving.filters import first_allowed, search_allowed, search_filtered
 
 
 class Counting:
@@ -29,13 +33,18 @@ class Counting:
         self.num_items, self.dim = items.shape
         self.description = "a loop"
 
-    def search(self, queries: np.ndarray, k: int) -> SearchResult:
+    def search(
+        self, queries: np.ndarray, k: int, allowed: AllowedRows | None = None
+    ) -> SearchResult:
         self.calls.append((len(queries), k))
+        hidden = set(self.hidden)
+        if allowed is not None:
+            hidden |= set(range(self.num_items)) - set(allowed.rows.tolist())
         rows = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         for number, query in enumerate(queries):
             products = self.items @ query
-            order = [row for row in np.argsort(-products, kind="stable") if row not in self.hidden]
+            order = [row for row in np.argsort(-products, kind="stable") if row not in hidden]
             best = order[:k]
             rows[number, : len(best)] = best
             scores[number, : len(best)] = products[best]
@@ -145,3 +154,91 @@ def test_with_faiss() -> None:
     assert result.rows.tolist() == [
         rows + [-1] * (10 - len(rows)) for rows in brute_force(index, vectors, 10, lists)
     ]
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.data())
+def test_every_query_with_its_own_filter_and_its_own_seen_items(data: st.DataObject) -> None:
+    num_items, k = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 40))
+    masks = st.lists(st.booleans(), min_size=num_items, max_size=num_items)
+    sets = [None, *(AllowedRows(np.array(data.draw(masks))) for _ in range(2))]
+    one = st.lists(st.integers(0, num_items - 1), max_size=45)
+    lists = data.draw(st.lists(one, min_size=1, max_size=6))
+    allowed = [data.draw(st.sampled_from(sets)) for _ in lists]
+    index, vectors = world(len(lists), num_items, data.draw(st.integers(0, 5)))
+    banned = [
+        [*left_out, *(set(range(num_items)) - set(among.rows.tolist()) if among else ())]
+        for left_out, among in zip(lists, allowed, strict=True)
+    ]
+    expected = brute_force(index, vectors, k, banned)
+    result = search_filtered(index, vectors, k, excluding(*lists), allowed)
+    groups = len({id(among) for among in allowed})
+    assert groups <= len(index.calls)
+    assert result.rows.tolist() == [rows + [-1] * (k - len(rows)) for rows in expected]
+    if not any(lists):
+        assert len(index.calls) == groups  # those who share a set are searched for together
+        alone = search_filtered(index, vectors, k, None, allowed)
+        assert alone.rows.tolist() == result.rows.tolist()
+
+
+def test_seen_items_that_the_filter_removes_anyway_do_not_count() -> None:
+    """The best twenty allowed items are seen by the second query; the first has seen others."""
+    index, vectors = world(2, 1000)
+    mask = np.arange(1000) % 2 == 0
+    best = [row for row in np.argsort(-(index.items @ vectors[1])).tolist() if mask[row]]
+    odd = np.flatnonzero(~mask).tolist()
+    lists = [[], [*best[:20], *odd]]
+    among = AllowedRows(mask)
+    result = search_filtered(index, vectors, 10, excluding(*lists), [among, among])
+    expected = brute_force(index, vectors, 10, [odd, [*best[:20], *odd]])
+    assert result.rows.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "builder",
+    [Flat(device="cpu"), IVFFlat(device="cpu", num_probes=32), HNSW(device="cpu", num_links=16)],
+)
+def test_99_of_100_of_the_best_items_are_filtered(builder) -> None:
+    """Of the best 500 items of a user one in a hundred may be shown, of the others half.
+
+    Users have seen thirty of those that are left. The list is full, and it is the right one.
+    """
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(80, 16))
+    points = centres[rng.integers(0, 80, 10_020)] + 0.8 * rng.normal(size=(10_020, 16))
+    points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+    items, users = points[:10_000], points[10_000:]
+    index = FilteredIndex(builder.build(items), items)
+    k, allowed, lists = 50, [], []
+    for user in users:
+        mask = rng.random(10_000) < 0.5
+        best = np.argsort(-(items @ user))
+        mask[best[:500]] = rng.random(500) < 0.01
+        allowed.append(AllowedRows(mask))
+        left = best[mask[best]]
+        lists.append(left[rng.permutation(100)[:30]].tolist())
+    found = search_filtered(index, users, k, excluding(*lists), allowed)
+    exact = np.array(
+        [
+            [row for row in np.argsort(-(items @ user)) if among.mask[row] and row not in seen][:k]
+            for user, among, seen in zip(users, allowed, lists, strict=True)
+        ]
+    )
+    assert (found.rows >= 0).all()  # k results come back
+    assert all(among.contains(rows).all() for among, rows in zip(allowed, found.rows, strict=True))
+    assert not any(set(rows) & set(seen) for rows, seen in zip(found.rows, lists, strict=True))
+    assert index_recall(found.rows, exact).mean() >= 0.95
+    unaware = index.search(users, k).rows  # what a filter after the search would have left
+    kept = [among.contains(rows).mean() for among, rows in zip(allowed, unaware, strict=True)]
+    assert np.mean(kept) < 0.05
+
+
+def test_the_first_rows_that_are_allowed() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(20_000)
+    mask = rng.random(20_000) < 0.001
+    expected = [row for row in rows.tolist() if mask[row]]
+    for k in (1, 5, 1_000):
+        assert first_allowed(rows, k, AllowedRows(mask)).tolist() == expected[:k]
+    assert first_allowed(rows, 3, None).tolist() == rows[:3].tolist()
+    assert first_allowed(rows[:0], 3, AllowedRows(mask)).tolist() == []

@@ -105,7 +105,7 @@ def lists(folder):
 
 
 def files(folder):
-    current = folder / "batches" / "current"
+    current = folder / "batches" / "current" / "lists"
     return {path.name: path.read_bytes().hex() for path in sorted(current.glob("*.parquet"))}
 
 

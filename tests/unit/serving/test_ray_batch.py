@@ -36,7 +36,9 @@ def test_the_same_bytes_are_written(tiny_run, ray_workers, tmp_path: Path) -> No
         home, store = folder / "batches", LmdbStore(path=str(folder / "stores"), name="tiny")
         report = run_batch(tiny_run.bundle, home, store, settings, workers).report
         assert report["scored_now"] == 120
-        files = {path.name: path.read_bytes() for path in (home / "current").glob("*.parquet")}
+        files = {
+            path.name: path.read_bytes() for path in (home / "current" / "lists").glob("*.parquet")
+        }
         assert len(files) == 3
         values = store.values()
         found.append((files, [values.read(user.encode()) for user in users]))

@@ -40,7 +40,10 @@ def watcher(home: Path, seen: Seen):
     """One that looks when it is told to."""
     first = open_generation(home)
     watcher = Watcher(
-        *(home, first), seconds=3600, swap=seen.generations.append, told=seen.refusals.append
+        *(home, open_generation, first),
+        seconds=3600,
+        swap=seen.generations.append,
+        told=seen.refusals.append,
     )
     yield watcher
     watcher.close()
@@ -124,7 +127,10 @@ def test_the_thread_looks(home: Path, seen: Seen) -> None:
     first = open_generation(home)
     publish(new)
     watcher = Watcher(
-        *(home, first), seconds=0.01, swap=seen.generations.append, told=seen.refusals.append
+        *(home, open_generation, first),
+        seconds=0.01,
+        swap=seen.generations.append,
+        told=seen.refusals.append,
     )
     while not seen.generations:
         watcher._stop.wait(0.01)

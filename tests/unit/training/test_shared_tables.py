@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from twotower.models.shared_tables import start_from_tables
-from twotower.models.tables import TableGroup
+from twotower.models.tables import TableGroup, halve_tables
 
 
 def all_learned(model):
@@ -28,6 +28,17 @@ class TestStartFromTables:
             assert torch.equal(weight, learned[name]), name
         for name, value in ranker.state_dict().items():
             assert torch.equal(value, before[name]) == ("_embedder" not in name), name
+
+    def test_from_tables_in_half_the_memory(self, world):
+        """A ranker is fresh, and float32, when it takes over what the towers have learned."""
+        towers, ranker = world.towers(seed=1), world.ranker(seed=2)
+        halve_tables(towers)
+        assert "item_id" in start_from_tables(ranker, towers)
+        (started,), (learned,) = (
+            model.item_embedder.learned()["item_id"] for model in (ranker, towers)
+        )
+        assert (started.dtype, learned.dtype) == (torch.float32, torch.bfloat16)
+        assert torch.equal(started, learned.float())
 
     def test_tables_of_another_width_are_not(self, world):
         towers, ranker = world.towers(), world.ranker()

@@ -21,7 +21,7 @@ from twotower.serving.server.service import Service
 
 log = logging.getLogger("twotower.access")
 
-PROTECTED = ("/v1/", "/v2/", "/metrics")
+PROTECTED = ("/v1/", "/v2/", "/page/", "/metrics")
 SCHEME = "Bearer "
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 

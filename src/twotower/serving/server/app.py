@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -20,16 +19,20 @@ from twotower.serving.server.access import Access
 from twotower.serving.server.body import problems_of
 from twotower.serving.server.inference_routes import router as inference_router
 from twotower.serving.server.micro_batches import Overloaded
+from twotower.serving.server.page import add_page
 from twotower.serving.server.routes import router, service_of
 from twotower.serving.server.service import Service
+from twotower.serving.stored_list import StoreError
 
-PAGE = Path(__file__).parents[1] / "page"
+log = logging.getLogger(__name__)
+
 RETRY_AFTER = {"Retry-After": "1"}
 OVERLOADED = {
     "full": "too many requests wait",
     "deadline": "the deadline has passed before there was an answer",
     "stopping": "the server is stopping",
 }
+MAX_PROBLEM = 2000  # what a client sent may be part of it
 PLACES = {404: "path", 405: "method"}
 
 
@@ -62,12 +65,13 @@ def create_app(service: Service, *, api_key: str | None = None) -> FastAPI:
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(RequestError)(_wrong)
     app.exception_handler(DataError)(_unfit)
+    app.exception_handler(StoreError)(_unreadable)
     app.exception_handler(Overloaded)(_overloaded)
     app.exception_handler(HTTPException)(_refused)
     app.exception_handler(Exception)(_failed)
     app.add_middleware(Access, service=service, api_key=api_key)
-    if (PAGE / "index.html").is_file():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    if service.settings.page:
+        add_page(app)
     return app
 
 
@@ -94,7 +98,7 @@ async def metrics(request: Request) -> Response:
 
 
 def _problems(status: int, *problems: tuple[str, str]) -> JSONResponse:
-    listed = [{"place": place, "problem": problem} for place, problem in problems]
+    listed = [{"place": place, "problem": text[:MAX_PROBLEM]} for place, text in problems]
     return JSONResponse({"problems": listed}, status, RETRY_AFTER if status == 503 else None)
 
 
@@ -112,7 +116,13 @@ async def _wrong(_: Request, error: Exception) -> JSONResponse:
 
 async def _unfit(_: Request, error: Exception) -> JSONResponse:
     """Values that a feature cannot take."""
-    return _problems(422, *(("request", line) for line in str(error).splitlines()))
+    problems = error.problems if isinstance(error, DataError) else (str(error),)
+    return _problems(422, *(("request", problem) for problem in problems))
+
+
+async def _unreadable(_: Request, error: Exception) -> JSONResponse:
+    log.error("batch store: %s", error)
+    return _problems(503, ("server", "the batch store cannot be read; the log says more"))
 
 
 async def _overloaded(_: Request, error: Exception) -> JSONResponse:

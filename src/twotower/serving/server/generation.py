@@ -47,16 +47,17 @@ class Generation:
         return self.recommender.bundle.manifest.name
 
 
-def open_generation(path: Path) -> Generation:
+def open_generation(path: Path, *, num_threads: int = 1) -> Generation:
     """Open a bundle and try it.
 
     Args:
         path: What `open_bundle` takes.
+        num_threads: Of the models in one call.
 
     Raises:
         ValueError: When it is damaged, cannot recommend or cannot answer.
     """
-    recommender = Recommender(open_bundle(path))
+    recommender = Recommender(open_bundle(path), num_threads=num_threads)
     _try(recommender)
     return Generation(recommender=recommender, folder=recommender.bundle.folder, opened=time.time())
 
@@ -78,6 +79,7 @@ class Watcher:
 
     Args:
         path: Folder of the bundle, or a link.
+        open_next: Opens what it leads to.
         first: The generation that is served now.
         seconds: Between looks.
         swap: Called with a new generation.
@@ -87,6 +89,7 @@ class Watcher:
     def __init__(
         self,
         path: Path,
+        open_next: Callable[[Path], Generation],
         first: Generation,
         *,
         seconds: float,
@@ -94,6 +97,7 @@ class Watcher:
         told: Callable[[bool], None],
     ) -> None:
         self._path = path
+        self._open = open_next
         self._seconds = seconds
         self._swap = swap
         self._told = told
@@ -116,7 +120,7 @@ class Watcher:
             if folder == self._refused:
                 return
             if folder != self._served:
-                self._swap(open_generation(folder))
+                self._swap(self._open(folder))
                 self._served = folder
         except Exception:
             # Whatever is wrong with it, the old one goes on.

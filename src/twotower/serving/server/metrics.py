@@ -117,6 +117,10 @@ class Metrics:
                 for stage, seconds in answer.seconds.items():
                     self._stages.labels(stage).observe(seconds)
 
+    def looked_up(self, seconds: float) -> None:
+        """The batch store was asked."""
+        self._stages.labels("store").observe(seconds)
+
     def waiting(self, count: int) -> None:
         """So many wait."""
         self._waiting.set(count)

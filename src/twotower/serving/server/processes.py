@@ -154,7 +154,8 @@ class Processes:
         slot.failures = 0 if was_ready else slot.failures + 1
         pause = min(2.0**slot.failures, LONGEST_PAUSE) if slot.failures else 0.0
         slot.pause_until = time.monotonic() + pause
-        log.warning("worker %d ended with %d: %s", slot.number, status, said.strip() or "no word")
+        why = "while it answered" if was_ready else said or "without a word"
+        log.warning("worker %d ended with %d: %s", slot.number, status, why)
 
     def _start(self, slot: _Slot) -> None:
         slot.pipe, write = os.pipe()
@@ -231,7 +232,7 @@ def serve(
         ValueError: When the address cannot be had, there is no worker, or it cannot serve.
     """
     if num_workers < 1:
-        raise ValueError(f"workers: must be at least 1, got {num_workers}")
+        raise ValueError(f"processes: must be at least 1, got {num_workers}")
     threads = max(1, len(os.sched_getaffinity(0)) // num_workers)
     with listening_socket(host, port) as bound:
         shown = f"[{host}]" if ":" in host else host

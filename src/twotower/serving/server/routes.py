@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic_core
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic.json_schema import SkipJsonSchema
 
+from twotower.serving.request_fields import MAX_K, MAX_TEXT
 from twotower.serving.server.body import LimitedRoute, Refusal
 from twotower.serving.server.generation import Generation
 from twotower.serving.server.service import Service
 from twotower.serving.server.wire import (
+    BatchAnswer,
     Problems,
     RecommendAnswer,
     RecommendBody,
     SimilarAnswer,
     SimilarBody,
     item_json,
+    lookup_json,
     reply_json,
 )
 from twotower.serving.similar import similar_to_item, similar_to_vector
@@ -36,7 +40,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 Deadline = Annotated[
-    int | None,
+    int | SkipJsonSchema[None],
     Header(
         alias="X-Deadline-Ms",
         ge=1,
@@ -65,6 +69,25 @@ async def recommend(body: RecommendBody, request: Request, deadline: Deadline = 
     """Recommend items to a user, known or new."""
     reply = await service_of(request).answer(body.request(), deadline=_seconds(deadline))
     return json_response(reply_json(reply, explain=body.explain))
+
+
+@router.get(
+    "/recommend",
+    response_model=BatchAnswer,
+    responses={404: {"model": Problems, "description": "Nothing is stored for the user."}},
+)
+async def stored(
+    request: Request,
+    user: Annotated[str, Query(max_length=MAX_TEXT, description="Id of a user.")],
+    mode: Annotated[Literal["batch"], Query(description="POST asks the models.")],
+    k: Annotated[int, Query(ge=1, le=MAX_K, description="How many items at most.")] = 10,
+    deadline: Deadline = None,
+) -> Response:
+    """Look up what `twotower batch` has stored for a user, or else the popular items."""
+    found = await service_of(request).lookup(user, k=k, deadline=_seconds(deadline))
+    if found.status == "missing":
+        raise Refusal(404, ("user", found.note))
+    return json_response(lookup_json(found))
 
 
 @router.post("/similar", response_model=SimilarAnswer)

@@ -6,20 +6,23 @@ is of that one bundle.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from twotower.serving.ids import ItemId
 from twotower.serving.replies import Reply, reply_to
-from twotower.serving.requests import Request
+from twotower.serving.requests import Request, RequestError
 from twotower.serving.server.generation import Generation, Watcher, open_generation
 from twotower.serving.server.metrics import Metrics
 from twotower.serving.server.micro_batches import MicroBatches, Overloaded, Waiting
 from twotower.serving.server.settings import ServerSettings
+from twotower.serving.store import Lookup, StoreReader, open_reader
 
 Value = TypeVar("Value")
-
 
 Function = Callable[[Generation], object]
 
@@ -37,8 +40,10 @@ class Service:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.generation = open_generation(Path(settings.bundle))
+        opened = partial(open_generation, num_threads=settings.threads)
+        self.generation = opened(Path(settings.bundle))
         self.metrics.serves(self.generation)
+        self._store = _store(settings)
         self.stopping = False
         self._batches = MicroBatches[Request | Function, object](
             self._work,
@@ -48,6 +53,7 @@ class Service:
         )
         self._watcher = Watcher(
             Path(settings.bundle),
+            opened,
             self.generation,
             seconds=settings.reload_seconds,
             swap=self._swap,
@@ -84,6 +90,32 @@ class Service:
         """
         return await self._submit(function, deadline)  # type: ignore[return-value]
 
+    async def lookup(self, user: ItemId, *, k: int | None, deadline: float | None = None) -> Lookup:
+        """What the batch store holds for a user; no model is asked.
+
+        Args:
+            user: External id.
+            k: How many items at most; None for all that are stored.
+            deadline: Seconds from now; None for that of the settings.
+
+        Raises:
+            RequestError: When there is no store.
+            StoreError: When it cannot be read.
+            Overloaded: When it did not answer in time.
+        """
+        store = self._store
+        if store is None:
+            raise RequestError("mode", "this server has no batch_store; POST asks the models")
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._seconds(deadline)):
+                return await asyncio.to_thread(store.lookup, user, k=k)
+        except TimeoutError as error:
+            self.metrics.overloaded("deadline")
+            raise Overloaded("deadline") from error
+        finally:
+            self.metrics.looked_up(time.monotonic() - started)
+
     def close(self) -> None:
         """Answer what waits and end the threads."""
         self.stopping = True
@@ -92,14 +124,15 @@ class Service:
 
     async def _submit(self, work: Request | Function, deadline: float | None) -> object:
         try:
-            return await self._batches.submit(
-                work, deadline=self.settings.deadline_ms / 1000 if deadline is None else deadline
-            )
+            return await self._batches.submit(work, deadline=self._seconds(deadline))
         except Overloaded as error:
             self.metrics.overloaded(error.reason)
             raise
         finally:
             self.metrics.waiting(len(self._batches))
+
+    def _seconds(self, deadline: float | None) -> float:
+        return self.settings.deadline_ms / 1000 if deadline is None else deadline
 
     def _swap(self, generation: Generation) -> None:
         self.generation = generation
@@ -117,6 +150,13 @@ class Service:
         replies = reply_to(generation.recommender, requests)
         self.metrics.stages([one.answer for one in replies if isinstance(one, Reply)])
         return replies
+
+
+def _store(settings: ServerSettings) -> StoreReader | None:
+    if settings.batch_store is None:
+        return None
+    hours = settings.batch_max_age_hours
+    return open_reader(settings.batch_store, max_age=None if hours is None else 3600 * hours)
 
 
 def _joins(work: Request | Function) -> bool:

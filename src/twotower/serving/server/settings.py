@@ -22,7 +22,10 @@ class ServerSettings:
         grace_seconds: How long requests in flight may take after a signal to stop.
         max_in_flight: Requests that one address may have in flight; None for any number.
         api_key_file: File with the key that clients must show; None to ask the environment.
+        batch_store: Folder or URL of a store that `twotower batch` fills; None for none.
+        batch_max_age_hours: Age from which a stored list is called stale; None for never.
         access_log: Whether every request writes a line.
+        page: Whether there is a page at ``/``, which shows ids and histories of users.
         threads: Threads of the models and the index in this process.
 
     Raises:
@@ -37,7 +40,10 @@ class ServerSettings:
     grace_seconds: float = 20.0
     max_in_flight: int | None = None
     api_key_file: str | None = None
+    batch_store: str | None = None
+    batch_max_age_hours: float | None = None
     access_log: bool = True
+    page: bool = True
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -48,6 +54,7 @@ class ServerSettings:
             "reload_seconds": 0.01,
             "grace_seconds": 0,
             "max_in_flight": 1,
+            "batch_max_age_hours": 0,
             "threads": 1,
         }
         problems = [

@@ -11,21 +11,24 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from twotower.serving.ids import ItemId
 from twotower.serving.replies import Reply
+from twotower.serving.request_fields import (
+    END_OF_9999,
+    MAX_COLUMNS,
+    MAX_FILTERS,
+    MAX_HISTORY,
+    MAX_K,
+    MAX_TEXT,
+    MAX_VALUES,
+)
 from twotower.serving.requests import Filter, Operator, Recommendation, Request, Source
-
-MAX_K = 500
-MAX_HISTORY = 1000
-MAX_FILTERS = 32
-MAX_COLUMNS = 256
-MAX_VALUES = 4096
-MAX_TEXT = 512
-END_OF_9999 = 253_402_300_799
+from twotower.serving.store import Lookup, Status
 
 Text: TypeAlias = Annotated[str, Field(max_length=MAX_TEXT)]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Whole: TypeAlias = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Number: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
-Float32: TypeAlias = Annotated[float, Field(ge=-3.4e38, le=3.4e38)]
+# Far from where the length of a float32 vector overflows.
+Component: TypeAlias = Annotated[float, Field(ge=-1e15, le=1e15)]
 Id: TypeAlias = Text | Whole
 Scalar: TypeAlias = bool | Whole | Number | Text
 Value: TypeAlias = (
@@ -90,7 +93,7 @@ class SimilarBody(Asked):
     """What the items are to be like: an item, or a content vector such as of a picture."""
 
     item: Id | None = Field(None, description="Id of an item.")
-    vector: Annotated[list[Float32], Field(min_length=1, max_length=MAX_VALUES)] | None = Field(
+    vector: Annotated[list[Component], Field(min_length=1, max_length=MAX_VALUES)] | None = Field(
         None, description="Content vector of something that is no item yet."
     )
     feature: Name | None = Field(None, description="Which vector feature of the items it is.")
@@ -126,6 +129,16 @@ class SimilarAnswer(BaseModel):
 
     items: list[ItemAnswer]
     version: str = Field(description="Of the bundle that gave the answer.")
+
+
+class BatchAnswer(BaseModel):
+    """What `twotower batch` has stored for a user, best first."""
+
+    items: list[ItemAnswer]
+    version: str = Field(description="Of the bundle that made the list.")
+    source: Source = Field(description="`popular` where the user has no list.")
+    status: Status = Field(description="`stale` where the list is older than the server wants.")
+    age_seconds: float = Field(description="Since the list was made.")
 
 
 class Problem(BaseModel):
@@ -167,3 +180,14 @@ def reply_json(reply: Reply, *, explain: bool) -> dict[str, Any]:
     if explain:
         found["seconds"] = dict(answer.seconds)
     return found
+
+
+def lookup_json(found: Lookup) -> dict[str, Any]:
+    """A stored list as `BatchAnswer` describes it."""
+    return {
+        "items": [item_json(item, explain=False) for item in found.items],
+        "version": found.version,
+        "source": found.source,
+        "status": found.status,
+        "age_seconds": found.age,
+    }

@@ -1,0 +1,56 @@
+"""Random requests after the document; `benchmarks/serving/fuzz.py` sends as many as one likes."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from twotower.serving.server.app import create_app
+from twotower.serving.server.service import Service
+from twotower.serving.server.settings import ServerSettings
+
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "serving" / "fuzz.py"
+
+
+@pytest.fixture(scope="module")
+def fuzz():
+    spec = importlib.util.spec_from_file_location("fuzz", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fuzz"] = module  # Its data classes look themselves up.
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["fuzz"]
+
+
+def ask(fuzz, tiny_run, cases: int) -> dict:
+    service = Service(ServerSettings(bundle=str(tiny_run.bundle), deadline_ms=60_000))
+    known = fuzz.known_by(service.generation.recommender.bundle)
+    counts = fuzz.fuzz(create_app(service), known, cases=cases)
+    service.close()
+    return counts
+
+
+def test_no_random_request_is_an_error_of_the_server(fuzz, tiny_run) -> None:
+    counts = ask(fuzz, tiny_run, 300)
+    assert sum(counts.values()) >= 300
+    for route in ("POST /v1/recommend", "POST /v1/similar"):
+        # Many got an answer, and many were refused.
+        assert counts[route, 200] >= 10
+        assert counts[route, 422] >= 10
+
+
+@pytest.mark.slow
+def test_nor_are_ten_thousand(fuzz, tiny_run) -> None:
+    assert sum(ask(fuzz, tiny_run, 10_000).values()) >= 10_000
+
+
+def test_an_error_of_the_server_is_found(fuzz, tiny_run, monkeypatch) -> None:
+    async def fails(*_: object, deadline: float | None) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(Service, "answer", fails)
+    with pytest.raises(BaseException, match=r"Server error|planted"):
+        ask(fuzz, tiny_run, 100)
