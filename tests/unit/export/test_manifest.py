@@ -30,6 +30,7 @@ SAMPLE = Manifest(
     calibration={"negative_rate": 0.1, "scale": 1.5, "bias": -0.25},
     num_candidates=100,
     retrieval_score=True,
+    ranker_precision="float32",
     remove_seen=False,
     counts={"items": 5, "users": 3, "events": None},
     index="flat",
