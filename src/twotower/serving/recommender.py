@@ -12,6 +12,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,10 +100,22 @@ class Recommender:
         self.index: SelectiveIndex = self._built_index
         self.num_candidates = min(bundle.manifest.num_candidates or 0, len(self.items))
         self.encoder = RequestEncoder(bundle, self.items)
-        self._query_tower = OnnxModel(bundle.query_tower, num_threads=num_threads)
-        self._ranker = (
+        self._num_threads = num_threads
+        self.query_tower = OnnxModel(bundle.query_tower, num_threads=num_threads)
+        self.ranker = (
             None if bundle.ranker is None else OnnxModel(bundle.ranker, num_threads=num_threads)
         )
+
+    @cached_property
+    def item_tower(self) -> OnnxModel:
+        """The item tower, opened when it is first asked for: no request needs it.
+
+        Raises:
+            ValueError: When the bundle has none.
+        """
+        if self.bundle.item_tower is None:
+            raise ValueError(f"{self.bundle.folder}: holds no item tower")
+        return OnnxModel(self.bundle.item_tower, num_threads=self._num_threads)
 
     def with_items(self, items: FreshItems) -> Recommender:
         """The same models with the items as they are now.
@@ -117,7 +130,7 @@ class Recommender:
 
     def embed(self, queries: Mapping[str, Array]) -> npt.NDArray[np.float32]:
         """Vectors (Q, D) of encoded queries."""
-        return np.asarray(self._query_tower.run(queries), np.float32)
+        return np.asarray(self.query_tower.run(queries), np.float32)
 
     def rank(
         self,
@@ -145,11 +158,11 @@ class Recommender:
         clock.ends("index")
         probabilities = None
         order_by = found.scores
-        if self._ranker is not None:
+        if self.ranker is not None:
             ranks = np.ones(found.rows.shape, np.float32).cumsum(axis=1)
             extra = {RETRIEVAL_SCORE: found.scores, RETRIEVAL_RANK: ranks}
             probabilities = score_candidates(
-                self._ranker, queries, self.items.columns, found.rows, extra
+                self.ranker, queries, self.items.columns, found.rows, extra
             )
             order_by = np.where(np.isnan(probabilities), -np.inf, probabilities)
         places = np.argsort(-order_by, axis=1, kind="stable")[:, :k]

@@ -60,8 +60,8 @@ def test_events_happened_when_the_log_says_and_further_ones_now(
     log, events = data.interactions, data.events
     own = events.interactions[events.offsets[row] : events.offsets[row + 1]]
     times = [int(log.timestamps[at]) // 1_000_000 for at in own]
-    assert recommender._encoder._times(row, len(own) + 2, 7).tolist() == [*times, 7, 7]
-    assert recommender._encoder._times(None, 2, 7).tolist() == [7, 7]
+    assert recommender.encoder._times(row, len(own) + 2, 7).tolist() == [*times, 7, 7]
+    assert recommender.encoder._times(None, 2, 7).tolist() == [7, 7]
 
 
 def test_golden_query_vectors(recommender: Recommender, bundle: Bundle, golden_columns) -> None:
