@@ -144,6 +144,19 @@ class ServeConfig:
 
 
 @dataclass
+class ExplainConfig:
+    """Fields that `explain` reads."""
+
+    bundle: str = MISSING
+    item: Any = MISSING
+    user: Any = None
+    history: list[Any] = field(default_factory=list)
+    filters: list[Any] = field(default_factory=list)
+    k: int = 10
+    quiet: bool = False
+
+
+@dataclass
 class PlanConfig:
     """Fields that `plan` reads; the machine is one with eight GPUs, as NVIDIA's DGX H100 is."""
 
@@ -180,6 +193,6 @@ class PlanConfig:
 
 
 SCHEMAS = (
-    *(TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, ServeConfig, EmbedConfig),
-    *(BatchConfig, LookupConfig, PlanConfig),
+    *(TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, ExplainConfig, ServeConfig),
+    *(EmbedConfig, BatchConfig, LookupConfig, PlanConfig),
 )
