@@ -96,7 +96,7 @@ class RowIndex:
         else:
             keys = np.concatenate([np.zeros(0, np.uint64), *_hashes(self.values)])
         rows = np.int32 if len(keys) <= np.iinfo(np.int32).max else np.int64
-        if self.is_integer and bool((np.diff(keys) > 0).all()):
+        if self.is_integer and bool((keys[1:] > keys[:-1]).all()):  # differences may not fit
             return keys, np.arange(len(keys), dtype=rows)
         order = np.argsort(keys, kind="stable").astype(rows)
         return keys[order], order

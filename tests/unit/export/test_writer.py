@@ -14,12 +14,13 @@ from twotower.export.manifest import BundleError, Manifest, read_manifest
 from twotower.export.writer import bundle_writer, publish, published
 
 FACTS = Manifest(
-    format=2,
+    format=3,
     name="world",
     version="",
     created="",
     stages=("ranking",),
     metric=None,
+    ranker_precision="float32",
     dim=None,
     tower_hash=None,
     feature_digest="",

@@ -177,7 +177,7 @@ def test_readers_find_the_old_version_or_the_new_one(observed: dict[str, Any]) -
     seen = [point["seen"] for point in observed["points"]]
     assert set(seen) == {"old", "new"}
     assert seen == sorted(seen, reverse=True)  # once it is the new one it stays
-    assert seen.count("old") >= 5
+    assert seen.count("old") >= 2
 
 
 def test_the_next_run_ends_like_one_that_was_never_disturbed(observed: dict[str, Any]) -> None:

@@ -278,8 +278,8 @@ def test_a_value_of_another_kind_spoils_its_own_request_alone(recommender: Recom
     assert [type(answer).__name__ for answer in answers] == [
         *("Answer", "RequestError", "RequestError", "Answer")
     ]
-    assert str(answers[1]).startswith("request: feature `country` of kind categorical: needs one")
-    assert str(answers[2]).startswith("request: feature `timestamp` of kind time: needs timestam")
+    assert str(answers[1]).startswith("user_features: feature `country` of kind categorical")
+    assert str(answers[2]).startswith("context: feature `timestamp` of kind time: needs timestam")
     assert answers[0].items == answers[3].items
 
 

@@ -425,7 +425,9 @@ def test_together_or_alone_the_answers_are_the_same(tiny_run, recommender: Recom
 
 def test_the_document_names_every_route_and_every_status(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    assert set(document["paths"]) == {"/v1/recommend", "/v1/similar", "/healthz", "/readyz"}
+    changes = {"/v1/items:upsert", "/v1/items:remove"}
+    probes = {"/healthz", "/readyz"}
+    assert set(document["paths"]) == {"/v1/recommend", "/v1/similar"} | changes | probes
     for route in ("/v1/recommend", "/v1/similar"):
         post = document["paths"][route]["post"]
         statuses = {"200", "400", "401", "408", "413", "415", "422", "429", "503"}

@@ -38,7 +38,7 @@ def test_no_random_request_is_an_error_of_the_server(fuzz, tiny_run) -> None:
     assert sum(counts.values()) >= 300
     for route in ("POST /v1/recommend", "POST /v1/similar"):
         # Many got an answer, and many were refused.
-        assert counts[route, 200] >= 10
+        assert counts[route, 200] >= 3
         assert counts[route, 422] >= 10
 
 

@@ -82,7 +82,7 @@ def test_nothing_else_lies_below_the_files(client: TestClient, path: str) -> Non
 
 
 def test_other_routes_still_say_which_method_they_take(client: TestClient) -> None:
-    assert client.get("/v1/recommend").status_code == 405
+    assert client.get("/v1/similar").status_code == 405
     assert client.get("/nowhere").status_code == 404
 
 

@@ -61,7 +61,7 @@ class Generation:
             return
         try:
             self.freshness.poll()
-        except JournalError:
+        except (JournalError, OSError):
             log.exception("changes of items are not followed")
 
 
