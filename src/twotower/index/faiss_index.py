@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from twotower.index.allowed import AllowedRows
 from twotower.index.base import (
     FloatArray,
     SearchResult,
@@ -44,8 +43,6 @@ INDEX_FILE = "index.faiss"
 FACTS_FILE = "index.json"
 FORMAT_VERSION = 1
 METRIC = "inner_product"
-# Kinds whose CPU form FAISS searches with a bitmap of the rows that may be returned at no loss.
-SELECTING_KINDS = ("flat", "ivf_flat", "ivf_pq")
 
 
 class FaissIndex:
@@ -104,34 +101,19 @@ class FaissIndex:
         """So many times `k` items are found by codes and scored again exactly; 1 without codes."""
         return int(getattr(self.faiss_index, "k_factor", 1))
 
-    @property
-    def selects(self) -> bool:
-        """Whether FAISS can leave out rows while it searches."""
-        if self.kind == "flat" and self.num_shards > 1:
-            return False  # its shards count their rows from 0
-        return self.device == "cpu" and self.kind in SELECTING_KINDS
-
     @cached_property
     def cells(self) -> Cells | None:
         """The cells of an inverted file on the CPU, None for other kinds."""
-        if not self.selects or self.kind == "flat":
+        if self.device != "cpu" or not self.kind.startswith("ivf_"):
             return None
         return Cells(shards_of(self.faiss_index))
 
-    def search(
-        self,
-        queries: FloatArray,
-        k: int,
-        *,
-        allowed: AllowedRows | None = None,
-        num_probes: int = 0,
-    ) -> SearchResult:
+    def search(self, queries: FloatArray, k: int, *, num_probes: int = 0) -> SearchResult:
         """Find the items with the largest inner products.
 
         Args:
             queries: Query vectors (Q, D); Q may be 0.
             k: How many items are wanted, at least 1; may exceed ``N``.
-            allowed: The rows that may be returned, of a flat index that `selects`; None for all.
             num_probes: Cells that an undivided inverted file looks into; 0 for its own setting.
 
         Returns:
@@ -149,7 +131,7 @@ class FaissIndex:
             rows, scores = np.empty((0, wanted), np.int64), np.empty((0, wanted), np.float32)
         else:
             with self._lock():
-                params = self._params(wanted, allowed, num_probes)
+                params = self._params(wanted, num_probes)
                 scores, rows = self.faiss_index.search(vectors, wanted, params=params)
         return _ties_by_row(padded(rows, scores, k))
 
@@ -190,7 +172,7 @@ class FaissIndex:
         (first, *others) = shards_of(self.faiss_index)
         return 0 if others else int(getattr(first, "nprobe", 0))
 
-    def _params(self, k: int, allowed: AllowedRows | None, num_probes: int) -> Handle:
+    def _params(self, k: int, num_probes: int) -> Handle:
         """Search parameters of this call: the beam of a graph must hold the wanted items."""
         if self._beam:
             params = faiss.SearchParametersCagra()
@@ -199,16 +181,14 @@ class FaissIndex:
         if self.kind in ("hnsw", "cagra"):
             beam = max(self.faiss_index.hnsw.efSearch, k)
             return faiss.SearchParametersHNSW(efSearch=beam)
-        if num_probes:
-            inner = faiss.SearchParametersIVF(nprobe=num_probes)
-            if not isinstance(self.faiss_index, faiss.IndexRefine):
-                return inner
-            return faiss.IndexRefineSearchParameters(
-                k_factor=self.faiss_index.k_factor, base_index_params=inner
-            )
-        if allowed is None:
+        if not num_probes:
             return None
-        return faiss.SearchParameters(sel=faiss.IDSelectorBitmap(allowed.bits))
+        params = faiss.SearchParametersIVF(nprobe=num_probes)
+        if isinstance(self.faiss_index, faiss.IndexRefine):
+            params = faiss.IndexRefineSearchParameters(
+                k_factor=self.faiss_index.k_factor, base_index_params=params
+            )
+        return params
 
     def _check_selection(self, wanted: int) -> None:
         refine = self.refine

@@ -2,11 +2,11 @@
 
 - Exact: the vectors of the allowed rows are read and multiplied. Cheapest where few rows are
   allowed, and as cheap for one filter as for another.
-- Selecting: FAISS leaves out the other rows on its way. Flat indexes and inverted files on the CPU
-  can do it; the latter then look into more cells (`twotower.index.cell_search`).
-- Over-fetching: the index is asked for more, and what is not allowed is dropped. For graphs, GPUs
-  and shards. Where the best items of a query are those that are not allowed this is hopeless; the
-  share that passed shows it, and the exact way takes over.
+- In cells: an inverted file on the CPU leaves out the other rows on its way and looks into more
+  cells (`twotower.index.cell_search`).
+- Over-fetching: any other index is asked for more, and what is not allowed is dropped. Where the
+  best items of a query are those that are not allowed this is hopeless; the share that passed shows
+  it, and the exact way takes over.
 
 What a way costs is estimated from what it looks at.
 
@@ -37,10 +37,12 @@ from twotower.index.row_search import Rows, search_rows
 # Nanoseconds on one core with vectors of width 64, by `benchmarks/serving/filters.py`.
 READ_NS = 75.0  # a row that is read out of its order, once for all queries of a search
 MULTIPLY_NS = 20.0  # a row with a query
-LOOK_NS, SCATTERED_LOOK_NS = 25.0, 100.0  # at a row of an index, its neighbours too or it alone
+CELLS_NS = 300_000.0  # a search in cells, whatever it looks at
+LOOK_NS, SCATTERED_LOOK_NS = 25.0, 100.0  # at a row of a cell: its neighbours too, or it alone
 TEST_NS = 4.0  # whether a row is allowed
-BEAM_NS = 2000.0  # an item of a graph's beam
-GPU_FETCH_NS = 500.0  # an item that a GPU selects
+SCAN_NS = 15.0  # a row of a flat index
+FETCH_NS = 400.0  # an item that is asked for and looked at afterwards
+BEAM_NS = 2000.0  # an item of a graph's beam, which holds what is asked for
 
 MARGIN, MORE = 1.3, 16  # fetched beyond what the share of allowed rows asks for
 
@@ -97,8 +99,8 @@ class FilteredIndex:
         queries = checked_vectors("queries", queries, dim=self.dim)
         if not len(queries) or self._exact_is_cheaper(len(queries), k, allowed):
             return search_rows(self.vectors, allowed.rows, queries, k)
-        if self.index.selects:
-            return self._select(queries, k, allowed)
+        if self.index.cells is not None:
+            return self._search_cells(self.index.cells, queries, k, allowed)
         return self._over_fetch(queries, k, allowed)
 
     def num_probes(self, queries: FloatArray, k: int, allowed: AllowedRows | None) -> IntArray:
@@ -116,11 +118,6 @@ class FilteredIndex:
             return np.full(len(queries), cells.num_cells)
         return self._in_cells(cells, queries, k, allowed).num_probes
 
-    def _looks(self, k: int) -> int:
-        """How many allowed items a query of an inverted file should look at."""
-        cells = self.index.cells
-        return self.num_items if cells is None else max(cells.expected_looks, 4 * k)
-
     def _exact_is_cheaper(self, num_queries: int, k: int, allowed: AllowedRows) -> bool:
         return self._exact_ns(num_queries, allowed) <= num_queries * self._index_ns(k, allowed)
 
@@ -129,22 +126,26 @@ class FilteredIndex:
 
     def _index_ns(self, k: int, allowed: AllowedRows) -> float:
         """Cost of one query."""
-        if not self.index.selects:
+        cells = self.index.cells
+        if cells is None:
             return self._fetch_ns(_first_fetch(k, allowed))
-        looks = min(self._looks(k), allowed.count)
+        looks = min(_least_looks(cells, k), allowed.count)
         tests = min(looks / max(allowed.share, 1e-9), self.num_items)
         look_ns = SCATTERED_LOOK_NS + (LOOK_NS - SCATTERED_LOOK_NS) * allowed.share
-        return looks * look_ns + tests * TEST_NS
+        return CELLS_NS + looks * look_ns + tests * TEST_NS
 
     def _fetch_ns(self, fetch: int) -> float:
         if fetch > self.index.max_k:
             return math.inf
-        return fetch * (BEAM_NS if self.index.device == "cpu" else GPU_FETCH_NS)
+        if self.index.device == "gpu":
+            return fetch * FETCH_NS
+        if self.index.kind == "flat":
+            return self.num_items * SCAN_NS + fetch * FETCH_NS
+        return fetch * BEAM_NS
 
-    def _select(self, queries: FloatArray, k: int, allowed: AllowedRows) -> SearchResult:
-        cells = self.index.cells
-        if cells is None:
-            return self.index.search(queries, k, allowed=allowed)
+    def _search_cells(
+        self, cells: Cells, queries: FloatArray, k: int, allowed: AllowedRows
+    ) -> SearchResult:
         found = self._in_cells(cells, queries, k, allowed).found
         rows, scores = found.rows, found.scores
         if self.index.refine > 1:  # what was found by codes gets its true score
@@ -160,8 +161,8 @@ class FilteredIndex:
         self, cells: Cells, queries: FloatArray, k: int, allowed: AllowedRows
     ) -> CellSearch:
         """The best `k`, and the further ones that a refined index scores again."""
-        wanted = k if self.index.refine <= 1 else k * self.index.refine
-        return search_cells(cells, queries, wanted, allowed, self._looks(k))
+        least = _least_looks(cells, k)
+        return search_cells(cells, queries, k * self.index.refine, allowed, least)
 
     def _over_fetch(self, queries: FloatArray, k: int, allowed: AllowedRows) -> SearchResult:
         found = _nothing(len(queries), k)
@@ -192,6 +193,11 @@ class FilteredIndex:
         """Cells of an inverted file that cannot leave rows out: as many more as fewer pass."""
         wish = math.ceil(self.index.num_probes / max(allowed.share, 1e-9))
         return min(wish, MAX_GPU_SELECTION)
+
+
+def _least_looks(cells: Cells, k: int) -> int:
+    """How many allowed items a query of an inverted file should look at."""
+    return max(cells.expected_looks, 4 * k)
 
 
 def _first_fetch(k: int, allowed: AllowedRows) -> int:
