@@ -178,11 +178,10 @@ def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[st
     return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]
 
 
-def speed() -> list[str]:
-    """Training, loss, evaluation and preparing against the least that the work takes."""
-    folder = KEPT / "speed"
-    lines = ["## Speed", ""]
-    for path in sorted(folder.glob("*.json")):
+def measured(heading: str, folder: str) -> list[str]:
+    """The tables of a folder, such as of training against the least that the work takes."""
+    lines = [f"## {heading}", ""]
+    for path in sorted((KEPT / folder).glob("*.json")):
         kept = json.loads(path.read_text())
         lines += [
             f"### {kept['title']}",
@@ -238,7 +237,8 @@ def document() -> str:
         *quality(),
         *ablation(),
         *negative_sampling(),
-        *speed(),
+        *measured("Speed", "speed"),
+        *measured("Serving", "serving"),
         "## Whole experiments",
         "",
         *end_to_end(),

@@ -33,6 +33,7 @@ MUST_BE_GIVEN = {
     "export": ["run=runs/x"],
     "evaluate": ["bundle=bundles/x"],
     "recommend": ["bundle=bundles/x"],
+    "explain": ["bundle=bundles/x", "item=s3"],
     "batch": ["bundle=bundles/x"],
     "lookup": ["name=x", "user=x"],
     "serve": ["bundle=bundles/x"],

@@ -135,10 +135,24 @@ class ServeConfig:
     grace_seconds: float = 20.0
     reload_seconds: float = 1.0
     api_key_file: str | None = None
+    journal: str | None = None
     batch_store: str | None = None
     batch_max_age_hours: float | None = None
     access_log: bool = True
     page: bool = True
+    quiet: bool = False
+
+
+@dataclass
+class ExplainConfig:
+    """Fields that `explain` reads."""
+
+    bundle: str = MISSING
+    item: Any = MISSING
+    user: Any = None
+    history: list[Any] = field(default_factory=list)
+    filters: list[Any] = field(default_factory=list)
+    k: int = 10
     quiet: bool = False
 
 
@@ -179,6 +193,6 @@ class PlanConfig:
 
 
 SCHEMAS = (
-    *(TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, ServeConfig, EmbedConfig),
-    *(BatchConfig, LookupConfig, PlanConfig),
+    *(TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, ExplainConfig, ServeConfig),
+    *(EmbedConfig, BatchConfig, LookupConfig, PlanConfig),
 )

@@ -55,6 +55,15 @@ class Server:
         finally:
             connection.close()
 
+    def post(self, path: str, body: dict) -> dict:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection.request("POST", path, json.dumps(body), HEADERS)
+        found = connection.getresponse()
+        text = found.read().decode()
+        connection.close()
+        assert found.status == 200, text
+        return json.loads(text)
+
     def ready(self) -> dict:
         status, text = self.get("/readyz")
         assert status == 200
@@ -89,12 +98,14 @@ class Client:
     Args:
         port: Of the server.
         user: For whom.
-        answers: What came.
+        k: How many items.
+        answers: What came, with the time at which it was asked for as `asked`.
         failures: What came instead of an answer.
     """
 
     port: int
     user: str
+    k: int
     answers: list[dict] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -104,9 +115,10 @@ class Client:
         self.thread.start()
 
     def run(self) -> None:
-        body = json.dumps({"user": self.user, "explain": True})
+        body = json.dumps({"user": self.user, "explain": True, "k": self.k})
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         while not self.stop.is_set():
+            asked = time.monotonic()
             try:
                 connection.request("POST", "/v1/recommend", body, HEADERS)
                 found = connection.getresponse()
@@ -116,16 +128,16 @@ class Client:
                 self.failures.append(repr(error))
                 continue
             if found.status == 200:
-                self.answers.append(json.loads(text))
+                self.answers.append(json.loads(text) | {"asked": asked})
             else:
                 self.failures.append(text)
         connection.close()
 
 
 @contextmanager
-def clients(server: Server, bundle: Path, count: int) -> Iterator[list[Client]]:
+def clients(server: Server, bundle: Path, count: int, k: int = 10) -> Iterator[list[Client]]:
     users = open_bundle(bundle).users.ids[:count].to_pylist()
-    some = [Client(server.port, user) for user in users]
+    some = [Client(server.port, user, k) for user in users]
     try:
         wait(lambda: all(client.answers for client in some))
         yield some
@@ -245,6 +257,40 @@ def test_new_bundles_under_load(home: Path) -> None:
 
 def is_served_by_all(some: list[Client], version: str) -> bool:
     return all(client.answers[-1]["version"] == version for client in some)
+
+
+def test_items_come_and_go_under_load(home: Path, tmp_path: Path) -> None:
+    """What one process is told holds for the next request to any of them."""
+    journal = f"journal={tmp_path / 'items.journal'}"
+    new, old = "fresh-1", "i00007"
+    with serving(home, "processes=2", journal) as server:
+        with clients(server, home, 4, k=200) as some:  # all items but those that were seen
+            wait(lambda: len(server.workers()) == 2)
+            row = {"item_id": new, "title": "Fresh", "category": "none", "price": 5.0}
+            assert server.post("/v1/items:upsert", {"items": [row]}) == {"changed": 1}
+            upserted = time.monotonic()
+            more(some, 10)
+            between = [
+                (answer["asked"], {item["item_id"] for item in answer["items"]})
+                for client in some
+                for answer in client.answers
+                if answer["asked"] > upserted
+            ]
+            assert server.post("/v1/items:remove", {"ids": [old, new]}) == {"changed": 2}
+            removed = time.monotonic()
+            os.kill(server.workers()[0], signal.SIGKILL)  # and for one that comes later
+            more(some, 10)
+        lists = [
+            (answer["asked"], {item["item_id"] for item in answer["items"]})
+            for client in some
+            for answer in client.answers
+        ]
+    assert any(old in items for asked, items in lists if asked < upserted)
+    assert all(new in items for at, items in between)
+    assert len(between) >= 30
+    after = [items for asked, items in lists if asked > removed]
+    assert len(after) >= 30
+    assert not any(items & {new, old} for items in after)
 
 
 def test_a_key_from_the_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ COMMANDS = {
     "export": "run folder -> bundle, published when its gates pass",
     "evaluate": "bundle -> two-stage metrics with attribution",
     "recommend": "bundle and user, item or vector -> table of items",
+    "explain": "bundle, user and item -> where the item was won or lost",
     "batch": "bundle -> lists for all users, as Parquet and in a store",
     "lookup": "store and user -> table of items",
     "serve": "bundle -> answers over HTTP",

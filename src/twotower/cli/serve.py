@@ -43,6 +43,7 @@ def serve(cfg: DictConfig) -> None:
         grace_seconds=cfg.grace_seconds,
         max_in_flight=cfg.max_in_flight,
         api_key_file=cfg.api_key_file,
+        journal=cfg.journal,
         batch_store=cfg.batch_store,
         batch_max_age_hours=cfg.batch_max_age_hours,
         access_log=cfg.access_log,

@@ -33,6 +33,10 @@ class Catalogue(Protocol):
         """(N,) external ids."""
 
     @property
+    def table(self) -> pa.Table:
+        """(N) rows of the item table as they were built, or added; `values` has changes too."""
+
+    @property
     def columns(self) -> Mapping[str, Array]:
         """Encoded features (N, ...), to be looked up by rows."""
 

@@ -1,6 +1,6 @@
-"""Why an item is, or is not, among the recommendations of a request: the findings, in plain values.
+"""Why an item is, or is not, among the recommendations of a request: plain values.
 
-Found by `twotower.serving.explain`.
+Found by `twotower.serving.explain`. All places begin with 1.
 """
 
 from __future__ import annotations
@@ -14,14 +14,53 @@ from twotower.serving.ids import ItemId
 
 Outcome: TypeAlias = Literal[
     "shown",
-    "removed",  # from the catalogue
+    "removed",
     "seen",
     "filtered",
     "lost_by_retrieval",
     "lost_by_index",
     "lost_by_ranker",
-    "not_popular",  # nothing is known of the user, popular items are shown
+    "not_popular",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the item stands after every step.
+
+    Args:
+        num_items: How many items there are.
+        num_allowed: How many of them may be shown: not removed, not seen, through the filters.
+        num_candidates: How many of these the retrieval handed on.
+        score: Of the retrieval; None where nothing is known of the user.
+        exact_rank: Place by score among all items, by exact search.
+        index_rank: The same by the index, filters and seen items aside; None where it is not among
+            the first `num_candidates`.
+        allowed_rank: Place by score among the items that may be shown, by exact search; None where
+            it may not be.
+        candidate_rank: Place among the candidates; None where it is none.
+        probe: Its cell of an inverted file and whether the search looked into it; None for other
+            indexes and for an item that stands beside the index.
+        ranker_rank: Place that the ranker gives it among the candidates, or would if it was one;
+            None without a ranker.
+        logit: Of the ranker.
+        probability: Of the ranker, calibrated.
+        place: In the answer; None where it is not shown.
+    """
+
+    num_items: int
+    num_allowed: int
+    num_candidates: int
+    score: float | None = None
+    exact_rank: int | None = None
+    index_rank: int | None = None
+    allowed_rank: int | None = None
+    candidate_rank: int | None = None
+    probe: Probe | None = None
+    ranker_rank: int | None = None
+    logit: float | None = None
+    probability: float | None = None
+    place: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,49 +86,24 @@ class Contribution:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """Where an item was won or lost. Places begin with 1.
+    """Where an item was won or lost.
 
     Args:
         item_id: External id.
         title: Its title, or its id.
         version: Of the bundle.
+        k: How many items were asked for.
         outcome: What became of it.
         sentence: That in words.
-        k: How many items were asked for.
-        place: Its place in the answer; None where it is not shown.
-        score: Of the retrieval; None where nothing is known of the user.
-        exact_rank: Place by score among all items that there are, by exact search.
-        index_rank: The same by the index, without filters and seen items; None where it is not
-            among the first `num_candidates`.
-        allowed_rank: Place by exact score among items that may be shown; None where it may not.
-        num_allowed: How many items may be shown.
-        candidate_rank: Place among the candidates; None where it is none.
-        num_candidates: How many candidates the retrieval hands on.
-        probe: Its cell of an inverted file, and whether that was looked into; None for other
-            indexes, and for items that stand beside it.
-        ranker_rank: Place that the ranker gives it among the candidates, or would if it was one;
-            None without a ranker.
-        logit: Of the ranker.
-        probability: Of the ranker, calibrated.
+        places: Where it stands after every step.
         contributions: Of all features, by occlusion, the weightiest first.
     """
 
     item_id: ItemId
     title: str
     version: str
+    k: int
     outcome: Outcome
     sentence: str
-    k: int
-    place: int | None = None
-    score: float | None = None
-    exact_rank: int | None = None
-    index_rank: int | None = None
-    allowed_rank: int | None = None
-    num_allowed: int
-    candidate_rank: int | None = None
-    num_candidates: int
-    probe: Probe | None = None
-    ranker_rank: int | None = None
-    logit: float | None = None
-    probability: float | None = None
+    places: Places
     contributions: Sequence[Contribution] = ()

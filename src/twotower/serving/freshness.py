@@ -69,7 +69,8 @@ class Freshness:
         if not isinstance(recommender.items, BundleItems):
             raise ValueError("freshness begins with the recommender of a bundle as it was built")
         self._built, self._items = recommender, recommender.items
-        self._encoder = ItemEncoder(recommender.bundle, self._items)
+        pipeline = recommender.bundle.pipeline
+        self._encoder = ItemEncoder(pipeline, self._items, recommender.item_tower)
         self._journal = journal
         created = datetime.fromisoformat(recommender.bundle.manifest.created)
         kind = self._items.ids.type

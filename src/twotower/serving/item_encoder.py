@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from twotower.data.schema import ITEM_ID, DataError
-from twotower.export.bundle import Bundle
 from twotower.features.pipeline import FeaturePipeline
 from twotower.serving.catalogue import BundleItems
 from twotower.serving.ids import ItemId
@@ -68,19 +67,15 @@ class ItemEncoder:
     """Encodes items as the export did.
 
     Args:
-        bundle: With an item tower.
+        pipeline: The bundle's features.
         items: Its items.
-
-    Raises:
-        ValueError: When the bundle has no item tower.
+        tower: Its item tower.
     """
 
-    def __init__(self, bundle: Bundle, items: BundleItems) -> None:
-        if bundle.item_tower is None:
-            raise ValueError(f"{bundle.folder}: holds no item tower, so items cannot be changed")
-        self._pipeline = bundle.pipeline
+    def __init__(self, pipeline: FeaturePipeline, items: BundleItems, tower: OnnxModel) -> None:
+        self._pipeline = pipeline
         self._items = items
-        self._tower = OnnxModel(bundle.item_tower)
+        self._tower = tower
 
     def encode(
         self, ids: Sequence[ItemId], given: Sequence[Mapping[str, Any]]

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twotower.data.schema import OWNER
-from twotower.features.spec import HISTORY_PREFIX, FeatureInput, ModelInputs
+from twotower.features.spec import HISTORY_PREFIX, FeatureInput
 from twotower.serving.models import OnnxModel
 
 Array = npt.NDArray[Any]
@@ -85,11 +85,6 @@ def score_contributions(
         other: (D,) vector of the other side.
     """
     return _differences(tower.run(given.columns) @ other, given)  # (V, D) (D,) -> (V,)
-
-
-def query_features(inputs: ModelInputs) -> tuple[FeatureInput, ...]:
-    """Features of user and context."""
-    return inputs.of("user", "context")
 
 
 def _differences(scores: Array, given: Variants) -> tuple[float, dict[str, float]]:

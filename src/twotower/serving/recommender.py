@@ -12,6 +12,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,10 +102,22 @@ class Recommender:
         self.index: SelectiveIndex = self._built_index
         self.num_candidates = min(bundle.manifest.num_candidates or 0, len(self.items))
         self.encoder = RequestEncoder(bundle, self.items)
-        self._query_tower = OnnxModel(bundle.query_tower, num_threads=num_threads)
+        self._num_threads = num_threads
+        self.query_tower = OnnxModel(bundle.query_tower, num_threads=num_threads)
         self.ranker: CandidateRanker | None = None
         if bundle.ranker is not None:
             self.ranker = CandidateRanker(bundle.ranker, bundle.screen, num_threads=num_threads)
+
+    @cached_property
+    def item_tower(self) -> OnnxModel:
+        """The item tower, opened when it is first asked for: no request needs it.
+
+        Raises:
+            ValueError: When the bundle has none.
+        """
+        if self.bundle.item_tower is None:
+            raise ValueError(f"{self.bundle.folder}: holds no item tower")
+        return OnnxModel(self.bundle.item_tower, num_threads=self._num_threads)
 
     def with_items(self, items: FreshItems) -> Recommender:
         """The same models with the items as they are now.
@@ -119,7 +132,7 @@ class Recommender:
 
     def embed(self, queries: Mapping[str, Array]) -> npt.NDArray[np.float32]:
         """Vectors (Q, D) of encoded queries."""
-        return np.asarray(self._query_tower.run(queries), np.float32)
+        return np.asarray(self.query_tower.run(queries), np.float32)
 
     def rank(
         self,

@@ -22,7 +22,6 @@ from twotower.data.item_lists import ItemLists
 from twotower.index.base import NO_ITEM, SearchResult, check_k
 from twotower.serving.filters import search_filtered
 from twotower.serving.ids import ItemId
-from twotower.serving.models import OnnxModel
 from twotower.serving.recommender import Recommender
 from twotower.serving.requests import Filter, Recommendation
 
@@ -79,11 +78,11 @@ def similar_to_vector(
             or not finite, the bundle does not know what a filter asks for, or `k` is below 1.
     """
     check_k(k)
-    pipeline, tower = recommender.bundle.pipeline, recommender.bundle.item_tower
+    pipeline = recommender.bundle.pipeline
     known = {f.name: f for f in pipeline.inputs("retrieval").of("item") if f.kind == "vector"}
     allowed = ", ".join(known) or "none, it was trained without vectors"
     name = next(iter(known)) if feature is None and len(known) == 1 else feature
-    if name not in known or tower is None:
+    if name not in known:
         raise ValueError(
             f"vector_feature: got {'null' if feature is None else feature}; vector features of the "
             f"items in this bundle: {allowed}"
@@ -98,7 +97,7 @@ def similar_to_vector(
         raise ValueError(f"a vector of `{name}` must be finite and not all zeros")
     column = next(f.source_column for f in pipeline.spec.features if f.name == name)
     encoded = pipeline.encode("item", pa.table({column: [vector.astype(np.float32)]}))
-    query = np.asarray(OnnxModel(tower).run(encoded), np.float32)  # (1, width of an item vector)
+    query = np.asarray(recommender.item_tower.run(encoded), np.float32)  # (1, width of an item's)
     among = [recommender.items.allowed(filters)]
     found = search_filtered(recommender.index, query, k, None, among)
     return _describe(recommender, found, "like the vector")

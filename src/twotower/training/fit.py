@@ -151,12 +151,7 @@ def fit_stage(
         resumed = last if _all_see(last, ranks) else None
         if resumed:
             log.info("%s: goes on from %s", stage, last)
-        if isinstance(ranks, DistributedRanks):
-            take_part(task, ranks)
-        try:
-            trainer.fit(task, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
-        except SIGTERMException as stopped:  # It has no status, and would pass for success.
-            raise SystemExit(128 + signal.SIGTERM) from stopped
+        _run(trainer, task, loader, resumed)
     _load_best(task, stage_folder, device)
     # A run that is resumed after its last epoch has not seen the metrics of that epoch.
     of_kept = best.best_model_score if settings.keep == "best" else evaluate()[stopping.monitor]
@@ -210,6 +205,18 @@ def _trainer(
         use_distributed_sampler=False,
         plugins=plugins,
     )
+
+
+def _run(
+    trainer: pl.Trainer, task: StageTask, loader: ShuffledBatches, resumed: Path | None
+) -> None:
+    """Train to the end, from a checkpoint if there is one."""
+    if isinstance(task.ranks, DistributedRanks):
+        take_part(task, task.ranks)
+    try:
+        trainer.fit(task, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
+    except SIGTERMException as stopped:  # It has no status, and would pass for success.
+        raise SystemExit(128 + signal.SIGTERM) from stopped
 
 
 def _place(task: StageTask, settings: TrainerSettings, checkpoints: tuple[Path, ...]) -> None:

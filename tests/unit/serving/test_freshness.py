@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from twotower.export.bundle import Bundle
@@ -245,8 +246,6 @@ def test_what_is_no_id_cannot_be_removed(freshness: Freshness) -> None:
 
 
 def test_whole_numbers_as_ids(bundle: Bundle) -> None:
-    import pyarrow as pa
-
     numbers = pa.array([2**60 + row for row in range(80)])
     table = bundle.items.table.set_column(0, "item_id", numbers)
     entities = replace(bundle.items, ids=numbers, table=table)
@@ -333,8 +332,6 @@ def test_what_a_bundle_cannot_take_is_left_out_with_a_warning(
     process, path: Path, bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The next bundle has no prices, and its titles are lists."""
-    import pyarrow as pa
-
     process().upsert([{"item_id": "new", **LAMP}, {"item_id": "untitled", "price": 1.0}])
     table = bundle.items.table.drop_columns(["price"])
     titles = pa.array([[title] for title in table["title"].to_pylist()])
@@ -371,6 +368,11 @@ def test_a_damaged_journal(process, path: Path) -> None:
     with pytest.raises(JournalError, match="damaged at byte"):
         process()
     assert "newer" in one.recommender.items.ids.to_pylist()
+
+
+def test_a_bundle_without_an_item_tower(bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="holds no item tower"):
+        Freshness(Recommender(replace(bundle, item_tower=None)))
 
 
 def test_it_begins_with_what_was_built(freshness: Freshness) -> None:

@@ -1,8 +1,11 @@
-"""Items out of plain values, against the bundle and against the towers as they were trained."""
+"""Items out of plain values, against the bundle itself and the towers as they were trained."""
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ from twotower.export.bundle import Bundle
 from twotower.serving import item_encoder
 from twotower.serving.catalogue import BundleItems
 from twotower.serving.item_encoder import EncodedItems, ItemEncoder, Problem
+from twotower.serving.models import OnnxModel
 
 CLOSE = {"atol": 1e-5, "rtol": 0}
 NEW = {
@@ -29,7 +33,7 @@ def items(bundle: Bundle) -> BundleItems:
 
 @pytest.fixture(scope="module")
 def encoder(bundle: Bundle, items: BundleItems) -> ItemEncoder:
-    return ItemEncoder(bundle, items)
+    return ItemEncoder(bundle.pipeline, items, OnnxModel(bundle.item_tower))
 
 
 @pytest.mark.parametrize("block", [7, 4096])
@@ -94,14 +98,10 @@ def test_all_problems_of_all_items(encoder) -> None:
 
 def test_what_a_feature_cannot_take(bundle: Bundle, items: BundleItems) -> None:
     """A column of lists of any length, of which the feature takes one."""
-    import copy
-
-    import pyarrow as pa
-
     lists = items.table.column("image_vector").cast(pa.list_(pa.float32()))
     loose = copy.copy(items)
     loose.table = items.table.set_column(5, "image_vector", lists)
-    encoder = ItemEncoder(bundle, loose)
+    encoder = ItemEncoder(bundle.pipeline, loose, OnnxModel(bundle.item_tower))
     found = encoder.encode(["a", "b"], [NEW, NEW | {"image_vector": [1.0, 2.0]}])
     (problem,) = found
     assert (problem.item, problem.place) == (1, "items[1]")
@@ -119,10 +119,3 @@ def test_a_vector_that_is_not_finite(encoder, monkeypatch: pytest.MonkeyPatch) -
     assert encoder.encode(["a", "b"], [NEW, NEW]) == [
         Problem(item=1, column="", text="the item tower gives no finite vector for it")
     ]
-
-
-def test_a_bundle_without_an_item_tower(bundle: Bundle, items: BundleItems) -> None:
-    from dataclasses import replace
-
-    with pytest.raises(ValueError, match="holds no item tower, so items cannot be changed"):
-        ItemEncoder(replace(bundle, item_tower=None), items)

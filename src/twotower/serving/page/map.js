@@ -175,7 +175,7 @@ function hint(point) {
   svg.classList.toggle("pointing", !tip.hidden);
   if (tip.hidden) return;
   tip.textContent = point.group ? `${point.item.title} \u00b7 ${point.group}` : point.item.title;
-  tip.style.left = `${Math.min(Math.max((100 * x) / SIZE, 20), 80)}%`;
+  tip.style.left = `${Math.min(Math.max((100 * x) / SIZE, 30), 70)}%`;
   tip.style.top = `${(100 * y) / SIZE}%`;
   tip.classList.toggle("below", y < 40);
 }

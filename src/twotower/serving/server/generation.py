@@ -16,50 +16,76 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twotower.export.bundle import open_bundle, resolve
+from twotower.serving.freshness import Freshness
+from twotower.serving.item_journal import ItemJournal, JournalError
 from twotower.serving.recommender import Recommender
 from twotower.serving.requests import Request, RequestError
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Generation:
     """One opened bundle.
 
     Args:
-        recommender: Answers out of it.
+        built: Answers out of it as it was built.
         folder: Its version folder, with no link in it.
         opened: When it was opened, seconds since 1970.
+        freshness: Items that were changed since; None where none may be.
     """
 
-    recommender: Recommender
+    built: Recommender
     folder: Path
     opened: float
+    freshness: Freshness | None
+
+    @property
+    def recommender(self) -> Recommender:
+        """Answers out of the bundle with its items as they are now; to be taken once an answer."""
+        return self.built if self.freshness is None else self.freshness.recommender
 
     @property
     def version(self) -> str:
         """Of the bundle."""
-        return self.recommender.bundle.manifest.version
+        return self.built.bundle.manifest.version
 
     @property
     def name(self) -> str:
         """Of the bundle."""
-        return self.recommender.bundle.manifest.name
+        return self.built.bundle.manifest.name
+
+    def follow(self) -> None:
+        """Take up what other processes have changed of the items."""
+        if self.freshness is None:
+            return
+        try:
+            self.freshness.poll()
+        except JournalError:
+            log.exception("changes of items are not followed")
 
 
-def open_generation(path: Path, *, num_threads: int = 1) -> Generation:
+def open_generation(path: Path, *, num_threads: int = 1, journal: Path | None = None) -> Generation:
     """Open a bundle and try it.
 
     Args:
         path: What `open_bundle` takes.
         num_threads: Of the models in one call.
+        journal: Where changes of its items are written and read; None for none.
 
     Raises:
         ValueError: When it is damaged, cannot recommend or cannot answer.
     """
-    recommender = Recommender(open_bundle(path), num_threads=num_threads)
-    _try(recommender)
-    return Generation(recommender=recommender, folder=recommender.bundle.folder, opened=time.time())
+    built = Recommender(open_bundle(path), num_threads=num_threads)
+    freshness = None
+    if journal is not None:
+        name = built.bundle.manifest.name
+        freshness = Freshness(built, ItemJournal(journal, bundle=name))
+    generation = Generation(
+        built=built, folder=built.bundle.folder, opened=time.time(), freshness=freshness
+    )
+    _try(generation.recommender)
+    return generation
 
 
 def _try(recommender: Recommender) -> None:

@@ -131,7 +131,7 @@ class Metrics:
 
     def serves(self, generation: Generation) -> None:
         """From now on it is this bundle."""
-        created = generation.recommender.bundle.manifest.created
+        created = generation.built.bundle.manifest.created
         self._info.labels = {"name": generation.name, "version": generation.version}
         self._created.set(datetime.fromisoformat(created).timestamp())
         self._opened.set(generation.opened)

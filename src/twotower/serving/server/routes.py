@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -9,22 +11,30 @@ import pydantic_core
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic.json_schema import SkipJsonSchema
 
+from twotower.serving.freshness import Freshness
+from twotower.serving.item_journal import JournalError
 from twotower.serving.request_fields import MAX_K, MAX_TEXT
+from twotower.serving.requests import RequestError
 from twotower.serving.server.body import LimitedRoute, Refusal
 from twotower.serving.server.generation import Generation
 from twotower.serving.server.service import Service
 from twotower.serving.server.wire import (
     BatchAnswer,
+    ChangesAnswer,
     Problems,
     RecommendAnswer,
     RecommendBody,
+    RemoveBody,
     SimilarAnswer,
     SimilarBody,
+    UpsertBody,
     item_json,
     lookup_json,
     reply_json,
 )
 from twotower.serving.similar import similar_to_item, similar_to_vector
+
+log = logging.getLogger(__name__)
 
 MAX_DEADLINE_MS = 60_000
 
@@ -114,6 +124,33 @@ async def similar(body: SimilarBody, request: Request, deadline: Deadline = None
         return {"items": items, "version": generation.version}
 
     return json_response(await service_of(request).call(answer, deadline=_seconds(deadline)))
+
+
+@router.post("/items:upsert", response_model=ChangesAnswer)
+async def upsert(body: UpsertBody, request: Request) -> Response:
+    """Add or change items; the next request to any process sees them."""
+    return await _change(request, lambda freshness: freshness.upsert(body.items))
+
+
+@router.post("/items:remove", response_model=ChangesAnswer)
+async def remove(body: RemoveBody, request: Request) -> Response:
+    """Show some items no more, from the next request on."""
+    return await _change(request, lambda freshness: freshness.remove(body.ids))
+
+
+async def _change(request: Request, change: Callable[[Freshness], int]) -> Response:
+    def apply(generation: Generation) -> int:
+        if generation.freshness is None:
+            raise RequestError(
+                "path", "this server takes no changes; it was started without journal"
+            )
+        try:
+            return change(generation.freshness)
+        except (OSError, JournalError) as error:
+            log.exception("changes of items are not written")
+            raise Refusal(503, ("server", "the journal cannot be written; see the log")) from error
+
+    return json_response({"changed": await service_of(request).aside(apply)})
 
 
 def _seconds(deadline: int | None) -> float | None:

@@ -7,6 +7,7 @@ is of that one bundle.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,6 +27,9 @@ Value = TypeVar("Value")
 
 Function = Callable[[Generation], object]
 
+FOLLOW_SECONDS = 0.1
+MAX_ASIDE = 64
+
 
 class Service:
     """A bundle that is served by this process.
@@ -40,10 +44,15 @@ class Service:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        opened = partial(open_generation, num_threads=settings.threads)
+        opened = partial(
+            open_generation,
+            num_threads=settings.threads,
+            journal=None if settings.journal is None else Path(settings.journal),
+        )
         self.generation = opened(Path(settings.bundle))
         self.metrics.serves(self.generation)
         self._store = _store(settings)
+        self._aside = 0
         self.stopping = False
         self._batches = MicroBatches[Request | Function, object](
             self._work,
@@ -59,6 +68,9 @@ class Service:
             swap=self._swap,
             told=self.metrics.refusal,
         )
+        self._stop = threading.Event()
+        self._follower = threading.Thread(target=self._follow, name="follower", daemon=True)
+        self._follower.start()
 
     async def answer(self, request: Request, *, deadline: float | None = None) -> Reply:
         """Answer a request, together with others that wait.
@@ -109,17 +121,37 @@ class Service:
         started = time.monotonic()
         try:
             async with asyncio.timeout(self._seconds(deadline)):
-                return await asyncio.to_thread(store.lookup, user, k=k)
+                return await self.aside(lambda _: store.lookup(user, k=k))
         except TimeoutError as error:
             self.metrics.overloaded("deadline")
             raise Overloaded("deadline") from error
         finally:
             self.metrics.looked_up(time.monotonic() - started)
 
+    async def aside(self, function: Callable[[Generation], Value]) -> Value:
+        """Have a function called with the generation in a thread beside the one that answers.
+
+        Args:
+            function: Its value is returned, what it raises is raised.
+
+        Raises:
+            Overloaded: When too many are called, or wait to be.
+        """
+        if self._aside >= MAX_ASIDE:
+            self.metrics.overloaded("full")
+            raise Overloaded("full")
+        self._aside += 1
+        try:
+            return await asyncio.to_thread(function, self.generation)
+        finally:
+            self._aside -= 1
+
     def close(self) -> None:
         """Answer what waits and end the threads."""
         self.stopping = True
+        self._stop.set()
         self._watcher.close()
+        self._follower.join()
         self._batches.close()
 
     async def _submit(self, work: Request | Function, deadline: float | None) -> object:
@@ -139,9 +171,14 @@ class Service:
         self.metrics.serves(generation)
         self.metrics.swapped_bundle()
 
+    def _follow(self) -> None:
+        while not self._stop.wait(FOLLOW_SECONDS):
+            self.generation.follow()
+
     def _work(self, batch: Sequence[Waiting[Request | Function, object]]) -> Sequence[object]:
         """Results of one batch, all of one generation."""
         generation = self.generation
+        generation.follow()  # What was changed before a request came holds for its answer.
         self.metrics.batch([time.monotonic() - one.since for one in batch])
         works = [one.work for one in batch]
         requests = [work for work in works if isinstance(work, Request)]

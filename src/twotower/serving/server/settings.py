@@ -22,6 +22,7 @@ class ServerSettings:
         grace_seconds: How long requests in flight may take after a signal to stop.
         max_in_flight: Requests that one address may have in flight; None for any number.
         api_key_file: File with the key that clients must show; None to ask the environment.
+        journal: File of changes to items, which all processes follow; None for no changes.
         batch_store: Folder or URL of a store that `twotower batch` fills; None for none.
         batch_max_age_hours: Age from which a stored list is called stale; None for never.
         access_log: Whether every request writes a line.
@@ -40,6 +41,7 @@ class ServerSettings:
     grace_seconds: float = 20.0
     max_in_flight: int | None = None
     api_key_file: str | None = None
+    journal: str | None = None
     batch_store: str | None = None
     batch_max_age_hours: float | None = None
     access_log: bool = True

@@ -23,6 +23,8 @@ from twotower.serving.request_fields import (
 from twotower.serving.requests import Filter, Operator, Recommendation, Request, Source
 from twotower.serving.store import Lookup, Status
 
+MAX_CHANGES = 1000
+
 Text: TypeAlias = Annotated[str, Field(max_length=MAX_TEXT)]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Whole: TypeAlias = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
@@ -98,6 +100,26 @@ class SimilarBody(Asked):
     )
     feature: Name | None = Field(None, description="Which vector feature of the items it is.")
     k: Length = Field(10, description="How many items.")
+
+
+class UpsertBody(Asked):
+    """Items that are new, or that change."""
+
+    items: Annotated[list[Values], Field(min_length=1, max_length=MAX_CHANGES)] = Field(
+        description="Rows of the item table: `item_id` and any columns; the others stay."
+    )
+
+
+class RemoveBody(Asked):
+    """Items that are to be shown no more."""
+
+    ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_CHANGES)]
+
+
+class ChangesAnswer(BaseModel):
+    """What became of changes to items."""
+
+    changed: int = Field(description="Items that were taken, or could have been shown before.")
 
 
 class ItemAnswer(BaseModel):
