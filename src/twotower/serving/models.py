@@ -75,19 +75,19 @@ def score_candidates(
     Returns:
         (Q, K) float32, NaN where padded.
     """
-    owners, places = np.nonzero(rows != NO_ITEM)  # (R,)
-    scores = np.full(rows.shape, np.nan, np.float32)
+    item_rows = rows.ravel()
+    places = np.flatnonzero(item_rows != NO_ITEM)  # (R,) in the lists of all queries
+    scores = np.full(rows.size, np.nan, np.float32)
     of_queries = {name: values for name, values in queries.items() if name in ranker.inputs}
     of_items = {n: values for n, values in item_columns.items() if n in ranker.inputs}
-    of_pairs = {name: values for name, values in extra.items() if name in ranker.inputs}
-    for start in range(0, len(owners), PAIRS_OF_A_BLOCK):
-        block = slice(start, start + PAIRS_OF_A_BLOCK)
-        owner, place = owners[block], places[block]
-        items = rows[owner, place]
-        first, last = owner[0], owner[-1] + 1
+    of_pairs = {name: values.ravel() for name, values in extra.items() if name in ranker.inputs}
+    for start in range(0, len(places), PAIRS_OF_A_BLOCK):
+        block = places[start : start + PAIRS_OF_A_BLOCK]
+        owners, items = block // rows.shape[1], item_rows[block]
+        first, last = int(owners[0]), int(owners[-1]) + 1
         columns = {name: values[first:last] for name, values in of_queries.items()}
         columns |= {name: values[items] for name, values in of_items.items()}
-        columns |= {name: values[owner, place] for name, values in of_pairs.items()}
-        columns[OWNER] = owner - first
-        scores[owner, place] = ranker.run(columns, output=1)
-    return scores
+        columns |= {name: values[block] for name, values in of_pairs.items()}
+        columns[OWNER] = owners - first
+        scores[block] = ranker.run(columns, output=1)
+    return scores.reshape(rows.shape)

@@ -248,8 +248,9 @@ class Recommender:
         self, asked: Sequence[Asked], allowed: Sequence[AllowedRows | None], clock: _Stages
     ) -> list[list[Recommendation]]:
         """Lists of items for requests."""
-        names = asked[0].columns
-        queries = {n: np.concatenate([one.columns[n] for one in asked]) for n in names}
+        queries: Mapping[str, Array] = asked[0].columns
+        if len(asked) > 1:
+            queries = {n: np.concatenate([one.columns[n] for one in asked]) for n in queries}
         excluded = None
         if self.bundle.manifest.remove_seen:
             counts = [len(one.events) for one in asked]
