@@ -131,7 +131,9 @@ def test_the_requests_are_of_all_sorts(requests: list[Request], asked: list[Aske
     assert 300 < sum(known) < 900
     assert sum(len(one.events) == 0 for one in asked) > 20
     assert sum(not request.context for request in requests) > 20
-    assert sum(not user and not r.user_features for user, r in zip(known, requests, strict=True)) > 5
+    assert (
+        sum(not user and not r.user_features for user, r in zip(known, requests, strict=True)) > 5
+    )
 
 
 def test_features_of_one_row_and_of_tables(asked: list[Asked], columns: Columns) -> None:
