@@ -75,9 +75,10 @@ def create_app(service: Service, *, api_key: str | None = None) -> FastAPI:
     return app
 
 
-async def healthz() -> dict[str, str]:
-    """Whether the process lives."""
-    return {"status": "alive"}
+async def healthz(request: Request) -> JSONResponse:
+    """Whether the process lives; one that does not had better be started again."""
+    alive = service_of(request).is_alive
+    return JSONResponse({"status": "alive" if alive else "dead"}, 200 if alive else 503)
 
 
 async def readyz(request: Request) -> JSONResponse:

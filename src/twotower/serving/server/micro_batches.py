@@ -94,6 +94,11 @@ class MicroBatches(Generic[Work, Result]):
     def __len__(self) -> int:
         return len(self._queue)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs; only a fault of this module could have ended it."""
+        return self._thread.is_alive()
+
     async def submit(self, work: Work, *, deadline: float) -> Result:
         """Have a piece of work done.
 

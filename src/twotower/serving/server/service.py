@@ -72,6 +72,11 @@ class Service:
         self._follower = threading.Thread(target=self._follow, name="follower", daemon=True)
         self._follower.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether there is a thread that answers."""
+        return self._batches.is_alive
+
     async def answer(self, request: Request, *, deadline: float | None = None) -> Reply:
         """Answer a request, together with others that wait.
 

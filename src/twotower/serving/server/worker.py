@@ -64,9 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
         )
     )
-    # uvicorn raises the signal again when it is done; it has done what there is to do.
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # Until uvicorn has handlers of its own, and when it raises their signal again at the end.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, stop)
     _end_with_parent(given.parent)
     os.write(given.ready, READY.encode())
     server.run([socket.socket(fileno=given.socket)])
