@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Known:
     Args:
         users: Ids.
         items: Ids.
-        columns: Names of columns by field of the body.
+        columns: Names of columns by field of the body; those of an item's row under `items`.
         width: Of a content vector.
     """
 
@@ -73,9 +74,32 @@ def known_by(bundle: Bundle, most: int = 50) -> Known:
         columns={
             "user_features": bundle.pipeline.source_columns("user"),
             "context": bundle.pipeline.source_columns("context"),
+            "items": bundle.items.table.column_names[1:],
         },
         width=vectors[0].width if vectors else 1,
     )
+
+
+def renamed(values: dict[str, Any], names: Sequence[str], chance: random.Random) -> dict[str, Any]:
+    """Values under names that are known."""
+    return {chance.choice(names): value for value in values.values()}
+
+
+def some_item(known: Known, chance: random.Random) -> object:
+    """An item of the bundle, or a new one."""
+    return chance.choice([*known.items[:10], "new-1", "new-2"])
+
+
+def change(found: dict[str, Any], known: Known, chance: random.Random) -> None:
+    """Put items that are known, and new ones, into changes of items."""
+    if isinstance(found.get("items"), list):
+        found["items"] = [
+            renamed(row, known.columns["items"], chance) | {"item_id": some_item(known, chance)}
+            for row in found["items"]
+            if isinstance(row, dict)
+        ]
+    if isinstance(found.get("ids"), list):
+        found["ids"] = [some_item(known, chance) for _ in found["ids"]]
 
 
 def enrich(body: object, path: str, known: Known, chance: random.Random) -> object:
@@ -95,8 +119,8 @@ def enrich(body: object, path: str, known: Known, chance: random.Random) -> obje
             found[field] = some if field == "history" else chance.choice(known.items)
     for field, names in known.columns.items():
         if isinstance(found.get(field), dict):
-            values = list(found[field].values())
-            found[field] |= {chance.choice(names): value for value in values}
+            found[field] |= renamed(found[field], names, chance)
+    change(found, known, chance)
     if isinstance(found.get("vector"), list) and found["vector"]:
         found["vector"] = [chance.choice(found["vector"]) for _ in range(known.width)]
     return found
@@ -157,13 +181,18 @@ def _asker(
 
 def main(given: argparse.Namespace) -> None:
     """Ask and say what came."""
-    service = Service(ServerSettings(bundle=str(given.bundle), deadline_ms=PATIENCE_MS))
-    known = known_by(service.generation.recommender.bundle)
-    counts = fuzz(create_app(service), known, cases=given.cases, first_seed=given.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = str(Path(folder) / "items.journal")
+        settings = ServerSettings(
+            bundle=str(given.bundle), deadline_ms=PATIENCE_MS, journal=journal, access_log=False
+        )
+        service = Service(settings)
+        known = known_by(service.generation.recommender.bundle)
+        counts = fuzz(create_app(service), known, cases=given.cases, first_seed=given.seed)
+        service.close()
     for (operation, status), count in sorted(counts.items()):
-        print(f"{operation:<24} {status} {count:>7,}")
+        print(f"{operation:<22} {status} {count:>7,}")
     print(f"{sum(counts.values()):,} requests, no error of the server")
-    service.close()
 
 
 if __name__ == "__main__":

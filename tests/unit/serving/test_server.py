@@ -124,6 +124,23 @@ def test_similar(client: TestClient, recommender: Recommender) -> None:
     assert [one["item_id"] for one in found["items"]] == [one.item_id for one in expected]
 
 
+def test_explain(client: TestClient, recommender: Recommender) -> None:
+    user = recommender.bundle.users.ids[3].as_py()
+    shown = recommender.recommend(user=user, k=3, seconds=NOON)
+    body = {"user": user, "k": 3, "seconds": NOON, "item": shown[1].item_id}
+    found = client.post("/v1/explain", json=body).json()
+    assert (found["outcome"], found["places"]["place"]) == ("shown", 2)
+    assert found["places"]["probability"] == pytest.approx(shown[1].probability, abs=1e-5)
+    assert found["version"] == recommender.bundle.manifest.version
+    assert {"side", "feature", "value", "score", "logit"} == set(found["contributions"][0])
+    history = recommender.items.ids[:2].to_pylist()
+    new = {"user": PRIVATE, "history": history, "item": history[0]}
+    assert client.post("/v1/explain", json=new).json()["outcome"] == "seen"
+    wrong = client.post("/v1/explain", json={"user": user, "item": "nothing"})
+    assert "is unknown" in problems(wrong, 422)["item"]
+    assert list(problems(client.post("/v1/explain", json={"user": user}), 422)) == ["item"]
+
+
 @pytest.mark.parametrize(
     ("body", "place", "problem"),
     [
@@ -427,8 +444,9 @@ def test_the_document_names_every_route_and_every_status(client: TestClient) -> 
     document = client.get("/openapi.json").json()
     changes = {"/v1/items:upsert", "/v1/items:remove"}
     probes = {"/healthz", "/readyz"}
-    assert set(document["paths"]) == {"/v1/recommend", "/v1/similar"} | changes | probes
-    for route in ("/v1/recommend", "/v1/similar"):
+    asking = {"/v1/recommend", "/v1/similar", "/v1/explain"}
+    assert set(document["paths"]) == asking | changes | probes
+    for route in asking | changes:
         post = document["paths"][route]["post"]
         statuses = {"200", "400", "401", "408", "413", "415", "422", "429", "503"}
         assert set(post["responses"]) == statuses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -11,16 +12,19 @@ import pydantic_core
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic.json_schema import SkipJsonSchema
 
+from twotower.serving.explain import explain as explain_item
+from twotower.serving.explanation import Explanation
 from twotower.serving.freshness import Freshness
 from twotower.serving.item_journal import JournalError
 from twotower.serving.request_fields import MAX_K, MAX_TEXT
-from twotower.serving.requests import RequestError
+from twotower.serving.requests import RequestError, UnknownUser
 from twotower.serving.server.body import LimitedRoute, Refusal
 from twotower.serving.server.generation import Generation
 from twotower.serving.server.service import Service
 from twotower.serving.server.wire import (
     BatchAnswer,
     ChangesAnswer,
+    ExplainBody,
     Problems,
     RecommendAnswer,
     RecommendBody,
@@ -124,6 +128,21 @@ async def similar(body: SimilarBody, request: Request, deadline: Deadline = None
         return {"items": items, "version": generation.version}
 
     return json_response(await service_of(request).call(answer, deadline=_seconds(deadline)))
+
+
+@router.post("/explain", response_model=Explanation)
+async def explain(body: ExplainBody, request: Request) -> Response:
+    """Where an item was won or lost; slow, and one at a time."""
+
+    def find(generation: Generation) -> Explanation:
+        recommender, asked = generation.recommender, body.request()
+        try:
+            return explain_item(recommender, asked, body.item)
+        except UnknownUser:
+            return explain_item(recommender, replace(asked, user=None), body.item)
+
+    found = await service_of(request).aside(find, in_turn=True)
+    return json_response(asdict(found))
 
 
 @router.post("/items:upsert", response_model=ChangesAnswer)

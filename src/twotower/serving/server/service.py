@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -53,6 +54,7 @@ class Service:
         self.metrics.serves(self.generation)
         self._store = _store(settings)
         self._aside = 0
+        self._in_turn = ThreadPoolExecutor(1, thread_name_prefix="in-turn")
         self.stopping = False
         self._batches = MicroBatches[Request | Function, object](
             self._work,
@@ -133,11 +135,14 @@ class Service:
         finally:
             self.metrics.looked_up(time.monotonic() - started)
 
-    async def aside(self, function: Callable[[Generation], Value]) -> Value:
+    async def aside(
+        self, function: Callable[[Generation], Value], *, in_turn: bool = False
+    ) -> Value:
         """Have a function called with the generation in a thread beside the one that answers.
 
         Args:
             function: Its value is returned, what it raises is raised.
+            in_turn: Whether one of this kind is called after the other, as it takes long.
 
         Raises:
             Overloaded: When too many are called, or wait to be.
@@ -147,7 +152,8 @@ class Service:
             raise Overloaded("full")
         self._aside += 1
         try:
-            return await asyncio.to_thread(function, self.generation)
+            pool, generation = self._in_turn if in_turn else None, self.generation
+            return await asyncio.get_running_loop().run_in_executor(pool, function, generation)
         finally:
             self._aside -= 1
 
@@ -157,6 +163,7 @@ class Service:
         self._stop.set()
         self._watcher.close()
         self._follower.join()
+        self._in_turn.shutdown()
         self._batches.close()
 
     async def _submit(self, work: Request | Function, deadline: float | None) -> object:

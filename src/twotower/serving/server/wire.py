@@ -57,8 +57,8 @@ class FilterBody(Asked):
     values: Annotated[list[Scalar], Field(min_length=1, max_length=MAX_VALUES)]
 
 
-class RecommendBody(Asked):
-    """Whom to recommend items to."""
+class QuestionBody(Asked):
+    """Whom to recommend items to, and which."""
 
     user: Id | None = Field(None, description="Id of a user; one unknown counts as somebody new.")
     history: Annotated[list[Id], Field(max_length=MAX_HISTORY)] = Field(
@@ -73,7 +73,6 @@ class RecommendBody(Asked):
     seconds: Annotated[float, Field(ge=0, le=END_OF_9999)] | None = Field(
         None, description="Time of the request, seconds since 1970 UTC; null for now."
     )
-    explain: bool = Field(False, description="Whether to say why, and how long each stage took.")
 
     def request(self) -> Request:
         """As it is answered."""
@@ -89,6 +88,18 @@ class RecommendBody(Asked):
             ],
             seconds=self.seconds,
         )
+
+
+class RecommendBody(QuestionBody):
+    """Whom to recommend items to."""
+
+    explain: bool = Field(False, description="Whether to say why, and how long each stage took.")
+
+
+class ExplainBody(QuestionBody):
+    """A request as to `/v1/recommend`, and the item that it is about."""
+
+    item: Id = Field(description="Id of an item.")
 
 
 class SimilarBody(Asked):
