@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twotower.cli.run import run_command
@@ -29,11 +28,9 @@ def serve(cfg: DictConfig) -> None:
         raise ValueError(
             f"serve: {', '.join(absent)} is not installed; pip install 'twotower[serve]'"
         )
-    from twotower.export.bundle import resolve
     from twotower.serving.server import processes
     from twotower.serving.server.settings import ServerSettings
 
-    resolve(Path(cfg.bundle))
     settings = ServerSettings(
         bundle=cfg.bundle,
         max_batch=cfg.max_batch,

@@ -14,16 +14,18 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import prometheus_client.values
-import uvicorn
 
-from twotower.serving.server.app import create_app
-from twotower.serving.server.connection import Connection
 from twotower.serving.server.metrics import FOLDER
 from twotower.serving.server.service import Service
 from twotower.serving.server.settings import READY, ServerSettings
+
+if TYPE_CHECKING:
+    import uvicorn
 
 API_KEY = "TWOTOWER_API_KEY"
 BAD_INPUT = 2
@@ -46,24 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        service = Service(settings)
-        app = create_app(service, api_key=read_api_key(settings.api_key_file))
+        server = _server(settings)
     except (ValueError, OSError) as error:
         os.write(given.ready, str(error).encode())
         return BAD_INPUT
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            loop="asyncio",
-            http=Connection,
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
-        )
-    )
 
     def stop(*_: object) -> None:
         server.should_exit = True
@@ -75,6 +63,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.write(given.ready, READY.encode())
     server.run([socket.socket(fileno=given.socket)])
     return 0
+
+
+def _server(settings: ServerSettings) -> uvicorn.Server:
+    """What serves a bundle.
+
+    Raises:
+        ValueError: When the bundle cannot be served, or the key is empty.
+        OSError: When the file with the key cannot be read.
+    """
+    api_key = read_api_key(settings.api_key_file)
+    with ThreadPoolExecutor(1) as pool:
+        opened = pool.submit(Service, settings)
+        # The web framework is imported while the files of the bundle are compared with their
+        # digests: half a second of the start.
+        import uvicorn
+
+        from twotower.serving.server.app import create_app
+        from twotower.serving.server.connection import Connection
+
+        service = opened.result()
+    return uvicorn.Server(
+        uvicorn.Config(
+            create_app(service, api_key=api_key),
+            loop="asyncio",
+            http=Connection,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
+        )
+    )
 
 
 def read_api_key(path: str | None) -> str | None:
