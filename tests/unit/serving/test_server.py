@@ -124,6 +124,29 @@ def test_similar(client: TestClient, recommender: Recommender) -> None:
     assert [one["item_id"] for one in found["items"]] == [one.item_id for one in expected]
 
 
+def test_filters(client: TestClient, recommender: Recommender) -> None:
+    table = recommender.items.table
+    category = table.column("category")[0].as_py()
+    fitting = {
+        item
+        for item, one in zip(
+            table.column("item_id").to_pylist(), table.column("category").to_pylist(), strict=True
+        )
+        if one == category
+    }
+    filters = [{"column": "category", "operator": "in", "values": [category]}]
+    found = ask(client, history=["i00001"], k=100, filters=filters)
+    assert {item["item_id"] for item in found["items"]} == fitting - {"i00001"}
+    assert found["missing"] == 100 - len(found["items"])
+    body = {"item": "i00001", "k": 100, "filters": filters}
+    similar = client.post("/v1/similar", json=body).json()["items"]
+    assert {item["item_id"] for item in similar} == fitting - {"i00001"}
+    wrong = [{"column": "colour", "operator": "in", "values": ["red"]}]
+    for route, body in (("recommend", {"history": ["i00001"]}), ("similar", {"item": "i00001"})):
+        refused = client.post(f"/v1/{route}", json=body | {"filters": wrong})
+        assert list(problems(refused, 422)) == ["filters[0].column"]
+
+
 def test_explain(client: TestClient, recommender: Recommender) -> None:
     user = recommender.bundle.users.ids[3].as_py()
     shown = recommender.recommend(user=user, k=3, seconds=NOON)

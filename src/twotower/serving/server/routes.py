@@ -35,6 +35,7 @@ from twotower.serving.server.wire import (
     item_json,
     lookup_json,
     reply_json,
+    to_filters,
 )
 from twotower.serving.similar import similar_to_item, similar_to_vector
 
@@ -114,13 +115,17 @@ async def similar(body: SimilarBody, request: Request, deadline: Deadline = None
         raise Refusal(422, ("feature", "says what `vector` is, and that was not given"))
 
     def answer(generation: Generation) -> dict[str, Any]:
-        recommender = generation.recommender
+        recommender, filters = generation.recommender, to_filters(body.filters)
         try:
             if body.item is not None:
-                found = similar_to_item(recommender, body.item, k=body.k)
+                found = similar_to_item(recommender, body.item, k=body.k, filters=filters)
             else:
                 vector = np.asarray(body.vector, np.float32)
-                found = similar_to_vector(recommender, vector, k=body.k, feature=body.feature)
+                found = similar_to_vector(
+                    recommender, vector, k=body.k, feature=body.feature, filters=filters
+                )
+        except RequestError:
+            raise
         except ValueError as error:
             place = "item" if body.item is not None else "vector"
             raise Refusal(422, (place, str(error))) from error

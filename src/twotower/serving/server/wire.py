@@ -5,6 +5,7 @@ Numbers of entries and lengths of texts are limited here, so that the OpenAPI do
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -57,6 +58,14 @@ class FilterBody(Asked):
     values: Annotated[list[Scalar], Field(min_length=1, max_length=MAX_VALUES)]
 
 
+Filters: TypeAlias = Annotated[list[FilterBody], Field(max_length=MAX_FILTERS)]
+
+
+def to_filters(bodies: Sequence[FilterBody]) -> list[Filter]:
+    """Filters as they are applied."""
+    return [Filter(column=one.column, operator=one.operator, values=one.values) for one in bodies]
+
+
 class QuestionBody(Asked):
     """Whom to recommend items to, and which."""
 
@@ -67,9 +76,7 @@ class QuestionBody(Asked):
     user_features: Values = Field({}, description="Of a user whom the bundle does not know.")
     context: Values = Field({}, description="What is missing counts as unknown.")
     k: Length = Field(10, description="How many items.")
-    filters: Annotated[list[FilterBody], Field(max_length=MAX_FILTERS)] = Field(
-        [], description="All of them must let an item pass."
-    )
+    filters: Filters = Field([], description="All of them must let an item pass.")
     seconds: Annotated[float, Field(ge=0, le=END_OF_9999)] | None = Field(
         None, description="Time of the request, seconds since 1970 UTC; null for now."
     )
@@ -82,10 +89,7 @@ class QuestionBody(Asked):
             user_features=self.user_features,
             context=self.context,
             k=self.k,
-            filters=[
-                Filter(column=one.column, operator=one.operator, values=one.values)
-                for one in self.filters
-            ],
+            filters=to_filters(self.filters),
             seconds=self.seconds,
         )
 
@@ -111,6 +115,7 @@ class SimilarBody(Asked):
     )
     feature: Name | None = Field(None, description="Which vector feature of the items it is.")
     k: Length = Field(10, description="How many items.")
+    filters: Filters = Field([], description="All of them must let an item pass.")
 
 
 class UpsertBody(Asked):
