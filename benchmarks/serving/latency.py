@@ -6,7 +6,9 @@
 A request is a known user with a history: 500 candidates out of a million items, 12 ids and 6
 numbers a candidate. All ways take turns on the same requests, so that what else the machine does
 falls on all of them; CPU time is that of the process. `bare_chain.py` says what the chain leaves
-out. `--keep` puts the tables among the results.
+out; its ranker is the bundle's own, or, "plain", as PyTorch exports it. "twotower" is
+`Recommender.answer`, and with "int8" the bundle's second ranker screens the candidates. Stages are
+timed once more by themselves. `--keep` puts the tables among the results.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 from bare_chain import Chain
+from running import keep
 
 from twotower.export.bundle import Bundle, open_bundle
 from twotower.serving import recommender as recommender_module
@@ -35,21 +40,25 @@ from twotower.serving.recommender import Recommender
 from twotower.serving.requests import Request
 
 KEPT = Path(__file__).resolve().parents[1] / "results" / "serving"
+COMMAND = "taskset -c 1 python benchmarks/serving/latency.py FOLDER"
 WARM_UP = 20
+CONTEXT_VALUES, NUM_CONTEXT_NUMBERS = (3, 7, 24, 60), 2
 START = """
 import sys, time
-started = time.perf_counter()
+started = time.perf_counter(), time.process_time()
 from pathlib import Path
 from twotower.export.bundle import open_bundle
 from twotower.serving.recommender import Recommender
 from twotower.serving.requests import Request
-imported = time.perf_counter()
+clocks = [started, (time.perf_counter(), time.process_time())]
 bundle = open_bundle(Path(sys.argv[1]))
-opened = time.perf_counter()
+clocks.append((time.perf_counter(), time.process_time()))
 recommender = Recommender(bundle, num_threads=1)
-ready = time.perf_counter()
+clocks.append((time.perf_counter(), time.process_time()))
 recommender.answer([Request(user=bundle.users.ids[0].as_py())])
-print(imported - started, opened - imported, ready - opened, time.perf_counter() - ready)
+clocks.append((time.perf_counter(), time.process_time()))
+for before, after in zip(clocks, clocks[1:]):
+    print(after[0] - before[0], after[1] - before[1])
 assert "torch" not in sys.modules
 """
 
@@ -61,8 +70,8 @@ def some_requests(bundle: Bundle, count: int) -> list[Request]:
     return [
         Request(
             user=bundle.users.ids[int(row)].as_py(),
-            context={f"c{at}": int(rng.integers(n)) for at, n in enumerate((3, 7, 24, 60))}
-            | {f"cn{at}": float(rng.normal()) for at in range(2)},
+            context={f"c{at}": int(rng.integers(n)) for at, n in enumerate(CONTEXT_VALUES)}
+            | {f"cn{at}": float(rng.normal()) for at in range(NUM_CONTEXT_NUMBERS)},
             seconds=1_706_000_000.0,
         )
         for row in chosen
@@ -95,29 +104,46 @@ def measure(ways: dict[str, Callable[[int], Any]], count: int) -> dict[str, np.n
     return {name: 1e3 * clock for name, clock in clocks.items()}
 
 
-def stages_of(recommender: Recommender, requests: list[Request]) -> dict[str, float]:
-    """Median CPU microseconds of every stage."""
-    recommender_module.time = SimpleNamespace(perf_counter=time.process_time)
-    taken = [recommender.answer([request])[0].seconds for request in requests]
+def figures(clock: np.ndarray) -> dict[str, float]:
+    """Half and all but a hundredth of some times (n, 2)."""
+    (cpu, wall), (slow_cpu, slow) = np.percentile(clock, (50, 99), axis=0)
+    return {"CPU p50": cpu, "CPU p99": slow_cpu, "wall p50": wall, "wall p99": slow}
+
+
+def stages_of(way: str, recommender: Recommender, requests: list[Request]) -> list[dict[str, Any]]:
+    """CPU and wall milliseconds of every stage."""
+    kinds = {"wall": time.perf_counter, "CPU": time.process_time}
+    taken = {}
+    for kind, clock in kinds.items():
+        recommender_module.time = SimpleNamespace(perf_counter=clock)
+        taken[kind] = [recommender.answer([request])[0].seconds for request in requests]
     recommender_module.time = time
-    return {name: 1e6 * float(np.median([t[name] for t in taken])) for name in taken[0]}
+    rows = []
+    for stage in taken["CPU"][0]:
+        clocks = [[1e3 * seconds[stage] for seconds in taken[kind]] for kind in ("CPU", "wall")]
+        rows.append({"way": way, "stage": stage, **figures(np.array(clocks).T)})
+    return rows
 
 
-def start_of(folder: Path) -> dict[str, float]:
-    """Seconds of a fresh process until it has answered, with its files in the page cache."""
-    done = subprocess.run(
-        [sys.executable, "-c", START, str(folder)], capture_output=True, text=True, check=True
-    )
-    parts = dict(
-        zip(
-            ("import", "open", "load", "first answer"), map(float, done.stdout.split()), strict=True
-        )
-    )
+def start_of(folder: Path) -> list[dict[str, Any]]:
+    """Seconds of a fresh process until it has answered, its files in the page cache."""
+    command = [sys.executable, "-c", START, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
-    return {**parts, "together": sum(parts.values()), "peak_rss_mib": used}
+    parts = ("import", "check and open", "load", "first answer")
+    clocks = np.array([line.split() for line in done.stdout.splitlines()], float)
+    rows = [
+        {"part": part, "wall s": wall, "CPU s": cpu}
+        for part, (wall, cpu) in zip(parts, clocks, strict=True)
+    ]
+    wall, cpu = clocks.sum(axis=0)
+    gigabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
+    rows.append({"part": f"together, {gigabytes:.2f} GB", "wall s": wall, "CPU s": cpu})
+    print(f"peak memory {used:,.0f} MiB, mapped files among it")
+    return rows
 
 
-def same_top(first: Recommender, second: Recommender, requests: list[Request]) -> float:
+def same_lists(first: Recommender, second: Recommender, requests: list[Request]) -> float:
     """Share of requests to which both show the same ten items in the same order."""
     shown = [
         [[item.item_id for item in r.answer([request])[0].items] for request in requests]
@@ -126,44 +152,74 @@ def same_top(first: Recommender, second: Recommender, requests: list[Request]) -
     return float(np.mean([one == other for one, other in zip(*shown, strict=True)]))
 
 
-def main(given: argparse.Namespace) -> None:
-    """Measure and print."""
-    bundle = open_bundle(given.folder / "bundle" / "current")
-    requests = some_requests(bundle, given.requests)
-    ours = Recommender(bundle, num_threads=1)
+def ways_of(
+    given: argparse.Namespace, bundle: Bundle, ours: dict[str, Recommender], requests: list[Request]
+) -> list[dict[str, Any]]:
+    """All ways, one under the other."""
     chains = {
         "chain, plain ranker": Chain(bundle, given.folder / "plain_ranker.onnx", 500),
-        "chain, query once": Chain(bundle, None, 500),
+        "chain": Chain(bundle, None, 500),
     }
-    encoder = RequestEncoder(bundle, ours.items)
-    queries = [encoded(encoder, request, chains["chain, plain ranker"]) for request in requests]
+    encoder = RequestEncoder(bundle, next(iter(ours.values())).items)
+    queries = [encoded(encoder, request, chains["chain"]) for request in requests]
     ways: dict[str, Callable[[int], Any]] = {
         name: lambda at, chain=chain: chain(queries[at]) for name, chain in chains.items()
     }
-    ways["twotower"] = lambda at: ours.answer([requests[at]])
+    for name, recommender in ours.items():
+        ways[name] = lambda at, one=recommender: one.answer([requests[at]])
     clocks = measure(ways, given.requests)
     bars = [float(np.median(clocks[name][:, 0])) for name in chains]
     rows = []
     for name, clock in clocks.items():
-        (cpu, wall), (_, slow) = np.percentile(clock, (50, 99), axis=0)
-        rows.append(
-            {
-                "way": name,
-                "CPU p50, ms": cpu,
-                "wall p50, ms": wall,
-                "wall p99, ms": slow,
-                "of the plain chain": cpu / bars[0],
-                "of the chain, query once": cpu / bars[1],
-            }
-        )
-    print(json.dumps(rows, indent=1))
-    print(json.dumps(stages_of(ours, requests), indent=1))
-    print(json.dumps(start_of(bundle.folder), indent=1))
+        row = {"way": name, **figures(clock)}
+        row |= {
+            "of the plain chain": row["CPU p50"] / bars[0],
+            "of the chain": row["CPU p50"] / bars[1],
+        }
+        rows.append(row)
+    if len(ours) > 1:
+        rows[-1]["same ten"] = same_lists(*ours.values(), requests)
+    return rows
+
+
+def kept(name: str, title: str, columns: dict[str, str], rows: list[Any], device: str) -> None:
+    """Put a table among the results."""
+    date = datetime.now(UTC).date().isoformat()
+    document = {"title": title, "command": COMMAND, "device": device, "date": date}
+    keep(KEPT / f"{name}.json", {**document, "columns": columns, "rows": rows})
+
+
+def main(given: argparse.Namespace) -> None:
+    """Measure, print, keep."""
+    bundle = open_bundle(given.folder / "bundle" / "current")
+    requests = some_requests(bundle, given.requests)
+    ours = {"twotower": Recommender(replace(bundle, screen=None), num_threads=1)}
+    if bundle.screen is not None:
+        ours["twotower, int8"] = Recommender(bundle, num_threads=1)
+    tables = {
+        "ways": ways_of(given, bundle, ours, requests),
+        "stages": [row for name, r in ours.items() for row in stages_of(name, r, requests)],
+        "start": start_of(bundle.folder),
+    }
+    print(json.dumps(tables, indent=1))
+    if not given.keep:
+        return
+    times = {name: ".2f" for name in figures(np.zeros((1, 2)))}
+    shares = {"of the plain chain": ".2f", "of the chain": ".2f", "same ten": ".3f"}
+    where = f"{given.keep}, one core, {given.requests} requests"
+    what = f"{len(bundle.items):,} items x {bundle.manifest.dim}, 500 candidates"
+    title = f"A request and the bare chain, {what}, milliseconds"
+    kept("latency", title, {"way": "", **times, **shares}, tables["ways"], where)
+    title = "Stages of a request, milliseconds"
+    kept("latency_stages", title, {"way": "", "stage": "", **times}, tables["stages"], where)
+    title = f"Start of a process, {len(bundle.items):,} items"
+    columns = {"part": "", "wall s": ".2f", "CPU s": ".2f"}
+    kept("latency_start", title, columns, tables["start"], f"{given.keep}, one core")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--requests", type=int, default=300)
-    parser.add_argument("--keep", metavar="DEVICE", help="where it was measured")
+    parser.add_argument("--keep", metavar="DEVICE", help="keep the figures; where it was measured")
     main(parser.parse_args())

@@ -76,20 +76,31 @@ def search_filtered(
     groups: dict[int, list[int]] = {}
     for query, of_query in enumerate(allowed):
         groups.setdefault(id(of_query), []).append(query)
+    if len(groups) == 1:
+        return _search_among(index, vectors, k, excluded, allowed[0])
     found = _nothing(len(vectors), k)
     for members in groups.values():
         group = np.array(members)
         left_out = None if excluded is None else excluded.take(group)
-        among = allowed[members[0]]
-        if among is None:
-            part = search_allowed(index, vectors[group], k, left_out)
-        else:
-            if left_out is not None:
-                left_out = left_out.where(among.contains(left_out.item_rows))
-            search = _among(index, among)
-            part = _search(search, vectors[group], k, left_out, among.num_items, among.count)
+        part = _search_among(index, vectors[group], k, left_out, allowed[members[0]])
         found.rows[group], found.scores[group] = part.rows, part.scores
     return found
+
+
+def _search_among(
+    index: SelectiveIndex,
+    vectors: FloatArray,
+    k: int,
+    excluded: ItemLists | None,
+    allowed: AllowedRows | None,
+) -> SearchResult:
+    """`search_filtered` for queries that share a set."""
+    if allowed is None:
+        return search_allowed(index, vectors, k, excluded)
+    if excluded is not None:
+        excluded = excluded.where(allowed.contains(excluded.item_rows))
+    search = _among(index, allowed)
+    return _search(search, vectors, k, excluded, allowed.num_items, allowed.count)
 
 
 def first_allowed(rows: Array, k: int, allowed: AllowedRows | None) -> Array:
@@ -141,21 +152,21 @@ def _search(
     keys = _keys(excluded, num_items)
     removed = np.bincount(keys // num_items, minlength=len(vectors))  # (Q,)
     pending = np.arange(len(vectors))
-    fetch = int(k + FIRST_MARGIN * np.median(removed))
+    fetch = int(k + FIRST_MARGIN * np.sort(removed)[len(removed) // 2])
     while len(pending):
         fetch = min(fetch, num_allowed)
         part = search(vectors[pending], max(fetch, 1))
         allowed = _allowed(part.rows, pending, keys, num_items)
-        order = np.argsort(~allowed, axis=1, kind="stable")[:, :k]
-        kept = np.take_along_axis(allowed, order, 1)
-        rows, scores = (np.take_along_axis(a, order, 1) for a in (part.rows, part.scores))
-        width = order.shape[1]
-        found.rows[pending, :width] = np.where(kept, rows, NO_ITEM)
-        found.scores[pending, :width] = np.where(kept, scores, -np.inf)
+        count = allowed.cumsum(axis=1)  # (q, fetch)
+        kept = allowed & (count <= k)
+        query, slot = np.nonzero(kept)[0], count[kept] - 1
+        found.rows[pending[query], slot] = part.rows[kept]
+        found.scores[pending[query], slot] = part.scores[kept]
         if fetch >= num_allowed:
             break
-        short = kept.sum(axis=1) < np.minimum(k, num_allowed - removed[pending])
+        short = count[:, -1] < np.minimum(k, num_allowed - removed[pending])
         pending, fetch = pending[short], fetch * 2
+        found.rows[pending], found.scores[pending] = NO_ITEM, -np.inf
     return found
 
 
