@@ -142,7 +142,7 @@ def export(folder: Path, run: Path, *further: str) -> Path:
     done = twotower(
         [
             *("export", f"run={run}", "name=bundle", f"output_dir={folder}"),
-            *("num_candidates=500", "index.device=cpu", *further),
+            *("num_candidates=500", "ranker_precision=int8", "index.device=cpu", *further),
             *("gates.max_calibration_error=null", "gates.quality_metric=retrieval/test/recall@100"),
         ]
     )
