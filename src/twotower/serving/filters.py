@@ -148,6 +148,10 @@ def _search(
     """Search again for those who have too few; rows lie below `num_items`."""
     if excluded is None or not len(excluded.item_rows):
         return search(vectors, k)
+    if len(vectors) == 1:
+        at_once = _search_one(search, vectors, k, np.unique(excluded.item_rows), num_allowed)
+        if at_once is not None:
+            return at_once
     found = _nothing(len(vectors), k)
     keys = _keys(excluded, num_items)
     removed = np.bincount(keys // num_items, minlength=len(vectors))  # (Q,)
@@ -168,6 +172,30 @@ def _search(
         pending, fetch = pending[short], fetch * 2
         found.rows[pending], found.scores[pending] = NO_ITEM, -np.inf
     return found
+
+
+def _search_one(
+    search: Search, vectors: FloatArray, k: int, excluded: Array, num_allowed: int
+) -> SearchResult | None:
+    """What most requests need and `_search` does with more ado; None where one is not enough.
+
+    Args:
+        search: The search.
+        vectors: (1, D) the query vector.
+        k: Candidates wanted.
+        excluded: (E,) item rows in order, at least one.
+        num_allowed: How many rows there are to be found.
+    """
+    fetch = min(int(k + FIRST_MARGIN * len(excluded)), num_allowed)
+    if fetch < k:
+        return None
+    part = search(vectors, fetch)
+    rows = part.rows[0]
+    is_own = excluded.take(excluded.searchsorted(rows), mode="clip") == rows
+    kept = np.flatnonzero(~is_own)[:k]
+    if len(kept) < k or rows[kept[-1]] == NO_ITEM:
+        return None
+    return SearchResult(rows=rows[None, kept], scores=part.scores[:, kept])
 
 
 def _nothing(num_queries: int, k: int) -> SearchResult:

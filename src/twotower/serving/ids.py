@@ -32,12 +32,14 @@ def find_rows(ids: pa.Array, wanted: Sequence[ItemId]) -> npt.NDArray[np.int64]:
             first time; what finds them then lives as long as this array.
         wanted: External ids.
     """
-    index, texts = _index_of(ids), [str(item) for item in wanted]
+    index = _index_of(ids)
     if not index.is_integer:
-        return index.rows(texts)
-    numbers = [_whole(text) for text in texts]
-    rows = np.full(len(texts), UNKNOWN, np.int64)
+        return index.rows([str(item) for item in wanted])
+    numbers = [_whole(str(item)) for item in wanted]
     known = [number for number in numbers if number is not None]
+    if len(known) == len(numbers):
+        return index.rows(known)
+    rows = np.full(len(numbers), UNKNOWN, np.int64)
     rows[[number is not None for number in numbers]] = index.rows(known)
     return rows
 

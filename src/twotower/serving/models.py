@@ -55,6 +55,14 @@ class OnnxModel:
         return np.asarray(values)
 
 
+def as_models_take(columns: Mapping[str, Array]) -> dict[str, Array]:
+    """Encoded columns in the types that models take, so that several need not convert them."""
+    return {
+        name: values.astype(np.int64) if values.dtype == np.int32 else values
+        for name, values in columns.items()
+    }
+
+
 def score_candidates(
     ranker: OnnxModel,
     queries: Mapping[str, Array],
@@ -85,7 +93,9 @@ def score_candidates(
         block = places[start : start + PAIRS_OF_A_BLOCK]
         owners, items = block // rows.shape[1], item_rows[block]
         first, last = int(owners[0]), int(owners[-1]) + 1
-        columns = {name: values[first:last] for name, values in of_queries.items()}
+        columns = dict(of_queries)
+        if last - first < len(rows):
+            columns = {name: values[first:last] for name, values in of_queries.items()}
         columns |= {name: values[items] for name, values in of_items.items()}
         columns |= {name: values[block] for name, values in of_pairs.items()}
         columns[OWNER] = owners - first

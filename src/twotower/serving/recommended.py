@@ -19,6 +19,7 @@ Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
 
 LATEST_EVENTS = 100  # of a history that may be the reason
+SHORTEST = 1e-30  # a vector of zeros stays one
 
 
 def recommended(
@@ -80,15 +81,12 @@ def _reasons(items: Catalogue, rows: Rows, events: Rows) -> Sequence[str]:
     if not len(events):
         return ["fits the profile"] * len(rows)
     latest = events[-LATEST_EVENTS:]
-    cosines = _unit(items.vectors[rows]) @ _unit(items.vectors[latest]).T  # (k, E)
-    best = cosines.argmax(axis=1).tolist()
+    vectors = np.asarray(items.vectors[np.concatenate([rows, latest])])  # (k + E, D)
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    vectors = vectors / np.maximum(lengths, SHORTEST)[:, None]
+    cosines = vectors[: len(rows)] @ vectors[len(rows) :].T  # (k, E)
+    titles = [items.title(row) for row in latest[cosines.argmax(axis=1)].tolist()]
     return [
-        f"like {items.title(int(latest[event]))} ({cosines[at, event]:.2f})"
-        for at, event in enumerate(best)
+        f"like {title} ({cosine:.2f})"
+        for title, cosine in zip(titles, cosines.max(axis=1).tolist(), strict=True)
     ]
-
-
-def _unit(vectors: Array) -> Array:
-    """Vectors (n, D) of length 1; zeros stay zeros."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(norms == 0, 1, norms))

@@ -29,7 +29,7 @@ from twotower.serving.candidate_ranker import CandidateRanker
 from twotower.serving.catalogue import BundleItems, Catalogue
 from twotower.serving.filters import SelectiveIndex, first_allowed, search_filtered
 from twotower.serving.ids import ItemId
-from twotower.serving.models import OnnxModel
+from twotower.serving.models import OnnxModel, as_models_take
 from twotower.serving.recommended import popular, recommended
 from twotower.serving.requests import (
     Answer,
@@ -153,6 +153,7 @@ class Recommender:
         """
         clock = clock or _Stages()
         wanted = max(k, self.num_candidates)
+        queries = as_models_take(queries)
         vectors = self.embed(queries)
         clock.ends("query_tower")
         among = [None] * len(vectors) if allowed is None else allowed
@@ -163,7 +164,7 @@ class Recommender:
         else:
             ranking = self.ranker.rank(queries, self.items.columns, found, k)
             probabilities, places = ranking.probabilities, ranking.places
-        rows = np.take_along_axis(found.rows, places, axis=1)
+        rows = found.rows[np.arange(len(places))[:, None], places]
         clock.ends("ranker")
         return Ranked(candidates=found, probabilities=probabilities, rows=rows, places=places)
 

@@ -242,3 +242,24 @@ def test_the_first_rows_that_are_allowed() -> None:
         assert first_allowed(rows, k, AllowedRows(mask)).tolist() == expected[:k]
     assert first_allowed(rows, 3, None).tolist() == rows[:3].tolist()
     assert first_allowed(rows[:0], 3, AllowedRows(mask)).tolist() == []
+
+
+def item_lists(parts: list[np.ndarray]) -> ItemLists:
+    return ItemLists(
+        offsets=np.cumsum([0, *map(len, parts)]), item_rows=np.concatenate(parts).astype(np.int64)
+    )
+
+
+@pytest.mark.parametrize("k", [1, 5, 40, 60])
+def test_one_query_is_answered_as_it_is_among_others(k: int) -> None:
+    """One query that has enough at once goes a shorter way."""
+    rng = np.random.default_rng(k)
+    index = Flat(device="cpu").build(rng.normal(size=(60, 8)).astype(np.float32))
+    vectors = rng.normal(size=(12, 8)).astype(np.float32)
+    seen = [rng.integers(60, size=n) for n in (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 59, 60)]
+    together = search_allowed(index, vectors, k, item_lists(seen))
+    for query, own in enumerate(seen):
+        alone = search_allowed(index, vectors[query : query + 1], k, item_lists([own]))
+        assert alone.rows.tolist() == together.rows[query : query + 1].tolist()
+        np.testing.assert_allclose(alone.scores[0], together.scores[query], rtol=1e-5)
+        assert not np.isin(alone.rows, own).any()
