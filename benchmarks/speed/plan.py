@@ -200,12 +200,13 @@ def requests() -> Iterator[tuple[str, float, float]]:
         )
         sessions = [onnxruntime.InferenceSession(str(path), options) for path in paths]
         for candidates in (200, 1000):
+            columns = batch_of(1, towers.history)
+            pairs = batch_of(candidates, towers.history)
+            owned = {name: pairs[name] for name in ("item_id", "retrieval_score")}
+            owned["owner"] = torch.zeros(candidates, dtype=torch.long)
             feeds = [
-                {
-                    given.name: batch_of(size, towers.history)[given.name].numpy()
-                    for given in session.get_inputs()
-                }
-                for session, size in zip(sessions, (1, candidates), strict=True)
+                {given.name: batch[given.name].numpy() for given in session.get_inputs()}
+                for session, batch in zip(sessions, (columns, columns | owned), strict=True)
             ]
 
             def ask(feeds: list[dict[str, np.ndarray]] = feeds) -> None:

@@ -101,6 +101,16 @@ class Ranker:
         return self.cross_layers * wide**2 + deep + wide + self.hidden[-1]
 
     @property
+    def weights_once(self) -> int:
+        """Those among them that a request multiplies once, not once a candidate.
+
+        The first cross layer and the first of the perceptron, where they read the user's id and the
+        history.
+        """
+        of_query = (1 + NUM_RECENT + 1) * self.width
+        return of_query * (self.input_width + self.hidden[0])
+
+    @property
     def dense(self) -> tuple[int, ...]:
         """Widths of all that layers read or give."""
         wide = self.input_width
@@ -196,7 +206,8 @@ def scoring_seconds(towers: Towers, ranker: Ranker, candidates: int) -> float:
         ranker: The ranker.
         candidates: Items that are ranked.
     """
-    operations = 2 * (_products(towers.query) + candidates * ranker.weights)
+    of_candidates = candidates * (ranker.weights - ranker.weights_once)
+    operations = 2 * (_products(towers.query) + ranker.weights_once + of_candidates)
     return operations / CORE.full_precision / SERVING_EFFICIENCY
 
 
