@@ -14,7 +14,6 @@ timed once more by themselves. `--keep` puts the tables among the results.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import subprocess
@@ -32,6 +31,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from bare_chain import Chain
 from running import keep
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from render import table
 
 from twotower.export.bundle import Bundle, open_bundle
 from twotower.serving import recommender as recommender_module
@@ -201,20 +203,27 @@ def main(given: argparse.Namespace) -> None:
         "stages": [row for name, r in ours.items() for row in stages_of(name, r, requests)],
         "start": start_of(bundle.folder),
     }
-    print(json.dumps(tables, indent=1))
-    if not given.keep:
-        return
     times = {name: ".2f" for name in figures(np.zeros((1, 2)))}
     shares = {"of the plain chain": ".2f", "of the chain": ".2f", "same ten": ".3f"}
-    where = f"{given.keep}, one core, {given.requests} requests"
+    columns = {
+        "ways": {"way": "", **times, **shares},
+        "stages": {"way": "", "stage": "", **times},
+        "start": {"part": "", "wall s": ".2f", "CPU s": ".2f"},
+    }
+    for name, rows in tables.items():
+        print(*table(columns[name], rows), "", sep="\n")
+    if not given.keep:
+        return
     what = f"{len(bundle.items):,} items x {bundle.manifest.dim}, 500 candidates"
-    title = f"A request and the bare chain, {what}, milliseconds"
-    kept("latency", title, {"way": "", **times, **shares}, tables["ways"], where)
-    title = "Stages of a request, milliseconds"
-    kept("latency_stages", title, {"way": "", "stage": "", **times}, tables["stages"], where)
-    title = f"Start of a process, {len(bundle.items):,} items"
-    columns = {"part": "", "wall s": ".2f", "CPU s": ".2f"}
-    kept("latency_start", title, columns, tables["start"], f"{given.keep}, one core")
+    where = f"{given.keep}, one core, {given.requests} requests"
+    titles = {
+        "ways": f"A request and the bare chain, {what}, milliseconds",
+        "stages": "Stages of a request, milliseconds",
+        "start": f"Start of a process, {len(bundle.items):,} items",
+    }
+    for name, rows in tables.items():
+        suffix = "" if name == "ways" else f"_{name}"
+        kept(f"latency{suffix}", titles[name], columns[name], rows, where)
 
 
 if __name__ == "__main__":
