@@ -49,8 +49,9 @@ def batch(cfg: DictConfig) -> dict[str, Any]:
     if result.path is None:
         reasons = "; ".join(f"{why}: {said['users']}" for why, said in report["reasons"].items())
         raise Refused(
-            f"{report['failed']:,} of {report['users']:,} users have no list, more than the share "
-            f"max_failed_share={settings.max_failed_share:g}; nothing was published ({reasons})"
+            f"{report['failed']:,} of {report['users']:,} users so far have no list, more than the "
+            f"share max_failed_share={settings.max_failed_share:g} of all; nothing was published "
+            f"({reasons})"
         )
     if not cfg.quiet:
         console = Console()

@@ -27,6 +27,7 @@ from twotower.export.manifest import MANIFEST
 from twotower.serving.batch_files import RunFacts, RunFolder, open_run
 from twotower.serving.batch_scores import (
     ERROR,
+    NUM_EXAMPLES,
     PROBABILITY,
     SCORE,
     Chunk,
@@ -39,7 +40,6 @@ from twotower.serving.store_version import Store, StoreVersion, VersionFacts
 from twotower.serving.stored_list import MAX_COUNT, encode_lists
 
 SECONDS_PER_DAY = 86_400
-NUM_EXAMPLES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,8 @@ class BatchResult:
 
     Args:
         report: The figures of ``batch.json``.
-        path: That file; None where too many users failed, so that nothing was published.
+        path: That file; None where too many users failed: then the run stopped there, and nothing
+            was published.
     """
 
     report: dict[str, Any]
@@ -141,12 +142,15 @@ def run_batch(
             closing(_scored(run, recommender.bundle, workers)) as numbers,
             tqdm(total=facts.num_users, desc="batch", unit="user", disable=not progress) as bar,
         ):
+            failed = 0
             for number in numbers:
+                failed += run.scored[number].num_failed
+                if failed > settings.max_failed_share * facts.num_users:
+                    report = _report(run, about, store, time.perf_counter() - begun)
+                    return BatchResult(report=report, path=None)
                 _load(run, number, version)
                 bar.update(run.scored[number].num_users)
             report = _report(run, about, store, time.perf_counter() - begun)
-            if report["failed"] > settings.max_failed_share * report["users"]:
-                return BatchResult(report=report, path=None)
             version.publish(report["users"] - report["failed"], keep=settings.keep)
         return BatchResult(report=report, path=run.finish(report, keep=settings.keep))
 
@@ -240,12 +244,14 @@ def _popular(bundle: Bundle, about: VersionFacts) -> bytes | None:
 
 
 def _report(run: RunFolder, about: VersionFacts, store: Store, seconds: float) -> dict[str, Any]:
-    chunks = run.scored.values()
-    reasons: dict[str, list[Any]] = {}
+    chunks = list(run.scored.values())
+    reasons: dict[str, dict[str, Any]] = {}
     for chunk in chunks:
-        for reason, users in chunk.failed.items():
-            reasons.setdefault(reason, []).extend(users)
-    new = sum(chunk.num_users for chunk in list(chunks)[run.num_found :])
+        for reason, count in chunk.reasons.items():
+            said = reasons.setdefault(reason, {"users": 0, "examples": []})
+            said["users"] += count
+            said["examples"] = [*said["examples"], *chunk.examples[reason]][:NUM_EXAMPLES]
+    new = sum(chunk.num_users for chunk in chunks[run.num_found :])
     return {
         "bundle_version": about.bundle_version,
         "namespace": about.namespace,
@@ -256,10 +262,7 @@ def _report(run: RunFolder, about: VersionFacts, store: Store, seconds: float) -
         "users": sum(chunk.num_users for chunk in chunks),
         "failed": sum(chunk.num_failed for chunk in chunks),
         "short": sum(chunk.num_short for chunk in chunks),
-        "reasons": {
-            reason: {"users": len(users), "examples": users[:NUM_EXAMPLES]}
-            for reason, users in reasons.items()
-        },
+        "reasons": reasons,
         "parquet_bytes": sum(run.path(number).stat().st_size for number in run.scored),
         "scored_now": new,
         "seconds": seconds,

@@ -18,8 +18,9 @@ Shape letters: Q users of a block, K candidates, k items of a list.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from twotower.serving.store import user_key
 from twotower.serving.store_version import MAX_KEY
 
 BLOCK = 2048  # FAISS takes a third less time for a query than in blocks of 256
+NUM_EXAMPLES = 5
 SCORE, PROBABILITY, ERROR = "score", "probability", "error"
 
 Array = npt.NDArray[Any]
@@ -70,19 +72,18 @@ class ScoredChunk:
         digest: Of its file.
         num_users: Users in it.
         num_short: Those whose list has fewer than k items.
-        failed: Ids of those who have no list, by the reason.
+        num_failed: Those who have no list.
+        reasons: How many of them, by the reason.
+        examples: Some of them, by the reason.
     """
 
     number: int
     digest: str
     num_users: int
     num_short: int
-    failed: Mapping[str, list[Any]] = field(default_factory=dict)
-
-    @property
-    def num_failed(self) -> int:
-        """Users who have no list."""
-        return sum(map(len, self.failed.values()))
+    num_failed: int
+    reasons: Mapping[str, int]
+    examples: Mapping[str, list[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,18 +119,20 @@ class Scorer:
         path = chunk_path(self.folder, chunk.number)
         write_table(table, path)
         failed = table.filter(table[ERROR].is_valid())
-        reasons: dict[str, list[Any]] = {}
-        for user, reason in zip(
-            failed[USER_ID].to_pylist(), failed[ERROR].to_pylist(), strict=True
-        ):
-            reasons.setdefault(reason, []).append(user)
+        users, errors = failed[USER_ID].to_pylist(), failed[ERROR].to_pylist()
+        examples: dict[str, list[Any]] = {}
+        for user, reason in zip(users, errors, strict=True):
+            some = examples.setdefault(reason, [])
+            some += [user] if len(some) < NUM_EXAMPLES else []
         lengths = pc.list_value_length(table[ITEM_ID])
         return ScoredChunk(
             number=chunk.number,
             digest=checksum(path),
             num_users=len(table),
             num_short=pc.sum(pc.less(lengths, self.k)).as_py() or 0,
-            failed=reasons,
+            num_failed=len(failed),
+            reasons=dict(Counter(errors)),
+            examples=examples,
         )
 
     def _table(self, recommender: Recommender, rows: Rows) -> pa.Table:

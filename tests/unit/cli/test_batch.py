@@ -78,8 +78,8 @@ def test_too_many_failed(tiny_run, capsys, monkeypatch) -> None:
     monkeypatch.setattr("twotower.serving.recommender.Recommender.rank", refuse)
     assert batch(tiny_run) == 3
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "refused: 120 of 120 users have no list, more than the share max_failed_share=0.01; "
-        "nothing was published (no vector: 120)"
+        "refused: 120 of 120 users so far have no list, more than the share max_failed_share=0.01 "
+        "of all; nothing was published (no vector: 120)"
     )
     assert main(["lookup", "name=tiny", "user=nobody"]) == 2
 

@@ -318,11 +318,12 @@ def test_users_whom_the_models_refuse_are_reported(tiny_run, bundle, place, monk
         patch.setattr(Recommender, "rank", refusing)
         refused = place.run(tiny_run.bundle)
         assert refused.path is None
+        assert refused.report["users"] == 100  # it stopped before the last chunk
         assert not (place.home / "current").exists()
         assert place.reader().lookup("x").status == "missing"
         result = place.run(tiny_run.bundle, max_failed_share=0.025)
     report = result.report
-    assert (report["users"], report["failed"], report["scored_now"]) == (120, 3, 0)
+    assert (report["users"], report["failed"], report["scored_now"]) == (120, 3, 20)
     assert report["reasons"] == {"no vector": {"users": 3, "examples": sorted(bad)}}
     assert json.loads(result.path.read_text()) == report
     for row, expected in zip(place.rows(), undisturbed.rows(), strict=True):
