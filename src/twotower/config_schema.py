@@ -97,6 +97,7 @@ class BatchConfig:
     bundle: str = MISSING
     name: str | None = None
     k: int = 100
+    filters: list[Any] = field(default_factory=list)
     seconds: int | None = None
     chunk_size: int = 8192
     keep: int = 1

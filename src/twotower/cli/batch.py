@@ -26,6 +26,7 @@ def batch(cfg: DictConfig) -> dict[str, Any]:
     """
     from rich.console import Console
 
+    from twotower.cli.filters import to_filters
     from twotower.cli.tables import batch_table
     from twotower.config import Refused, build
     from twotower.export.bundle import resolve
@@ -34,6 +35,7 @@ def batch(cfg: DictConfig) -> dict[str, Any]:
 
     settings = BatchSettings(
         k=cfg.k,
+        filters=to_filters(cfg.filters),
         seconds=cfg.seconds,
         chunk_size=cfg.chunk_size,
         keep=cfg.keep,

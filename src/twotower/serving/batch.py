@@ -9,9 +9,9 @@ them are in.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from twotower.data.schema import ITEM_ID, USER_ID
 from twotower.data.workers import Workers
 from twotower.export.bundle import Bundle, resolve
 from twotower.export.manifest import MANIFEST
+from twotower.index.allowed import AllowedRows
 from twotower.serving.batch_files import RunFacts, RunFolder, open_run
 from twotower.serving.batch_scores import (
     ERROR,
@@ -35,6 +36,9 @@ from twotower.serving.batch_scores import (
     in_key_order,
     open_recommender,
 )
+from twotower.serving.filters import first_allowed
+from twotower.serving.recommender import Recommender
+from twotower.serving.requests import Filter
 from twotower.serving.store import user_key
 from twotower.serving.store_version import Store, StoreVersion, VersionFacts
 from twotower.serving.stored_list import MAX_COUNT, encode_lists
@@ -48,6 +52,7 @@ class BatchSettings:
 
     Args:
         k: Length of the lists.
+        filters: What every item of a list must pass, that of popular items too.
         seconds: Time of the requests, seconds since 1970 UTC; None for now, or for the time of the
             same run that was left by less than a day ago.
         chunk_size: Users that are scored and written together.
@@ -60,6 +65,7 @@ class BatchSettings:
     """
 
     k: int = 100
+    filters: Sequence[Filter] = ()
     seconds: int | None = None
     chunk_size: int = 8192
     keep: int = 1
@@ -125,21 +131,22 @@ def run_batch(
         progress: Whether a progress bar is shown.
 
     Raises:
-        ValueError: When the bundle or a setting cannot be used, the lists have expired already,
-            another run of the name is going on, or the store refuses.
+        ValueError: When the bundle, a filter or another setting cannot be used, the lists have
+            expired already, another run of the name is going on, or the store refuses.
     """
     from tqdm import tqdm
 
     folder = resolve(bundle)
     recommender = open_recommender(folder)
+    allowed = recommender.items.allowed(settings.filters)
     facts = _facts(recommender.bundle, settings)
     begun = time.perf_counter()
     with open_run(home, facts, any_time=settings.seconds is None) as run:
         about = _about(run.facts, settings)
-        popular = _popular(recommender.bundle, about)
+        popular = _popular(recommender, about, allowed)
         with (
             store.begin(about, popular) as version,
-            closing(_scored(run, recommender.bundle, workers)) as numbers,
+            closing(_scored(run, recommender.bundle, settings, workers)) as numbers,
             tqdm(total=facts.num_users, desc="batch", unit="user", disable=not progress) as bar,
         ):
             failed = 0
@@ -163,6 +170,7 @@ def _facts(bundle: Bundle, settings: BatchSettings) -> RunFacts:
         bundle_digest=checksum(bundle.folder / MANIFEST),
         num_users=len(bundle.users),
         k=settings.k,
+        filters=[{**asdict(rule), "values": list(rule.values)} for rule in settings.filters],
         chunk_size=settings.chunk_size,
         seconds=int(time.time()) if settings.seconds is None else settings.seconds,
     )
@@ -186,7 +194,9 @@ def _about(facts: RunFacts, settings: BatchSettings) -> VersionFacts:
     )
 
 
-def _scored(run: RunFolder, bundle: Bundle, workers: Workers) -> Generator[int]:
+def _scored(
+    run: RunFolder, bundle: Bundle, settings: BatchSettings, workers: Workers
+) -> Generator[int]:
     """Numbers of all chunks in order, each when its file is there."""
     facts = run.facts
     rows = in_key_order(bundle.users.ids)  # type: ignore[union-attr]
@@ -200,6 +210,7 @@ def _scored(run: RunFolder, bundle: Bundle, workers: Workers) -> Generator[int]:
         bundle=bundle.folder,
         bundle_digest=facts.bundle_digest,
         k=facts.k,
+        filters=settings.filters,
         seconds=facts.seconds,
         folder=run.lists,
     )
@@ -233,11 +244,15 @@ def _entries(path: Path, facts: RunFacts) -> Iterator[tuple[bytes, bytes]]:
     return zip(map(user_key, column[USER_ID].to_pylist()), values, strict=True)
 
 
-def _popular(bundle: Bundle, about: VersionFacts) -> bytes | None:
+def _popular(
+    recommender: Recommender, about: VersionFacts, allowed: AllowedRows | None
+) -> bytes | None:
     """The list for users who have none."""
-    if bundle.popular is None or bundle.items is None or not len(bundle.popular):
+    popular = recommender.bundle.popular
+    if popular is None:
         return None
-    items = bundle.items.ids.take(pa.array(np.asarray(bundle.popular[: about.k])))
+    rows = first_allowed(np.asarray(popular), about.k, allowed)
+    items = recommender.items.ids.take(pa.array(rows))
     lists = pa.ListArray.from_arrays(pa.array([0, len(items)], pa.int32()), items)
     written = about.written_at
     return next(encode_lists(lists, None, is_probability=False, k=about.k, written_at=written))
@@ -257,6 +272,7 @@ def _report(run: RunFolder, about: VersionFacts, store: Store, seconds: float) -
         "namespace": about.namespace,
         "store": store.location,
         "k": about.k,
+        "filters": run.facts.filters,
         "written_at": about.written_at,
         "expires_at": about.expires_at,
         "users": sum(chunk.num_users for chunk in chunks),

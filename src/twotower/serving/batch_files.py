@@ -16,7 +16,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
@@ -42,6 +42,7 @@ class RunFacts:
         bundle_digest: Digest of its manifest.
         num_users: All users of the bundle.
         k: Length of the lists.
+        filters: What every item of a list must pass, field by field.
         chunk_size: Users of a file.
         seconds: Time of the requests, seconds since 1970 UTC.
     """
@@ -50,6 +51,7 @@ class RunFacts:
     bundle_digest: str
     num_users: int
     k: int
+    filters: Sequence[Mapping[str, Any]]
     chunk_size: int
     seconds: int
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +39,7 @@ from twotower.export.manifest import MANIFEST
 from twotower.index.base import NO_ITEM
 from twotower.serving.queries import Columns, encode_context, history_columns
 from twotower.serving.recommender import Recommender
+from twotower.serving.requests import Filter
 from twotower.serving.store import user_key
 from twotower.serving.store_version import MAX_KEY
 
@@ -94,6 +95,7 @@ class Scorer:
         bundle: Version folder of the bundle.
         bundle_digest: Digest of its manifest.
         k: Length of the lists.
+        filters: What every item of a list must pass.
         seconds: Time of the requests, seconds since 1970 UTC.
         folder: Where the files are written.
     """
@@ -101,6 +103,7 @@ class Scorer:
     bundle: Path
     bundle_digest: str
     k: int
+    filters: Sequence[Filter]
     seconds: int
     folder: Path
 
@@ -152,7 +155,8 @@ class Scorer:
             if not 1 <= len(user_key(user)) <= MAX_KEY:
                 raise ValueError(f"an id must have 1 to {MAX_KEY} bytes, got {len(user_key(user))}")
         queries, seen = user_queries(recommender, rows, self.seconds)
-        ranked = recommender.rank(queries, self.k, seen)
+        allowed = [recommender.items.allowed(self.filters)] * len(rows)
+        ranked = recommender.rank(queries, self.k, seen, allowed=allowed)
         shown = ranked.rows != NO_ITEM  # (Q, k)
         offsets = pa.array(np.concatenate([[0], np.cumsum(shown.sum(1))]).astype(np.int32))
         items = recommender.items.ids.take(pa.array(ranked.rows[shown]))

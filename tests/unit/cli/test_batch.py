@@ -72,7 +72,7 @@ def test_statuses_of_a_lookup(tiny_run, capsys) -> None:
 
 
 def test_too_many_failed(tiny_run, capsys, monkeypatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, allowed: object) -> None:
         raise ValueError("no vector")
 
     monkeypatch.setattr("twotower.serving.recommender.Recommender.rank", refuse)

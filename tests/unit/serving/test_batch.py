@@ -23,7 +23,7 @@ from twotower.serving import batch_scores
 from twotower.serving.batch import BatchResult, BatchSettings, run_batch
 from twotower.serving.batch_scores import open_recommender
 from twotower.serving.recommender import Recommender
-from twotower.serving.requests import Request
+from twotower.serving.requests import Filter, Request
 from twotower.serving.store import StoreReader
 from twotower.serving.store_lmdb import LmdbStore
 from twotower.serving.store_version import NoStore
@@ -109,6 +109,35 @@ def test_lists_are_those_of_requests(run: str, request, place: Place) -> None:
     somebody = reader.lookup("somebody else")
     expected = recommender.recommend(k=K)
     assert [item.item_id for item in somebody.items] == [item.item_id for item in expected]
+
+
+def test_filters_are_those_of_requests(tiny_run, place: Place, bundle) -> None:
+    genre = bundle.items.table.column("category")[4].as_py()
+    rule = Filter(column="category", operator="in", values=[genre])
+    report = place.run(tiny_run.bundle, filters=[rule]).report
+    assert report["filters"] == [{"column": "category", "operator": "in", "values": [genre]}]
+    recommender = Recommender(bundle)
+    passes = bundle.items.table.column("category").to_pylist()
+    names = bundle.items.ids.to_pylist()
+    among = {name for name, one in zip(names, passes, strict=True) if one == genre}
+    assert 3 < len(among) < 40
+    for row in place.rows()[::7]:
+        request = Request(user=row["user_id"], k=K, seconds=NOON, filters=[rule])
+        (answer,) = recommender.answer([request])
+        assert row["item_id"] == [item.item_id for item in answer.items]
+        assert set(row["item_id"]) <= among
+    popular = {item.item_id for item in place.reader().lookup("nobody").items}
+    assert popular <= among
+    assert len(popular) == min(K, len(among))
+    assert place.run(tiny_run.bundle, filters=[rule]).report["scored_now"] == 0
+    assert place.run(tiny_run.bundle).report["scored_now"] == 120  # is another run
+
+
+def test_filters_that_cannot_be_are_refused(tiny_run, place: Place) -> None:
+    rule = Filter(column="colour", operator="in", values=["red"])
+    with pytest.raises(ValueError, match=r"filters\[0\].column: unknown column `colour`"):
+        place.run(tiny_run.bundle, filters=[rule])
+    assert not place.home.exists()
 
 
 @pytest.mark.parametrize("seconds", [NOON, NOON - 8 * 3600])
@@ -306,10 +335,10 @@ def test_users_whom_the_models_refuse_are_reported(tiny_run, bundle, place, monk
         names = [recommender.bundle.users.ids[int(row)].as_py() for row in rows]
         return columns | {"names": np.array(names)}, seen
 
-    def refusing(self, columns, k, excluded):
+    def refusing(self, columns, k, excluded, allowed):
         if bad & set(columns["names"].tolist()):
             raise ValueError("no vector")
-        return rank(self, columns, k, excluded)
+        return rank(self, columns, k, excluded, allowed=allowed)
 
     undisturbed = Place(place.home / "undisturbed")
     undisturbed.run(tiny_run.bundle)
@@ -339,8 +368,8 @@ def test_users_whom_the_models_refuse_are_reported(tiny_run, bundle, place, monk
 def test_probabilities_that_are_no_numbers_are_not_stored(tiny_run, place, monkeypatch) -> None:
     rank = Recommender.rank
 
-    def broken(self, columns, k, excluded):
-        ranked = rank(self, columns, k, excluded)
+    def broken(self, columns, k, excluded, allowed):
+        ranked = rank(self, columns, k, excluded, allowed=allowed)
         ranked.probabilities[:, 0] = np.nan
         return ranked
 
