@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from twotower.export.bundle import Bundle, open_bundle
+from twotower.index.cells import Probe
+from twotower.serving.explanation import Contribution, Explanation, Places
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 KEY = "a key of this test"
@@ -361,30 +364,30 @@ def test_titles_are_never_markup_and_long_numbers_are_kept(page: Page, url: str)
     assert "owned" not in page.title()
 
 
-EXPLANATION = {
-    "item_id": "i00001",
-    "title": "An item",
-    "version": "1",
-    "outcome": "lost_by_index",
-    "sentence": "The index did not look where the item is.",
-    "k": 10,
-    "place": None,
-    "score": 0.4321,
-    "exact_rank": 12,
-    "index_rank": None,
-    "allowed_rank": 9,
-    "num_allowed": 1234,
-    "candidate_rank": None,
-    "num_candidates": 200,
-    "probe": {"cell": 3, "place": 9, "num_probes": 8},
-    "ranker_rank": 4,
-    "logit": 1.5,
-    "probability": 0.8176,
-    "contributions": [
-        {"feature": "history", "side": "history", "value": "3 items", "score": 0.25, "logit": -0.5},
-        {"feature": "price", "side": "item", "value": "7.5", "score": None, "logit": 0.125},
+EXPLANATION = Explanation(
+    item_id="i00001",
+    title="An item",
+    version="1",
+    k=10,
+    outcome="lost_by_index",
+    sentence="The index did not look where the item is.",
+    places=Places(
+        num_items=1300,
+        num_allowed=1234,
+        num_candidates=200,
+        score=0.4321,
+        exact_rank=12,
+        allowed_rank=9,
+        probe=Probe(cell=3, place=9, num_probes=8),
+        ranker_rank=4,
+        logit=1.5,
+        probability=0.8176,
+    ),
+    contributions=[
+        Contribution(feature="history", side="history", value="3 items", score=0.25, logit=-0.5),
+        Contribution(feature="price", side="item", value="7.5", score=None, logit=0.125),
     ],
-}
+)
 
 
 def test_why_an_item_is_not_shown(page: Page, url: str) -> None:
@@ -402,7 +405,7 @@ def test_why_an_item_is_not_shown(page: Page, url: str) -> None:
 
     def explain(route: Route) -> None:
         asked.append(route.request.post_data_json)
-        route.fulfill(json=EXPLANATION)
+        route.fulfill(json=asdict(EXPLANATION))
 
     page.route(re.compile("/openapi.json$"), document)
     page.route(re.compile("/v1/explain$"), explain)

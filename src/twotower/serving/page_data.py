@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.data.schema import TITLE
+from twotower.serving.catalogue import Catalogue
 from twotower.serving.ids import ItemId, find_rows
 from twotower.serving.item_plane import Plane, fit_plane
 from twotower.serving.page_filters import Choices, Range, filter_columns
@@ -129,7 +130,8 @@ class PageData:
         """Items drawn at random, the same ones every time, at most `MAX_POINTS`."""
         count = len(self._items)
         drawn = np.random.default_rng(0).permutation(count)[:MAX_POINTS]
-        return self._placed(np.sort(drawn))
+        rows = np.sort(drawn)
+        return self._placed(self._named(rows), self._groups(rows), self._vectors[rows])
 
     def summary(self) -> Summary:
         """What is served."""
@@ -210,24 +212,37 @@ class PageData:
         latest = np.asarray(item_rows[max(start, end - MAX_LISTED) : end], np.int64)[::-1]
         return History(items=self._named(latest), num_events=end - start)
 
-    def places(self, items: Sequence[ItemId]) -> list[Point]:
-        """Items on the map, without those that the bundle does not know."""
-        rows = find_rows(self._items.ids, items)
-        return self._placed(rows[rows >= 0])
+    def places(self, items: Sequence[ItemId], catalogue: Catalogue) -> list[Point]:
+        """Items on the map, without those that are unknown.
+
+        Args:
+            items: External ids.
+            catalogue: The items as they are now, some perhaps newer than the bundle.
+        """
+        rows = catalogue.find(items)
+        old = rows[(rows >= 0) & (rows < len(self._items))]
+        new = rows[rows >= len(self._items)]
+        names = [
+            Item(item_id=str(catalogue.ids[row].as_py()), title=catalogue.title(row))
+            for row in new.tolist()
+        ]
+        groups = [*self._groups(old), *([None] * len(new))]
+        vectors = catalogue.vectors[np.concatenate([old, new])]
+        return self._placed([*self._named(old), *names], groups, vectors)
 
     @cached_property
     def _plane(self) -> Plane:
         return fit_plane(self._vectors)
 
-    def _placed(self, rows: Rows) -> list[Point]:
-        if not len(rows):
+    def _placed(
+        self, items: Sequence[Item], groups: Sequence[str | None], vectors: npt.NDArray[Any]
+    ) -> list[Point]:
+        if not items:
             return []
-        places = np.round(self._plane.places(self._vectors[rows]), 4)
+        places = np.round(self._plane.places(vectors), 4)
         return [
             Point(item=item, x=float(x), y=float(y), group=group)
-            for item, (x, y), group in zip(
-                self._named(rows), places, self._groups(rows), strict=True
-            )
+            for item, (x, y), group in zip(items, places, groups, strict=True)
         ]
 
     def _groups(self, rows: Rows) -> list[str | None]:

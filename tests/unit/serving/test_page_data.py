@@ -10,6 +10,7 @@ import pytest
 
 from twotower.export.bundle import open_bundle
 from twotower.serving import page_data
+from twotower.serving.catalogue import BundleItems
 from twotower.serving.page_data import MAX_LISTED, PageData
 from twotower.serving.recommender import Recommender
 
@@ -141,8 +142,33 @@ def test_places_are_those_of_the_map_and_of_every_process(
 ) -> None:
     by_id = {one.item.item_id: one for one in data.points}
     some = [recommender.bundle.items.ids[row].as_py() for row in (9, 2, 40)]
-    assert PageData(recommender).places([*some, "nobody"]) == [by_id[one] for one in some]
-    assert data.places([]) == []
+    found = PageData(recommender).places([*some, "nobody"], recommender.items)
+    assert found == [by_id[one] for one in some]
+    assert data.places([], recommender.items) == []
+
+
+def test_an_item_that_is_newer_than_the_bundle_has_a_place(
+    data: PageData, recommender: Recommender
+) -> None:
+    """It stands where its vector is: here that of an item of the bundle."""
+    count, old = len(recommender.items), recommender.items
+
+    class Grown(BundleItems):
+        def __init__(self) -> None:
+            self.ids = pa.chunked_array([old.ids, pa.array(["new"])])
+            self.vectors = np.concatenate([np.asarray(old.vectors), old.vectors[5:6]])
+
+        def find(self, wanted: list[str]) -> np.ndarray:
+            return np.array([count if one == "new" else old.find([one])[0] for one in wanted])
+
+        def title(self, row: int) -> str:
+            return "Brand new" if row == count else old.title(row)
+
+    *others, new = data.places(["new", old.ids[6].as_py()], Grown())
+    same, other = data.points[5], data.points[6]
+    assert others == [other]
+    assert (new.item.item_id, new.item.title, new.group) == ("new", "Brand new", None)
+    assert (new.x, new.y) == (same.x, same.y) != (other.x, other.y)
 
 
 def test_a_large_catalogue_is_sampled(data: PageData, recommender, monkeypatch) -> None:

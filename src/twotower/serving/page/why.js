@@ -19,9 +19,9 @@ export async function showWhy(item, { asked, shown, complain, isOpen }) {
     if (!takes) return;
     const known = { ...asked, k: shown, item: item.item_id, item_id: item.item_id };
     const body = Object.fromEntries(Object.entries(known).filter(([name]) => takes.has(name)));
-    const { found, ...answer } = await api.explain(body);
+    const { places, ...answer } = await api.explain(body);
     if (!isOpen(item)) return;
-    const why = { ...answer, ...found };
+    const why = { ...answer, ...places };
     box.replaceChildren(
       el("h3", {}, "Why (not) this item"),
       el("p", {}, why.sentence),

@@ -166,7 +166,8 @@ async def points(request: Request) -> Response:
 @router.post("/places")
 async def places(body: PlacesBody, request: Request) -> Response:
     """Where some items lie on the map."""
-    return await _found(request, "points", lambda data: data.places(body.items))
+    catalogue = service_of(request).generation.recommender.items
+    return await _found(request, "points", lambda data: data.places(body.items, catalogue))
 
 
 async def _found(request: Request, name: str, function: Function[Any]) -> Response:
