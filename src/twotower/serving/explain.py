@@ -51,7 +51,8 @@ class _Case:
         allowed: Items that may be shown, seen ones among them; None for all.
         others: Rows of all items that may be shown, without the item itself.
         rank: Place by exact score among these, whether it may be shown or not.
-        ranked: All candidates, in the order of the retrieval and in the final one.
+        ranked: All candidates, in the order of the retrieval and in that of the ranker.
+        shown: (k,) rows of the answer; with a screen before the ranker not always its first.
     """
 
     recommender: Recommender
@@ -64,6 +65,7 @@ class _Case:
     others: Rows
     rank: int
     ranked: Ranked
+    shown: Rows
 
     @property
     def candidates(self) -> Rows:
@@ -146,6 +148,12 @@ def _case(recommender: Recommender, asked: Asked, row: int) -> _Case:
     mask[row] = False
     others = np.flatnonzero(mask)
     query = recommender.embed(asked.columns)
+    excluded = ItemLists(offsets=np.array([0, len(seen)]), item_rows=seen)
+    k = asked.request.k
+    ranked, answer = (
+        recommender.rank(asked.columns, length, excluded, allowed=[allowed])
+        for length in (max(k, recommender.num_candidates), k)
+    )
     return _Case(
         recommender=recommender,
         asked=asked,
@@ -156,12 +164,8 @@ def _case(recommender: Recommender, asked: Asked, row: int) -> _Case:
         allowed=allowed,
         others=others,
         rank=num_before(items.vectors, others, query[0], row) + 1,
-        ranked=recommender.rank(
-            asked.columns,
-            max(asked.request.k, recommender.num_candidates),
-            ItemLists(offsets=np.array([0, len(seen)]), item_rows=seen),
-            allowed=[allowed],
-        ),
+        ranked=ranked,
+        shown=answer.rows[0],
     )
 
 
@@ -189,7 +193,7 @@ def _places(case: _Case) -> Places:
         probe=_probe(case),
         ranker_rank=ranker_rank,
         probability=probability,
-        place=final if final is not None and final <= case.asked.request.k else None,
+        place=_place_of(row, case.shown),
     )
 
 

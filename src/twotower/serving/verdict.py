@@ -51,6 +51,11 @@ def verdict(places: Places, k: int, *, has_ranker: bool) -> Verdict:
     if places.place is not None:
         how = "by its score" if not has_ranker else f"the ranker had it as candidate {candidate:,}"
         return "shown", f"Shown at place {places.place:,} of {k:,}: {how}."
+    if candidate is not None and has_ranker and (places.ranker_rank or 0) <= k:
+        return "lost_by_ranker", (
+            f"Lost in the screen before the ranker, which would put candidate {candidate:,} of "
+            f"{wanted} at place {places.ranker_rank:,}; {k:,} are shown."
+        )
     if candidate is not None and has_ranker:
         return "lost_by_ranker", (
             f"Lost in the ranker: candidate {candidate:,} of {wanted} is put at place "

@@ -209,6 +209,23 @@ def test_lost_by_its_code() -> None:
     )
 
 
+def test_lost_in_the_screen() -> None:
+    """The ranker would have shown it, had it been given it."""
+    places = Places(
+        num_items=500,
+        num_allowed=400,
+        num_candidates=200,
+        allowed_rank=190,
+        candidate_rank=187,
+        ranker_rank=9,
+    )
+    assert verdict(places, 10, has_ranker=True) == (
+        "lost_by_ranker",
+        "Lost in the screen before the ranker, which would put candidate 187 of 200 at place 9; 10 "
+        "are shown.",
+    )
+
+
 class Forgetful:
     """An index of no known kind that does not return an item."""
 
