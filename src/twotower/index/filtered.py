@@ -35,16 +35,19 @@ from twotower.index.gpu_index import MAX_GPU_SELECTION
 from twotower.index.row_search import Rows, search_rows
 
 # Nanoseconds on one core with vectors of width 64, by `benchmarks/serving/filters.py`.
-READ_NS = 75.0  # a row that is read out of its order, once for all queries of a search
+READ_NS = 50.0  # a row that is read out of its order, once for all queries of a search
 MULTIPLY_NS = 20.0  # a row with a query
 CELLS_NS = 300_000.0  # a search in cells, whatever it looks at
-LOOK_NS, SCATTERED_LOOK_NS = 25.0, 100.0  # at a row of a cell: its neighbours too, or it alone
-TEST_NS = 4.0  # whether a row is allowed
+LOOK_NS, SCATTERED_LOOK_NS = 50.0, 200.0  # at a row of a cell: its neighbours too, or it alone
+TEST_NS = 8.0  # whether a row is allowed
 SCAN_NS = 15.0  # a row of a flat index
 FETCH_NS = 400.0  # an item that is asked for and looked at afterwards
 BEAM_NS = 2000.0  # an item of a graph's beam, which holds what is asked for
 
-MARGIN, MORE = 1.3, 16  # fetched beyond what the share of allowed rows asks for
+# What is fetched beyond what the share of allowed rows asks for. A graph finds the last of the
+# items in its beam less surely than the first.
+MARGIN, GRAPH_MARGIN, MORE = 1.3, 2.5, 16
+GRAPHS = ("hnsw", "cagra")
 
 
 class FilteredIndex:
@@ -128,7 +131,7 @@ class FilteredIndex:
         """Cost of one query."""
         cells = self.index.cells
         if cells is None:
-            return self._fetch_ns(_first_fetch(k, allowed))
+            return self._fetch_ns(self._first_fetch(k, allowed))
         looks = min(_least_looks(cells, k), allowed.count)
         tests = min(looks / max(allowed.share, 1e-9), self.num_items)
         look_ns = SCATTERED_LOOK_NS + (LOOK_NS - SCATTERED_LOOK_NS) * allowed.share
@@ -166,7 +169,7 @@ class FilteredIndex:
 
     def _over_fetch(self, queries: FloatArray, k: int, allowed: AllowedRows) -> SearchResult:
         found = _nothing(len(queries), k)
-        pending, fetch = np.arange(len(queries)), _first_fetch(k, allowed)
+        pending, fetch = np.arange(len(queries)), self._first_fetch(k, allowed)
         while len(pending):
             if self._exact_ns(len(pending), allowed) <= len(pending) * self._fetch_ns(fetch):
                 part = search_rows(self.vectors, allowed.rows, queries[pending], k)
@@ -186,8 +189,16 @@ class FilteredIndex:
                 break
             passed = max(int(np.median(num_passed[short])), 1)
             pending = pending[short]
-            fetch = min(max(2 * fetch, round(MARGIN * fetch * k / passed)), self.num_items)
+            fetch = min(max(2 * fetch, round(self._margin * fetch * k / passed)), self.num_items)
         return found
+
+    @property
+    def _margin(self) -> float:
+        return GRAPH_MARGIN if self.index.kind in GRAPHS else MARGIN
+
+    def _first_fetch(self, k: int, allowed: AllowedRows) -> int:
+        wish = math.ceil(self._margin * k / max(allowed.share, 1e-9)) + MORE
+        return min(wish, allowed.num_items)
 
     def _more_probes(self, allowed: AllowedRows) -> int:
         """Cells of an inverted file that cannot leave rows out: as many more as fewer pass."""
@@ -198,11 +209,6 @@ class FilteredIndex:
 def _least_looks(cells: Cells, k: int) -> int:
     """How many allowed items a query of an inverted file should look at."""
     return max(cells.expected_looks, 4 * k)
-
-
-def _first_fetch(k: int, allowed: AllowedRows) -> int:
-    wish = math.ceil(MARGIN * k / max(allowed.share, 1e-9)) + MORE
-    return min(wish, allowed.num_items)
 
 
 def _nothing(num_queries: int, k: int) -> SearchResult:

@@ -189,9 +189,9 @@ def test_a_graph_gives_up_fetching_where_it_is_hopeless(
     mask = np.ones(3_000, bool)
     mask[np.argsort(-(items @ queries[0]))[:1_000]] = False
     taken = ways_taken(monkeypatch)
-    found = FilteredIndex(index, items).search(queries[:1], K, AllowedRows(mask))
+    found = FilteredIndex(index, items).search(queries[:1], 5, AllowedRows(mask))
     assert taken == ["index", "exact"]
-    assert found.rows.tolist() == brute_force(items, queries[:1], mask, K).tolist()
+    assert found.rows.tolist() == brute_force(items, queries[:1], mask, 5).tolist()
 
 
 def test_a_gpu_that_cannot_select_so_many(clustered, moves) -> None:
