@@ -24,7 +24,7 @@ INT64 = range(-(2**63), 2**63)
 SHOWN = 80
 VALUE = (
     f"text of at most {MAX_TEXT} characters, a 64-bit integer, a finite number, true, false, null "
-    f"or a list of at most {MAX_VALUES} texts or numbers"
+    f"or a list of at most {MAX_VALUES} numbers or of texts, null among these where one is missing"
 )
 FILTER_KEYS = {"column", "operator", "values"}
 
@@ -130,11 +130,11 @@ def _not_finite(name: str) -> NoReturn:
 def _is_value(value: object) -> bool:
     if not isinstance(value, list):
         return value is None or _is_scalar(value)
-    if len(value) > MAX_VALUES or not all(_is_scalar(one) for one in value):
+    if len(value) > MAX_VALUES or not all(one is None or _is_scalar(one) for one in value):
         return False
-    texts = sum(isinstance(one, str) for one in value)
-    truths = sum(isinstance(one, bool) for one in value)
-    return texts in (0, len(value)) and not truths
+    if any(one is None or isinstance(one, str) for one in value):
+        return all(one is None or isinstance(one, str) for one in value)
+    return not any(isinstance(one, bool) for one in value)
 
 
 def _is_scalar(value: object) -> bool:

@@ -1,4 +1,6 @@
-"""One request alone, among a thousand, and as evaluation asks: the same features and scores.
+"""One request alone, among a thousand, over HTTP, and as evaluation asks: the same scores.
+
+Features too; the same of Triton's backend stands in `test_triton_backend.py`.
 
 Some users are known and some are not, and what they bring is complete, incomplete, null, unknown,
 or of another type than the table has.
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from starlette.testclient import TestClient
 
 from twotower.cli.load_run import LoadedRun
 from twotower.data.item_lists import ItemLists
@@ -25,6 +28,9 @@ from twotower.serving.evaluation import query_columns
 from twotower.serving.queries import history_columns
 from twotower.serving.recommender import Ranked, Recommender
 from twotower.serving.requests import Answer, Request
+from twotower.serving.server.app import create_app
+from twotower.serving.server.service import Service
+from twotower.serving.server.settings import ServerSettings
 
 NUM_REQUESTS = 1_000
 START, MONTH = 1_704_067_200, 30 * 86_400  # 2024-01-01
@@ -182,6 +188,30 @@ def test_scores_alone_together_and_as_evaluation_asks(
             assert evaluated[item] == pytest.approx(scores, abs=CLOSE)
         probabilities = [item.probability for item in other.items]
         assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_scores_over_http(tiny_run, recommender: Recommender, requests: list[Request]) -> None:
+    service = Service(ServerSettings(bundle=str(tiny_run.bundle), deadline_ms=20_000))
+    with TestClient(create_app(service)) as client:
+        for request in requests:
+            body = {
+                "user": request.user,
+                "history": list(request.history),
+                "user_features": dict(request.user_features),
+                "context": dict(request.context),
+                "k": request.k,
+                "seconds": request.seconds,
+            }
+            reply = client.post("/v1/recommend", json=body)
+            assert reply.status_code == 200, reply.text
+            found = {
+                item["item_id"]: (item["probability"], item["retrieval_score"])
+                for item in reply.json()["items"]
+            }
+            expected = scores_of(recommender.answer([request])[0])
+            assert found.keys() == expected.keys()
+            for item, scores in expected.items():
+                assert found[item] == pytest.approx(scores, abs=CLOSE)
 
 
 def test_features_of_a_request_are_those_that_evaluation_reads(

@@ -37,7 +37,7 @@ Scalar: TypeAlias = bool | Whole | Number | Text
 Value: TypeAlias = (
     Scalar
     | Annotated[list[Number], Field(max_length=MAX_VALUES)]
-    | Annotated[list[Text], Field(max_length=MAX_VALUES)]
+    | Annotated[list[Text | None], Field(max_length=MAX_VALUES)]
     | None
 )
 Values: TypeAlias = Annotated[dict[Name, Value], Field(max_length=MAX_COLUMNS)]
