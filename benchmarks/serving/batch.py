@@ -29,11 +29,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from running import keep_rows
 
 NUM_EVENTS, EXPONENT, START = 10, 1.05, 1_700_000_000
 FEATURES = {"users": {"country": 50, "segment": 1000}, "items": {"category": 1000}}
 DIM, WIDTH, HIDDEN, NUM_CANDIDATES = 64, 32, [128], 200
 NUM_LOOKUPS = 20_000
+COLUMNS = {
+    "store": "",
+    "users": ",",
+    "seconds": ",.0f",
+    "cpu_seconds": ",.0f",
+    "users_per_second": ",.0f",
+    "peak_gib": ".2f",
+    "parquet_bytes_a_user": ",.0f",
+    "store_bytes_a_user": ",.0f",
+    "lookup_p50_us": ",.0f",
+    "lookup_p99_us": ",.0f",
+}
 COMMAND = """
 import sys
 from pathlib import Path
@@ -212,7 +225,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--ranker", action="store_true")
     parser.add_argument("--stores", nargs="+", default=["none", "lmdb", "redis"])
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--keep", action="store_true", help="keep the figures")
     given = parser.parse_args()
     stages = "both" if given.ranker else "retrieval"
     folder = (given.folder / f"{stages}-{given.users:g}-{given.items:g}").absolute()
@@ -228,8 +241,13 @@ def main() -> None:
             row = timed(folder, store, None, given.k)
         rows.append({"stages": stages, "items": int(given.items), **row})
         print(json.dumps(rows[-1]), flush=True)
-    if given.output is not None:
-        given.output.write_text(json.dumps(rows, indent=1) + "\n")
+    if given.keep:
+        title = f"Batch, {stages}: lists of {given.k} of {int(given.items):,} items in a store"
+        if given.ranker:
+            title += f", {NUM_CANDIDATES} candidates"
+        further = " --ranker" if given.ranker else ""
+        command = f"batch.py FOLDER --users {given.users:g}{further}"
+        keep_rows(f"batch_{stages}", title, command, COLUMNS, rows)
 
 
 if __name__ == "__main__":

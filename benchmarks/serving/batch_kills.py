@@ -30,10 +30,21 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from running import keep_rows
 
 from twotower.serving.store import open_reader
 
 OLD, NEW, CHUNK = 5, 20, 80
+COLUMNS = {
+    "store": "",
+    "kills": "",
+    "ended": "",
+    "half": "",
+    "wrong": "",
+    "seconds": ".1f",
+    "lookups": ",",
+    "problems": "",
+}
 WORLD = ["data.num_users=1000", "data.num_items=500", "data.slates_per_user=6", "quiet=true"]
 MODELS = [
     "name=killed",
@@ -186,11 +197,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", action="store_true", help="keep the figures")
     parser.add_argument("--stores", nargs="+", default=["lmdb", "redis"])
     given = parser.parse_args()
     random.seed(given.seed)
     work = Path(tempfile.mkdtemp(prefix="batch_kills_"))
     try:
+        rows = []
         bundle = make_bundle(work)
         for name in given.stores:
             if name == "redis":
@@ -198,9 +211,14 @@ def main() -> None:
                     found = try_store(name, work, bundle, given.kills, url)
             else:
                 found = try_store(name, work, bundle, given.kills, None)
+            rows.append(found)
             print(json.dumps(found), flush=True)
             if found["half"] or found["wrong"] or found["problems"]:
                 raise SystemExit(1)
+        if given.keep:
+            title = "Batch: killed at random moments and run again"
+            command = f"batch_kills.py --kills {given.kills} --seed {given.seed}"
+            keep_rows("batch_kills", title, command, COLUMNS, rows)
     finally:
         shutil.rmtree(work)
 

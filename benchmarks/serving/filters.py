@@ -21,11 +21,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from running import keep_rows
 
 from twotower.index.allowed import AllowedRows
 from twotower.index.base import SearchResult
@@ -135,13 +135,20 @@ def main(given: argparse.Namespace) -> None:
     rows += measured("ivf_flat", builder.build(items), items, queries)
     items, queries = world(given.graph_items)
     rows += measured("hnsw", HNSW(ef_search=2 * K, device="cpu").build(items), items, queries)
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if given.keep:
+        ways_and_figures = [
+            (f"{way} {figure}", form)
+            for way in ("after", "over-fetch", "exact", "ours")
+            for figure, form in (("recall", ".3f"), ("ms", ",.2f"), ("full", ".2f"))
+        ]
+        title = f"Filters: the best {K} of what passes, of vectors of {DIM} numbers, by one query"
+        columns = {"index": "", "passes": "", **dict(ways_and_figures)}
+        keep_rows("filters", title, "filters.py", columns, rows)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--graph-items", type=int, default=200_000)
-    parser.add_argument("--json", type=Path, help="where the rows are written")
+    parser.add_argument("--keep", action="store_true", help="keep the figures")
     main(parser.parse_args())

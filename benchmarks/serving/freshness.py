@@ -22,6 +22,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from running import keep_rows
 
 from twotower.export.bundle import open_bundle
 from twotower.serving.freshness import Freshness
@@ -85,12 +86,14 @@ def main(given: argparse.Namespace) -> None:
             }
             rows.append(row)
             print(json.dumps(row), flush=True)
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if given.keep:
+        title = f"Items that change beside an index of {len(built.items):,}"
+        columns = {name: ",.2f" if name != "beside" else "," for name in rows[0]}
+        keep_rows("freshness", title, "freshness.py FOLDER", columns, rows)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--json", type=Path, help="where the rows are written")
+    parser.add_argument("--keep", action="store_true", help="keep the figures")
     main(parser.parse_args())

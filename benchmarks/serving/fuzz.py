@@ -25,6 +25,7 @@ import schemathesis
 from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from running import keep_rows
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -193,6 +194,15 @@ def main(given: argparse.Namespace) -> None:
     for (operation, status), count in sorted(counts.items()):
         print(f"{operation:<22} {status} {count:>7,}")
     print(f"{sum(counts.values()):,} requests, no error of the server")
+    if given.keep:
+        statuses = sorted({str(status) for _, status in counts})
+        rows: dict[str, dict[str, object]] = {}
+        for (operation, status), count in sorted(counts.items()):
+            rows.setdefault(operation, {"operation": operation})[str(status)] = count
+        title = f"{sum(counts.values()):,} random requests after the OpenAPI document, by status"
+        columns = {"operation": "", **dict.fromkeys(statuses, ",")}
+        command = f"fuzz.py BUNDLE --cases {given.cases} --seed {given.seed}"
+        keep_rows("fuzz", title, command, columns, list(rows.values()))
 
 
 if __name__ == "__main__":
@@ -200,4 +210,5 @@ if __name__ == "__main__":
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", action="store_true", help="keep the figures")
     main(parser.parse_args())

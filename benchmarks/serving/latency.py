@@ -1,7 +1,7 @@
 """One request at a time, on one core, against the bare chain of the same models in the same run.
 
     python benchmarks/serving/world.py FOLDER
-    taskset -c 0 python benchmarks/serving/latency.py FOLDER [--requests 300] [--keep "DEVICE"]
+    taskset -c 0 python benchmarks/serving/latency.py FOLDER [--requests 300] [--keep]
 
 A request is a known user with a history: 500 candidates out of a million items, 12 ids and 6
 numbers a candidate. All ways take turns on the same requests, so that what else the machine does
@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 from bare_chain import Chain
-from running import keep
+from running import keep_rows
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from render import table
@@ -41,8 +40,6 @@ from twotower.serving.asked import RequestEncoder
 from twotower.serving.recommender import Recommender
 from twotower.serving.requests import Request
 
-KEPT = Path(__file__).resolve().parents[1] / "results" / "serving"
-COMMAND = "taskset -c 1 python benchmarks/serving/latency.py FOLDER"
 WARM_UP = 20
 CONTEXT_VALUES, NUM_CONTEXT_NUMBERS = (3, 7, 24, 60), 2
 START = """
@@ -184,13 +181,6 @@ def ways_of(
     return rows
 
 
-def kept(name: str, title: str, columns: dict[str, str], rows: list[Any], device: str) -> None:
-    """Put a table among the results."""
-    date = datetime.now(UTC).date().isoformat()
-    document = {"title": title, "command": COMMAND, "device": device, "date": date}
-    keep(KEPT / f"{name}.json", {**document, "columns": columns, "rows": rows})
-
-
 def main(given: argparse.Namespace) -> None:
     """Measure, print, keep."""
     bundle = open_bundle(given.folder / "bundle" / "current")
@@ -215,7 +205,7 @@ def main(given: argparse.Namespace) -> None:
     if not given.keep:
         return
     what = f"{len(bundle.items):,} items x {bundle.manifest.dim}, 500 candidates"
-    where = f"{given.keep}, one core, {given.requests} requests"
+    command = f"latency.py FOLDER --requests {given.requests}"
     titles = {
         "ways": f"A request and the bare chain, {what}, milliseconds",
         "stages": "Stages of a request, milliseconds",
@@ -223,12 +213,12 @@ def main(given: argparse.Namespace) -> None:
     }
     for name, rows in tables.items():
         suffix = "" if name == "ways" else f"_{name}"
-        kept(f"latency{suffix}", titles[name], columns[name], rows, where)
+        keep_rows(f"latency{suffix}", titles[name], command, columns[name], rows)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--requests", type=int, default=300)
-    parser.add_argument("--keep", metavar="DEVICE", help="keep the figures; where it was measured")
+    parser.add_argument("--keep", action="store_true", help="keep the figures")
     main(parser.parse_args())

@@ -10,11 +10,13 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+KEPT = Path(__file__).resolve().parents[1] / "results" / "serving"
 PATIENCE = 60.0
 
 
@@ -100,3 +102,26 @@ def keep(path: Path, document: dict) -> None:
     """Write figures that `benchmarks/render.py` shows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def keep_rows(
+    name: str, title: str, command: str, columns: Mapping[str, str], rows: Sequence[Mapping]
+) -> None:
+    """The same, of a process that ran on one core.
+
+    Args:
+        name: Of the file.
+        title: Of the table.
+        command: That measured.
+        columns: Names and formats; a row may lack some.
+        rows: The figures.
+    """
+    document = {
+        "title": title,
+        "command": f"python benchmarks/serving/{command}",
+        "device": f"{device()}, one core",
+        "date": datetime.now(UTC).date().isoformat(),
+        "columns": columns,
+        "rows": rows,
+    }
+    keep(KEPT / f"{name}.json", document)

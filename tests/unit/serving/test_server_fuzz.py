@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import pytest
@@ -12,17 +11,14 @@ from twotower.serving.server.app import create_app
 from twotower.serving.server.service import Service
 from twotower.serving.server.settings import ServerSettings
 
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "serving" / "fuzz.py"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks" / "serving"
 
 
 @pytest.fixture(scope="module")
 def fuzz():
-    spec = importlib.util.spec_from_file_location("fuzz", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz"] = module  # Its data classes look themselves up.
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["fuzz"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield importlib.import_module("fuzz")
 
 
 def ask(fuzz, tiny_run, folder: Path, cases: int) -> dict:
