@@ -86,22 +86,39 @@ class Client:
 
     async def _ask(self, due: float) -> None:
         body, about = self._next()
-        status = 0
         try:
-            reader, writer = (
-                self._free.pop()
-                if self._free
-                else await asyncio.open_connection(HOST, self._port, limit=1 << 20)
-            )
-            head = f"POST /v1/recommend HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(body)}\r\n"
-            writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
-            status, answer = await _response(reader)
-            self._free.append((reader, writer))
+            status, answer = await self._exchange(body)
         except (OSError, EOFError):
-            answer = b""
+            status, answer = 0, b""
         self.tally.add(status, 1000 * (time.perf_counter() - due))
         if status == 200:
             self._check(about, answer)
+
+    async def _exchange(self, body: bytes) -> tuple[int, bytes]:
+        """Status and body of an answer.
+
+        A server may close a connection that has been idle for long at the moment at which it is
+        used again; that says nothing of the request, which goes out on another one.
+        """
+        head = f"POST /v1/recommend HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(body)}\r\n"
+        asked = head.encode() + b"Content-Type: application/json\r\n\r\n" + body
+        while True:
+            is_used = bool(self._free)
+            reader, writer = (
+                self._free.pop()
+                if is_used
+                else await asyncio.open_connection(HOST, self._port, limit=1 << 20)
+            )
+            try:
+                writer.write(asked)
+                found = await _response(reader)
+            except (ConnectionResetError, asyncio.IncompleteReadError) as error:
+                writer.close()
+                if is_used and not getattr(error, "partial", b""):
+                    continue
+                raise
+            self._free.append((reader, writer))
+            return found
 
 
 async def _response(reader: asyncio.StreamReader) -> tuple[int, bytes]:

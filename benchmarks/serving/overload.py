@@ -7,7 +7,8 @@ runs with other seeds. They are put below one `current`, which moves from one to
 seconds. First the service is asked in a closed loop, which says what it can do; then it is asked
 twice as often, at equal distances, whatever comes back. Of every answer it is checked that items,
 probabilities and retrieval scores are those that the version it names gives for that user alone.
-Client and server share the cores of this process.
+With `--server-cores` the client keeps the cores of this process for itself: on shared ones it
+falls behind its own pace, as does every client that has no time.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def run(given: argparse.Namespace, versions: list[Path], truth: Truth) -> dict[s
 
     publish(versions[0])
     settings = [f"processes={given.processes}", f"deadline_ms={given.deadline_ms}"]
-    with running(versions[0].parent, settings) as server:
+    with running(versions[0].parent, settings, given.server_cores) as server:
         client = Client(server.port, next_body, truth.check)
 
         async def ask() -> tuple[float, float]:
@@ -160,11 +161,10 @@ def run(given: argparse.Namespace, versions: list[Path], truth: Truth) -> dict[s
         swaps[0].end()
         taken = server.metrics()['twotower_reloads_total{outcome="taken"}']
     tally, memory = client.tally, swaps[0].memory
-    part = max(1, len(memory) // 10)
-    looks = (memory[part : 2 * part], memory[-part:])  # the second tenth and the last
 
     def mib(kind: str) -> str:
-        return " -> ".join(f"{np.mean([look[kind] for look in some]):.0f}" for some in looks)
+        tenths = np.array_split([look[kind] for look in memory], min(10, len(memory)))
+        return " ".join(f"{tenth.mean():.0f}" for tenth in tenths)
 
     others = {s: n for s, n in tally.statuses.items() if s not in (200, 503)}
     return {
@@ -184,8 +184,8 @@ def run(given: argparse.Namespace, versions: list[Path], truth: Truth) -> dict[s
         "503 ms p50 / p99": " / ".join(
             f"{np.quantile(tally.refused_milliseconds, q):.0f}" for q in (0.5, 0.99)
         ),
-        "resident MiB": mib("resident"),
-        "anonymous MiB": mib("anonymous"),
+        "resident MiB by tenths": mib("resident"),
+        "anonymous MiB by tenths": mib("anonymous"),
     }
 
 
@@ -204,9 +204,9 @@ def main(given: argparse.Namespace) -> None:
             {
                 "title": "HTTP service: twice its capacity, bundle swapped every "
                 f"{given.swap_seconds:g} s",
-                "command": f"python benchmarks/serving/overload.py {given.keep} "
-                f"--minutes {given.minutes:g}",
-                "device": f"{device()}, one core for server and client",
+                "command": "taskset -c 0 python benchmarks/serving/overload.py "
+                f"{given.keep} --minutes {given.minutes:g} --server-cores 1",
+                "device": f"{device()}, a core for the server, one for the client",
                 "date": datetime.now(UTC).date().isoformat(),
                 "columns": {
                     **{column: "" for column in row},
@@ -226,5 +226,6 @@ if __name__ == "__main__":
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--deadline-ms", type=int, default=1000)
     parser.add_argument("--users", type=int, default=300)
+    parser.add_argument("--server-cores", help="for taskset; else those of this process")
     parser.add_argument("--keep", help="keep the figures; how the versions are called in them")
     main(parser.parse_args())

@@ -160,6 +160,26 @@ def test_what_cannot_be_done_in_time_is_not_begun() -> None:
     assert [9] in done
 
 
+def test_what_may_take_longer_than_there_is_time_is_not_begun() -> None:
+    """Every other batch takes 0.1 seconds: half of that on average, which may not be enough."""
+    done = []
+
+    def uneven(batch: Sequence[Waiting[int, int]]) -> list[int]:
+        done.extend(one.work for one in batch)
+        time.sleep(0.1 * (batch[0].work % 2))
+        return [0 for _ in batch]
+
+    async def ask() -> None:
+        for number in range(12):
+            await batches.submit(number, deadline=LONG)
+        with pytest.raises(Overloaded, match="deadline"):
+            await batches.submit(13, deadline=0.09)
+
+    with queue(uneven) as batches:
+        asyncio.run(ask())
+    assert done == list(range(12))
+
+
 def test_one_that_fails_spoils_no_other() -> None:
     doubler = Doubler()
 

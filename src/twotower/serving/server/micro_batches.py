@@ -23,8 +23,9 @@ from typing import Generic, TypeVar
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 
-# How much the newest batch counts in the estimate of how long one takes.
-NEWEST = 0.2
+# Of the estimate of how long a batch takes, as TCP estimates round trips (RFC 6298): how much the
+# newest one counts in the mean and in the deviation, and how many deviations are added.
+NEWEST, NEWEST_DEVIATION, DEVIATIONS = 0.125, 0.25, 4
 
 
 class Overloaded(Exception):  # noqa: N818 - a state, not a fault
@@ -87,7 +88,7 @@ class MicroBatches(Generic[Work, Result]):
         self._queue: deque[Waiting[Work, Result]] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._batch_seconds = 0.0
+        self._mean_seconds = self._deviation = 0.0
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
         self._thread.start()
 
@@ -135,16 +136,19 @@ class MicroBatches(Generic[Work, Result]):
     def _run(self) -> None:
         while batch := self._take():
             started = time.monotonic()
-            late = [one for one in batch if one.expires < started + self._batch_seconds]
+            done = started + self._mean_seconds + DEVIATIONS * self._deviation
+            late = [one for one in batch if one.expires < done]
             _deliver([(one, Overloaded("deadline")) for one in late])
             rest = [one for one in batch if one not in late and not one.given_up]
             if not rest:
                 # An estimate that lets nothing through would never be corrected.
-                self._batch_seconds *= 1 - NEWEST
+                self._mean_seconds *= 1 - NEWEST
+                self._deviation *= 1 - NEWEST_DEVIATION
                 continue
             _deliver(list(zip(rest, self._results(rest), strict=True)))
-            seconds = time.monotonic() - started
-            self._batch_seconds += NEWEST * (seconds - self._batch_seconds)
+            off = time.monotonic() - started - self._mean_seconds
+            self._mean_seconds += NEWEST * off
+            self._deviation += NEWEST_DEVIATION * (abs(off) - self._deviation)
 
     def _take(self) -> list[Waiting[Work, Result]]:
         """The next batch, oldest first; empty when the queue is closed and done."""
