@@ -4,9 +4,10 @@
     python benchmarks/serving/freshness.py FOLDER [--json FILE]
 
 On the bundle of `world.py`, a million items. For every number of items that already stand beside
-the bundle: wall milliseconds from the call of `upsert` of one new item until it has been found in
-an answer, of `poll` in another process' place and of `poll` where nothing has come (microseconds),
-and CPU milliseconds of one request, with a filter that half of the items pass too.
+the bundle: wall milliseconds from the call of `upsert` of one new item until it has been shown in
+the answer to a request whose filter it alone passes, of `poll` in another process' place and of
+`poll` where nothing has come (microseconds), and CPU milliseconds of one request, with a filter
+that half of the items pass too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from twotower.serving.freshness import Freshness
 from twotower.serving.item_journal import ItemJournal
 from twotower.serving.recommender import Recommender
 from twotower.serving.requests import Filter, Request
-from twotower.serving.similar import similar_to_item
 
 BESIDE = (0, 100, 10_000)
 ROUNDS, REQUESTS = 11, 30
@@ -50,6 +50,7 @@ def main(given: argparse.Namespace) -> None:
     """Measure, print, keep."""
     built = Recommender(open_bundle(given.folder / "bundle"), num_threads=1)
     values = built.items.values(5)
+    user = built.bundle.users.ids[0].as_py()
     half = Filter(column="in0", operator="at_least", values=[0.0])
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -63,12 +64,13 @@ def main(given: argparse.Namespace) -> None:
             other.poll()
             shown, followed, idle = [], [], []
             for number in range(ROUNDS):
-                item = f"one-{beside}-{number}"
+                item, unlike = f"one-{beside}-{number}", 1e6 + beside + number
+                only = Filter(column="in0", operator="at_least", values=[unlike])
                 started = time.perf_counter()
-                freshness.upsert([values | {"item_id": item}])
-                found = similar_to_item(freshness.recommender, values["item_id"], k=beside + 500)
-                if item not in [one.item_id for one in found]:
-                    sys.exit(f"{item} is not found")
+                freshness.upsert([values | {"item_id": item, "in0": unlike}])
+                (answer,) = freshness.recommender.answer([Request(user=user, filters=[only])])
+                if [one.item_id for one in answer.items] != [item]:
+                    sys.exit(f"{item} is not shown: {answer}")
                 shown.append(time.perf_counter() - started)
                 started = time.perf_counter()
                 other.poll()
