@@ -34,6 +34,7 @@ from twotower.models.embedding import FeatureEmbedder
 from twotower.models.history import HistoryEncoder, TargetEncoder, build_history, read_of
 from twotower.models.mlp import MLP
 from twotower.models.multitask import Heads, SharedBottom
+from twotower.models.pieces import in_pieces
 from twotower.models.two_tower import history_names
 
 RANK_SCALE = -0.2  # at first; takes the log of ranks up to some hundreds to 0 .. -1
@@ -199,7 +200,7 @@ class DCNv2(nn.Module):
         Returns:
             ``(B, T)``: of the task that is ranked by, then of `tasks`.
         """
-        return self.body(self._features(batch))
+        return in_pieces(self.body, self._features(batch))
 
     def _features(self, batch: Mapping[str, Tensor]) -> Tensor:
         parts = []
