@@ -43,7 +43,8 @@ RANK_SCALE = -0.2  # at first; takes the log of ranks up to some hundreds to 0 .
 class Body(Protocol):
     """What stands between the features and the logits; a `torch.nn.Module`.
 
-    Rows do not look at one another, but for batch norm in training. It is built from `input_width`, `num_tasks`, `cross` and `deep`.
+    Rows do not look at one another, but for batch norm in training. It is built from `input_width`,
+    `num_tasks`, `cross` and `deep`.
     """
 
     def __call__(self, x0: Tensor) -> Tensor:

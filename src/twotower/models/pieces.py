@@ -37,7 +37,7 @@ def in_pieces(module: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     """
     if inputs.device.type != "cpu" or torch.compiler.is_exporting() or _looks_at_batch(module):
         return module(inputs)
-    return torch.cat([module(piece) for piece in inputs.split(NUM_ROWS)])
+    return torch.cat([module(piece) for piece in torch.split(inputs, NUM_ROWS)])
 
 
 def _looks_at_batch(module: Callable[[Tensor], Tensor]) -> bool:
