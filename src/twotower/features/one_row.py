@@ -139,8 +139,13 @@ def _lookup(vocabulary: Vocabulary) -> Lookup:
     """Row of a value in the table, 0 where it is unknown, None where that is for Arrow to say."""
     values = vocabulary.values
     if len(values) > SMALL_VOCABULARY:
-        index = RowIndex(values)
+        index, taken = RowIndex(values.drop_null()), np.flatnonzero(values.is_valid())
         find = index.row
+        if values.null_count:  # rows that were given up
+
+            def find(value: int | str) -> int:
+                place = index.row(value)
+                return int(taken[place]) if place >= 0 else place
     else:
         known = {value: row for row, value in enumerate(values.to_pylist())}
 

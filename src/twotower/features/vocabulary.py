@@ -18,7 +18,8 @@ class Vocabulary:
     """The known values of a feature, in the order of their rows.
 
     Args:
-        values: (V,) distinct values, int64 or string; value ``i`` has row ``i + 1``.
+        values: (V,) distinct values, int64 or string; value ``i`` has row ``i + 1``. Null is a row
+            that nobody has, because its value was given up.
 
     Example:
         >>> colours = Vocabulary.fit(pa.array(["red", "blue", "red", None]), min_count=1)
@@ -52,14 +53,69 @@ class Vocabulary:
         found: Any = pc.index_in(keys, value_set=self.values, skip_nulls=True)
         return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False) + 1, np.int32)
 
+    def grown(self, new: Vocabulary, *, evict: bool = False) -> Vocabulary:
+        """These values in their rows, and the new ones in rows of their own.
+
+        Args:
+            new: Values of a later window; those that are known already add nothing.
+            evict: Whether values that the window lacks give up their rows, which new ones take
+                before any are added. A row that nobody takes stays empty: no other row moves.
+
+        Raises:
+            ValueError: When the new values are of another type.
+
+        Example:
+            >>> known, later = Vocabulary(pa.array(["a", "b"])), Vocabulary(pa.array(["c", "b"]))
+            >>> known.grown(later).values.to_pylist()
+            ['a', 'b', 'c']
+            >>> known.grown(later, evict=True).values.to_pylist()
+            ['c', 'b']
+        """
+        if new.values.type != self.values.type:
+            raise ValueError(
+                f"the run that is gone on from knows values of type {self.values.type}, got "
+                f"{new.values.type}"
+            )
+        fresh = new.values.filter(pc.invert(pc.is_in(new.values, value_set=self.values)))
+        kept = np.asarray(pc.is_valid(self.values).to_numpy(zero_copy_only=False))
+        if evict:
+            found = pc.is_in(self.values, value_set=new.values)
+            kept &= found.to_numpy(zero_copy_only=False)
+        free = np.flatnonzero(~kept)[: len(fresh)]
+        added = np.arange(len(self.values), len(self.values) + len(fresh))
+        places = np.concatenate([np.arange(len(self.values)), added[len(free) :]])
+        places[free] = added[: len(free)]
+        empty = np.zeros(len(places), bool)
+        empty[: len(kept)] = ~kept
+        empty[free] = False
+        values = pa.concat_arrays([self.values, fresh])
+        return Vocabulary(values.take(pa.array(places, mask=empty)))
+
+    def carried(self, later: Vocabulary) -> npt.NDArray[np.bool_]:
+        """(V' + 1,) which rows of a grown vocabulary have the value that they have here.
+
+        Args:
+            later: Grown from this one.
+        """
+        same = np.zeros(later.num_rows, bool)
+        same[0] = True
+        both = min(len(self.values), len(later.values))
+        equal = pc.equal(self.values.slice(0, both), later.values.slice(0, both))
+        same[1 : both + 1] = pc.fill_null(equal, False).to_numpy(zero_copy_only=False)
+        return same
+
     def digest(self) -> str:
         """Digest of the values, their type and order."""
         digest = blake2b(str(self.values.type).encode(), digest_size=16)
-        if pa.types.is_integer(self.values.type):
-            digest.update(self.values.to_numpy().tobytes())
+        values = self.values
+        if values.null_count:
+            digest.update(pc.is_null(values).to_numpy(zero_copy_only=False).tobytes())
+            values = pc.fill_null(values, 0 if pa.types.is_integer(values.type) else "")
+        if pa.types.is_integer(values.type):
+            digest.update(values.to_numpy().tobytes())
             return digest.hexdigest()
-        whole = pa.ListArray.from_arrays(np.array([0, len(self.values)], np.int32), self.values)
-        digest.update(pc.binary_length(self.values).to_numpy().tobytes())
+        whole = pa.ListArray.from_arrays(np.array([0, len(values)], np.int32), values)
+        digest.update(pc.binary_length(values).to_numpy().tobytes())
         digest.update(pc.binary_join(whole, "")[0].as_buffer())
         return digest.hexdigest()
 

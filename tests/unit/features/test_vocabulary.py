@@ -116,3 +116,52 @@ def test_text_where_integers_were_trained():
 def test_a_column_in_one_piece():
     column = pa.chunked_array([pa.array(["a"]).dictionary_encode()] * 2)
     assert as_array(column).equals(pa.array(["a", "a"]))
+
+
+class TestGrown:
+    def test_ids_keep_their_rows_and_new_ones_come_last(self):
+        grown = fitted(["b", "b", "a"]).grown(fitted(["c", "a"]))
+        assert grown.rows(pa.array(["b", "a", "c"])).tolist() == [1, 2, 3]
+
+    def test_an_evicted_row_is_reused_and_nobody_else_moves(self):
+        old = Vocabulary(pa.array([10, 20, 30, 40]))
+        grown = old.grown(Vocabulary(pa.array([50, 20, 40])), evict=True)
+        assert grown.values.to_pylist() == [50, 20, None, 40]
+        assert grown.rows(pa.array([10, 20, 30, 40, 50, None])).tolist() == [0, 2, 0, 4, 1, 0]
+        again = grown.grown(Vocabulary(pa.array([60, 10, 70])))
+        assert again.values.to_pylist() == [50, 20, 60, 40, 10, 70]
+
+    @pytest.mark.parametrize("evict", [False, True])
+    @pytest.mark.parametrize("kind", [str, int])
+    def test_many_windows(self, kind, evict):
+        """No id that stays ever changes its row, whatever comes and goes."""
+        rng = np.random.default_rng(0)
+        known = Vocabulary(pa.array([kind(n) for n in range(20)]))
+        for _ in range(20):
+            window = pa.array([kind(n) for n in rng.choice(60, 15, replace=False)])
+            later = known.grown(Vocabulary(window), evict=evict)
+            before, after = known.rows(known.values), later.rows(known.values)
+            stays = np.isin(known.values.to_pylist(), window.to_pylist() if evict else None)
+            stays = stays if evict else before > 0
+            assert (after[stays] == before[stays]).all()
+            assert (later.rows(window) > 0).all()
+            values = later.values.drop_null().to_pylist()
+            assert len(set(values)) == len(values)
+            known = later
+
+    def test_carried_rows(self):
+        old = Vocabulary(pa.array(["a", "b", "c"]))
+        later = old.grown(Vocabulary(pa.array(["x", "b", "y", "z"])), evict=True)
+        assert later.values.to_pylist() == ["x", "b", "y", "z"]
+        assert old.carried(later).tolist() == [True, False, True, False, False]
+
+    def test_the_digest_tells_empty_rows_apart(self):
+        values = (["a", None, "b"], [None, "a", "b"], ["a", "", "b"], ["a", "b"])
+        digests = {Vocabulary(pa.array(v)).digest() for v in values}
+        assert len(digests) == len(values)
+        numbers = ([1, None], [None, 1], [1, 0], [1])
+        assert len({Vocabulary(pa.array(v, pa.int64())).digest() for v in numbers}) == 4
+
+    def test_values_of_another_type_are_refused(self):
+        with pytest.raises(ValueError, match="values of type int64, got string"):
+            fitted([1]).grown(fitted(["1"]))
