@@ -31,6 +31,7 @@ NEEDS = {
 # What a user must give, because there is no default.
 MUST_BE_GIVEN = {
     "export": ["run=runs/x"],
+    "retrain": ["bundle=bundles/x", "interactions=x.parquet"],
     "evaluate": ["bundle=bundles/x"],
     "recommend": ["bundle=bundles/x"],
     "explain": ["bundle=bundles/x", "item=s3"],
@@ -48,7 +49,7 @@ MUST_BE_GIVEN = {
 MAX_LINES = 15
 # The list of all groups of a training, and all settings of a stage; a second file could only be
 # found by reading the first.
-LONGER = {"train": 25, "training/retrieval/default": 16, "training/ranking/default": 16}
+LONGER = {"train": 26, "training/retrieval/default": 16, "training/ranking/default": 16}
 
 
 @cache

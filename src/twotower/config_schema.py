@@ -22,6 +22,8 @@ class TrainConfig:
     output_dir: str = MISSING
     prepared_dir: str = "prepared"
     resume: str | None = None
+    warm_start: str | None = None
+    evict_vanished: bool = False
     quiet: bool = False
     data: Any = MISSING
     workers: Any = None
@@ -45,6 +47,25 @@ class ExportConfig:
     ranker_precision: str = "float32"
     triton: Any = False
     quiet: bool = False
+    index: Any = MISSING
+    gates: Any = MISSING
+
+
+@dataclass
+class RetrainConfig:
+    """Fields that `retrain` reads."""
+
+    bundle: str = MISSING
+    interactions: str = MISSING
+    users: str | None = None
+    items: str | None = None
+    run: str | None = None
+    max_epochs: int = 3
+    evict_vanished: bool = False
+    output_dir: str = "runs"
+    prepared_dir: str = "prepared"
+    quiet: bool = False
+    losses: Any = MISSING
     index: Any = MISSING
     gates: Any = MISSING
 
@@ -195,5 +216,5 @@ class PlanConfig:
 
 SCHEMAS = (
     *(TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, ExplainConfig, ServeConfig),
-    *(EmbedConfig, BatchConfig, LookupConfig, PlanConfig),
+    *(EmbedConfig, BatchConfig, LookupConfig, PlanConfig, RetrainConfig),
 )

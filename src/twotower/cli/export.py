@@ -32,7 +32,7 @@ def export(cfg: DictConfig) -> ExportResult:
     from twotower.cli.load_run import load_run
     from twotower.cli.tables import gates_table
     from twotower.cli.training_run import read_metrics
-    from twotower.export.build import ExportParts, export_bundle
+    from twotower.export.build import export_bundle
     from twotower.export.triton import repository_folder, write_repository
 
     root = Path(cfg.output_dir)
@@ -40,15 +40,7 @@ def export(cfg: DictConfig) -> ExportResult:
     name = cfg.name or run.config.name
     repository = repository_folder(cfg.triton, root / name)
     result = export_bundle(
-        parts=ExportParts(
-            prepared=run.prepared,
-            pipeline=run.pipeline,
-            two_tower=run.two_tower,
-            ranker=run.ranker,
-            calibration=run.calibration,
-            remove_seen=run.config.evaluation.remove_seen,
-            figures=read_metrics(run.folder),
-        ),
+        parts=run.parts(read_metrics(run.folder)),
         root=root,
         name=name,
         index_builder=build(cfg.index),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,14 @@ from twotower.config import build
 from twotower.config_files import read_yaml
 from twotower.data.prepared import FEATURES_FOLDER, Prepared, open_prepared
 from twotower.data.schema import DataError
+from twotower.export.parts import ExportParts
 from twotower.features.pipeline import FeaturePipeline
 from twotower.features.spec import Stage
 from twotower.losses.calibration import Calibration
 from twotower.models.dcn import DCNv2
 from twotower.models.tables import halve_tables
 from twotower.models.two_tower import TwoTower
+from twotower.training.cross_version import Space
 from twotower.training.fit import BEST, FINISHED
 from twotower.training.run_folder import CONFIG, PREPARED, RANKER_STATE
 
@@ -49,6 +51,25 @@ class LoadedRun:
     ranker: DCNv2 | None
     calibration: Calibration | None
 
+    def parts(self, figures: Mapping[str, float]) -> ExportParts:
+        """What an export is given.
+
+        Args:
+            figures: Metrics of the run by name.
+        """
+        space = None if self.two_tower is None else Space.load(self.folder)
+        return ExportParts(
+            prepared=self.prepared,
+            pipeline=self.pipeline,
+            two_tower=self.two_tower,
+            ranker=self.ranker,
+            calibration=self.calibration,
+            remove_seen=self.config.evaluation.remove_seen,
+            figures=figures,
+            space=None if space is None else space.space,
+            run=str(self.folder.resolve()),
+        )
+
 
 def load_run(folder: Path) -> LoadedRun:
     """Read a run folder.
@@ -76,14 +97,22 @@ def load_run(folder: Path) -> LoadedRun:
         folder=folder,
         config=config,
         pipeline=pipeline,
-        prepared=_open_prepared(folder),
+        prepared=open_data(folder),
         two_tower=_model(folder, config, pipeline, "retrieval"),
         ranker=_model(folder, config, pipeline, "ranking", state.get("tasks", ())),
         calibration=Calibration(**state["calibration"]) if state else None,
     )
 
 
-def _open_prepared(folder: Path) -> Prepared:
+def open_data(folder: Path) -> Prepared:
+    """The data set that a run was trained on.
+
+    Args:
+        folder: The run folder.
+
+    Raises:
+        DataError: When it is gone or is another one.
+    """
     where = json.loads((folder / PREPARED).read_text())
     prepared = open_prepared(Path(where["folder"]))
     if prepared.manifest["fingerprint"] != where["fingerprint"]:

@@ -15,6 +15,7 @@ COMMANDS = {
     "prepare": "user tables -> prepared data set",
     "train": "prepared data set -> run folder with both stages",
     "export": "run folder -> bundle, published when its gates pass",
+    "retrain": "bundle and new window -> next version, published when it is no worse",
     "evaluate": "bundle -> two-stage metrics with attribution",
     "recommend": "bundle and user, item or vector -> table of items",
     "explain": "bundle, user and item -> where the item was won or lost",

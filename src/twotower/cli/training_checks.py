@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from twotower.cli.warm_run import check_warm
 from twotower.config import build
 from twotower.data.prepared import Prepared
 from twotower.data.queries import EvaluationSettings
@@ -24,6 +25,7 @@ def check_settings(cfg: DictConfig) -> None:
             is out of range.
     """
     check_stages(cfg.stages)
+    check_warm(cfg)
     build(cfg.trainer).device()
     for stage in cfg.stages:
         names = validation_metrics(stage, build(cfg.evaluation).ks)

@@ -16,6 +16,7 @@ from rich.console import Console
 from twotower.cli.data import prepare_from
 from twotower.cli.tables import figures_table
 from twotower.cli.training_checks import check_parts, check_settings
+from twotower.cli.warm_run import WarmRun
 from twotower.config import build
 from twotower.config_files import read_yaml, to_yaml, write_spec
 from twotower.data.prepared import FEATURES_FOLDER, Prepared
@@ -64,12 +65,14 @@ class TrainingRun:
         cfg: The composed config.
         context: Data, folder and settings that the stages share.
         pipeline: The fitted features.
+        warm: The run that this one goes on from, or None.
         metrics: Figures so far.
     """
 
     cfg: DictConfig
     context: Context
     pipeline: FeaturePipeline
+    warm: WarmRun | None
     metrics: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
@@ -107,7 +110,8 @@ class TrainingRun:
             start_run(folder, to_yaml(cfg), prepared)
             write_spec(folder / "features.yaml", pipeline.spec.to_dict())
         wait_for_all(ranks)
-        return TrainingRun(cfg=cfg, context=context, pipeline=pipeline)
+        warm = WarmRun.of(cfg, pipeline, prepared)
+        return TrainingRun(cfg=cfg, context=context, pipeline=pipeline, warm=warm)
 
     def wants(self, stage: str) -> bool:
         """Whether a stage is to be trained."""
@@ -118,18 +122,28 @@ class TrainingRun:
         inputs = self.pipeline.inputs(RETRIEVAL)
         seed_everything(self.cfg.seed)
         model = build(self.cfg.models.retrieval, inputs=inputs)
+        objective = build(self.cfg.losses.retrieval)
+        carried = None if self.warm is None else self.warm.carry(model, RETRIEVAL)
         trained = train_retrieval(
-            self.context,
+            replace(self.context, carried=carried),
             model=model,
             inputs=inputs,
-            objective=build(self.cfg.losses.retrieval),
+            objective=objective,
             batches=build(self.cfg.training.batches),
             settings=build(self.cfg.training.retrieval),
+            warm=None
+            if self.warm is None or carried is None
+            else self.warm.towers(objective, carried),
         )
         report = report_retrieval(self.context, trained)
         if report is None:
             return trained
-        self._record(RETRIEVAL, dict(report.metrics), trained.fitted, model)
+        trained.space.save(self.context.folder)
+        crossed = {
+            f"{RETRIEVAL}/validation/{pair}_recall@{trained.space.k}": value
+            for pair, value in trained.space.recall.items()
+        }
+        self._record(RETRIEVAL, dict(report.metrics) | crossed, trained.fitted, model)
         _, _, items = self.context.prepared.require_events()
         board = Board(self.context.folder, RETRIEVAL)
         board.config(to_yaml(self.cfg))
@@ -152,8 +166,9 @@ class TrainingRun:
         model = build(wanted, inputs=inputs)
         source = build(self.cfg.training.examples)
         retriever = None if trained is None else trained.retriever
+        carried = None if self.warm is None else self.warm.carry(model, RANKING)
         ranker = train_ranking(
-            self.context,
+            replace(self.context, carried=carried),
             model=model,
             inputs=inputs,
             loss=build(self.cfg.losses.ranking),

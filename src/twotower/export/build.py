@@ -5,8 +5,10 @@ Shape letters: K candidates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -59,6 +61,11 @@ class ExportResult:
     gates: tuple[Gate, ...]
     previous: Path | None
 
+    @property
+    def passed(self) -> bool:
+        """Whether all gates were passed."""
+        return all(gate.passed for gate in self.gates)
+
 
 def export_bundle(
     *,
@@ -90,6 +97,46 @@ def export_bundle(
     Raises:
         ValueError: When run and data do not fit together; then nothing is left behind.
     """
+    with staged_bundle(
+        parts=parts,
+        root=root,
+        name=name,
+        index_builder=index_builder,
+        gate_settings=gate_settings,
+        num_candidates=num_candidates,
+        ranker_precision=ranker_precision,
+        progress=progress,
+    ) as staged:
+        if not staged.passed:
+            return staged
+        publish(staged.folder)
+        return replace(staged, published=True)
+
+
+@contextmanager
+def staged_bundle(
+    *,
+    parts: ExportParts,
+    root: Path,
+    name: str,
+    index_builder: IndexBuilder,
+    gate_settings: GateSettings,
+    num_candidates: int,
+    ranker_precision: str = "float32",
+    progress: bool = False,
+) -> Iterator[ExportResult]:
+    """Write a bundle without publishing it; nobody else exports under its name meanwhile.
+
+    Args:
+        parts: As all others, see `export_bundle`.
+        root: See there.
+        name: See there.
+        index_builder: See there.
+        gate_settings: See there.
+        num_candidates: See there.
+        ranker_precision: See there.
+        progress: See there.
+    """
     _check_precision(parts, ranker_precision)
     _check_features(parts)
     data = catalogue_only(parts.prepared)
@@ -116,10 +163,7 @@ def export_bundle(
             _manifest(writer, parts, data, retrieval, k, measured, gates, ranker_precision)
         )
         bar.update()
-        passed = all(gate.passed for gate in gates)
-        if passed:
-            publish(folder)
-    return ExportResult(folder=folder, published=passed, gates=gates, previous=previous)
+        yield ExportResult(folder=folder, published=False, gates=gates, previous=previous)
 
 
 def _num_steps(parts: ExportParts, ranker_precision: str) -> int:
@@ -158,6 +202,8 @@ def _manifest(
         figures=measured.figures,
         gates=[asdict(gate) for gate in gates],
         files={},
+        space=None if retrieval is None else parts.space or retrieval.tower_hash,
+        run=parts.run,
     )
 
 
@@ -195,7 +241,7 @@ def _retrieval(
 ) -> RetrievalStage | None:
     if parts.two_tower is None:
         return None
-    return export_retrieval(
+    retrieval = export_retrieval(
         parts.two_tower.cpu().eval(),
         parts.pipeline.inputs("retrieval"),
         data,
@@ -205,6 +251,10 @@ def _retrieval(
         remove_seen=parts.remove_seen,
         bar=bar,
     )
+    towers = retrieval.tower_hash
+    belongs = {names.TOWER_HASH: towers, names.SPACE: parts.space or towers}
+    (folder / names.TOWER).write_text(json.dumps(belongs) + "\n")
+    return retrieval
 
 
 def _ranking(

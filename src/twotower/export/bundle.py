@@ -235,20 +235,27 @@ def _tower_problems(folder: Path, manifest: Manifest, digests: Mapping[str, str]
     towers = tower_hash(*(digests.get(name, "") for name in (names.QUERY_TOWER, names.ITEM_TOWER)))
     if towers != expected:
         problems.append(f"{folder}: towers with the digest {towers}, the manifest names {expected}")
-    index = _index_tower(folder / names.TOWER)
-    if index != expected:
+    index = _belonging(folder / names.TOWER)
+    if index.get(names.TOWER_HASH) != expected:
         problems.append(
-            f"{folder / names.INDEX}: an index of the towers {index}, the manifest names {expected}"
+            f"{folder / names.INDEX}: an index of the towers {index.get(names.TOWER_HASH)}, the "
+            f"manifest names {expected}"
+        )
+    elif index.get(names.SPACE) != manifest.space:
+        problems.append(
+            f"{folder / names.INDEX}: vectors of the space {index.get(names.SPACE)}, the manifest "
+            f"names {manifest.space}"
         )
     return problems
 
 
-def _index_tower(path: Path) -> object:
+def _belonging(path: Path) -> Mapping[str, object]:
+    """What an index says about the towers that it belongs to."""
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return None
-    return document.get(names.TOWER_HASH) if isinstance(document, dict) else None
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _bundle(folder: Path, manifest: Manifest, pipeline: FeaturePipeline) -> Bundle:

@@ -36,10 +36,21 @@ def catalogue_only(prepared: Prepared) -> Prepared:
     Args:
         prepared: The data set; one without events comes back as it is.
     """
-    events, log = prepared.events, prepared.interactions
-    if events is None:
+    if prepared.events is None or prepared.items is None:
         return prepared
-    kept = np.asarray(events.item_rows) < prepared.num_catalogue  # (E,)
+    return events_of(prepared, np.arange(len(prepared.items)) < prepared.num_catalogue)
+
+
+def events_of(prepared: Prepared, items: npt.NDArray[np.bool_]) -> Prepared:
+    """The data set with the events of some items alone.
+
+    Args:
+        prepared: The data set; it has users and items.
+        items: (N,) bool, the items that stay.
+    """
+    events, _, _ = prepared.require_events()
+    log = prepared.interactions
+    kept = items[np.asarray(events.item_rows)]  # (E,)
     before = np.concatenate([[0], np.cumsum(kept)])  # (E + 1,)
     return replace(
         prepared,

@@ -44,6 +44,7 @@ SCREEN = "ranker_int8.onnx"
 DIGEST = "digest"
 EMPTY_DIGEST = '""\n}'  # how a manifest ends whose digest is not known yet
 TOWER_HASH = "tower_hash"
+SPACE = "space"
 
 
 class BundleError(ValueError):
@@ -85,6 +86,10 @@ class Manifest:
         figures: Metrics of the run and of the export by name; None where one is not a number.
         gates: The gates that the bundle was held against, field by field.
         files: Digest of every other file by its path in the bundle.
+        space: Name of the space that the vectors lie in: vectors of another bundle may be compared
+            with these where it is the same. None without a retrieval stage, and where a bundle does
+            not say.
+        run: Folder of the run that was exported; None where a bundle does not say.
     """
 
     format: int
@@ -107,6 +112,8 @@ class Manifest:
     figures: Mapping[str, float | None]
     gates: Sequence[Mapping[str, Any]]
     files: Mapping[str, str]
+    space: str | None = None
+    run: str | None = None
 
     def to_bytes(self) -> bytes:
         """JSON with the digest of itself, which is taken while its own place is empty."""

@@ -24,6 +24,8 @@ class ExportParts:
         calibration: From the ranker's logits to probabilities; None without one.
         remove_seen: Whether items that a user took before are kept out of the recommendations.
         figures: Metrics of the run by name.
+        space: Name of the space that the towers' vectors lie in; None for one of their own.
+        run: Folder of the run, None where there is none.
 
     Raises:
         ValueError: When there is no model, or the ranker lacks what it needs.
@@ -36,6 +38,8 @@ class ExportParts:
     calibration: Calibration | None
     remove_seen: bool
     figures: Mapping[str, float]
+    space: str | None = None
+    run: str | None = None
 
     def __post_init__(self) -> None:
         problems = []

@@ -5,7 +5,6 @@ Shapes: Q queries, K candidates, D width of the vectors, C items of the catalogu
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,7 @@ def export_retrieval(
     remove_seen: bool,
     bar: tqdm,
 ) -> RetrievalStage:
-    """Write item vectors, index and both towers.
+    """Write item vectors, index and both towers; not yet to which towers the index belongs.
 
     Args:
         model: The towers, on the CPU and in evaluation mode.
@@ -131,7 +130,6 @@ def export_retrieval(
     held_out = query_vectors(model, every.batch(columns))  # (Q', D)
     index = index_builder.build(items, queries=held_out.numpy())
     index.save(folder / names.INDEX)
-    (folder / names.TOWER).write_text(json.dumps({names.TOWER_HASH: towers}) + "\n")
     exact = exact_search(held_out, torch.from_numpy(items), num_candidates)
     recall = index_recall(index.search(held_out.numpy(), num_candidates).rows, exact.rows)
     bar.update()

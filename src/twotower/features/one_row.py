@@ -137,21 +137,7 @@ def _time(transform: Time) -> Callable[[Any], Array | None]:
 
 def _lookup(vocabulary: Vocabulary) -> Lookup:
     """Row of a value in the table, 0 where it is unknown, None where that is for Arrow to say."""
-    values = vocabulary.values
-    if len(values) > SMALL_VOCABULARY:
-        index, taken = RowIndex(values.drop_null()), np.flatnonzero(values.is_valid())
-        find = index.row
-        if values.null_count:  # rows that were given up
-
-            def find(value: int | str) -> int:
-                place = index.row(value)
-                return int(taken[place]) if place >= 0 else place
-    else:
-        known = {value: row for row, value in enumerate(values.to_pylist())}
-
-        def find(value: int | str) -> int:
-            return known.get(value, -1)
-
+    values, find = vocabulary.values, _finder(vocabulary.values)
     of_integers = pa.types.is_integer(values.type)
 
     def row_of(value: Any) -> int | None:  # noqa: ANN401
@@ -167,3 +153,16 @@ def _lookup(vocabulary: Vocabulary) -> Lookup:
         return None
 
     return row_of
+
+
+def _finder(values: pa.Array) -> Callable[[int | str], int]:
+    """Place of a value, -1 where it is unknown; places that were given up hold null."""
+    if len(values) <= SMALL_VOCABULARY:
+        known = {value: place for place, value in enumerate(values.to_pylist())}
+        return lambda value: known.get(value, -1)
+    index = RowIndex(values.drop_null())
+    if not values.null_count:
+        return index.row
+    # The last place stands for -1.
+    places = np.append(np.flatnonzero(values.is_valid()), -1)
+    return lambda value: int(places[index.row(value)])

@@ -25,6 +25,8 @@ Shapes: B targets, C items that are asked for, M hash functions, H buckets.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -107,6 +109,39 @@ class StreamingFrequency(nn.Module):
         kept = self._kept(seen, torch.ones_like(seen))
         gaps = torch.maximum(gaps, since + kept * (gaps - since))  # (M, C)
         return 1 / gaps.amax(dim=0).clamp(min=1)
+
+    def go_on(self, before: Mapping[str, Tensor], old_rows: Tensor, new_rows: Tensor) -> None:
+        """Take over the estimate of an earlier run, whose items had other rows.
+
+        Where several items fall into one bucket, what was seen most often counts. Items that are
+        not named begin as if they had never been seen; the clock goes on.
+
+        Args:
+            before: The earlier state, the buffers of this class by name.
+            old_rows: Rows that items had then, ``(I,)``.
+            new_rows: Rows of the same items now, ``(I,)``.
+
+        Raises:
+            ValueError: When the earlier estimate had another number of hash functions.
+        """
+        num_hashes, old_buckets = before["gaps"].shape
+        if num_hashes != len(self.gaps):
+            raise ValueError(
+                f"streaming frequency: {len(self.gaps)} `num_hashes`, the run that is gone on from "
+                f"has {num_hashes}"
+            )
+        self.clock.copy_(before["clock"])
+        hashed = (old_rows * before["factors"] + before["terms"]) % PRIME % old_buckets  # (M, I)
+        seen = before["seen"].gather(1, hashed)
+        order = torch.arange(seen.shape[1]).expand_as(seen)
+        order = order.scatter(1, seen.argsort(dim=1, stable=True), order)  # (M, I) place by `seen`
+        buckets = self._buckets(new_rows)  # (M, I)
+        last = torch.full_like(self.seen, -1).scatter_reduce(1, buckets, order, "amax")  # (M, H)
+        wins = last.gather(1, buckets) == order
+        for name in ("gaps", "seen", "last"):
+            own, old = getattr(self, name), before[name].gather(1, hashed)
+            for number, won in enumerate(wins):
+                own[number, buckets[number, won]] = old[number, won]
 
     def _buckets(self, rows: Tensor) -> Tensor:
         return (rows * self.factors + self.terms) % PRIME % self.num_buckets

@@ -53,6 +53,11 @@ class TableGroup(nn.Module):
         if not isinstance(self.rows, HalfTable):
             self.rows = HalfTable(self.rows)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tables, in the order of their rows."""
+        return tuple(self._slices)
+
     def place(self, name: str) -> int:
         """Which of the tables it is."""
         return self._places[name]

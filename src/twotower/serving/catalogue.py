@@ -75,6 +75,7 @@ class BundleItems:
     """
 
     def __init__(self, bundle: Bundle, entities: Entities) -> None:
+        self.space = bundle.manifest.space
         self.ids = entities.ids
         self.table = entities.table
         self.columns = entities.columns

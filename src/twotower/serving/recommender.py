@@ -39,6 +39,7 @@ from twotower.serving.requests import (
     RequestError,
     Source,
 )
+from twotower.serving.space import check_space
 
 if TYPE_CHECKING:
     from twotower.serving.fresh_items import FreshItems
@@ -124,7 +125,11 @@ class Recommender:
 
         Args:
             items: The bundle's items with what has changed.
+
+        Raises:
+            ValueError: When their vectors lie in another space than those of the towers.
         """
+        check_space(items.base.space, self.bundle, "the items")
         other = copy.copy(self)
         other.items, other.index = items, items.index(self._built_index)
         other.encoder = RequestEncoder(self.bundle, items)

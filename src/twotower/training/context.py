@@ -11,6 +11,7 @@ from twotower.data.queries import EvaluationSettings
 from twotower.features.spec import ModelInputs
 from twotower.losses.ranks import OneRank, Ranks
 from twotower.models.columns import stage_columns
+from twotower.training.carried import Carried
 from twotower.training.settings import TrainerSettings
 
 
@@ -26,6 +27,7 @@ class Context:
         seed: Seed of the order of batches.
         progress: Whether progress bars are shown.
         ranks: The processes that train together.
+        carried: What the stage takes over from an earlier run; None where its model is fresh.
     """
 
     prepared: Prepared
@@ -35,6 +37,7 @@ class Context:
     seed: int
     progress: bool
     ranks: Ranks = field(default_factory=OneRank)
+    carried: Carried | None = None
 
     def columns(self, inputs: ModelInputs) -> Columns:
         """The columns of a stage, for batches on the trainer's device."""

@@ -15,6 +15,7 @@ from twotower.data.batches import ITEM_ROWS, NUM_SEEN, USER_ROWS, WEIGHTS, Batch
 from twotower.data.schema import BORROWED
 from twotower.data.user_sets import OWNER
 from twotower.data.windows import WINDOW
+from twotower.losses.alignment import Aligned
 from twotower.losses.masks import PositiveMask
 from twotower.losses.objective import RetrievalObjective
 from twotower.losses.ranks import OneRank, Ranks, blocks_of_share, share
@@ -34,6 +35,7 @@ class RetrievalTask(StageTask):
         item_probability: (C,) share of the training events that are of an item.
         optimizer: Rates and schedule.
         ranks: The processes that train together, each on a share of every batch; None for one.
+        aligned: Holds item vectors where an earlier version has them; None for nothing.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class RetrievalTask(StageTask):
         item_probability: Tensor,
         optimizer: OptimizerSettings,
         ranks: Ranks | None = None,
+        aligned: Aligned | None = None,
     ) -> None:
         super().__init__(optimizer, ranks or OneRank())
+        self.aligned = aligned
         self.model = model
         self.objective = objective
         self.columns = columns
@@ -69,7 +73,7 @@ class RetrievalTask(StageTask):
             mask=self._mask(batch),
             item_probability=self.item_probability,
             embed_queries=lambda: embed(batch),
-            embed_items=lambda rows: self.model.embed_items(self.columns.items(rows)),
+            embed_items=self._embed_items,
             embed_catalogue=lambda: embed_catalogue(
                 self.model, self.columns, self.item_probability.numel(), ranks=self.ranks
             ),
@@ -81,7 +85,16 @@ class RetrievalTask(StageTask):
         loss = self.ranks.share_of(self.objective(step), step.weights)
         of_all = self.ranks.mean(loss)
         self.log("retrieval/train/loss", of_all, batch_size=len(targets), prog_bar=True)
-        return loss
+        if self.aligned is None:
+            return loss
+        held = self.aligned.loss()
+        self.log("retrieval/train/alignment", self.ranks.mean(held), batch_size=len(targets))
+        return loss + held
+
+    def _embed_items(self, rows: Tensor) -> Tensor:
+        """Vectors of item rows ``(C,)``; what aligns them sees them too."""
+        vectors = self.model.embed_items(self.columns.items(rows))  # (C, D)
+        return vectors if self.aligned is None else self.aligned.saw(vectors, rows)
 
     def _mask(self, batch: Batch) -> PositiveMask:
         """What must not stand against the queries."""

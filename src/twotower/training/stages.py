@@ -16,6 +16,7 @@ from twotower.data.schema import TRAIN, VALIDATION
 from twotower.data.shuffled_batches import ShuffledBatches
 from twotower.features.frequency import ItemFrequency
 from twotower.features.spec import ModelInputs
+from twotower.losses.alignment import Aligned
 from twotower.losses.calibration import Calibration, Calibrator
 from twotower.losses.objective import RetrievalObjective
 from twotower.metrics.top_k import metric_names
@@ -24,6 +25,7 @@ from twotower.models.shared_tables import start_from_tables
 from twotower.models.two_tower import TwoTower
 from twotower.training.batches import TrainingBatches, TrainingExamples
 from twotower.training.context import Context
+from twotower.training.cross_version import OldVersion, Space, new_space
 from twotower.training.distributed import agreed
 from twotower.training.evaluation import catalogue_metrics
 from twotower.training.examples import (
@@ -47,6 +49,7 @@ from twotower.training.ranking import (
 from twotower.training.retrieval import RetrievalTask
 from twotower.training.retriever import Retriever
 from twotower.training.settings import StageSettings, TrainerSettings
+from twotower.training.warm_towers import Warm, measured, old_version
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +66,13 @@ class Trained:
         retriever: The model with its columns and item vectors.
         frequency: Item counts that its loss was corrected with.
         fitted: What became of the training.
+        space: In which space its vectors lie.
     """
 
     retriever: Retriever
     frequency: ItemFrequency
     fitted: Fitted
+    space: Space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +100,7 @@ def train_retrieval(
     objective: RetrievalObjective,
     batches: TrainingBatches,
     settings: StageSettings,
+    warm: Warm | None = None,
 ) -> Trained:
     """Train the two towers on the training events.
 
@@ -105,6 +111,7 @@ def train_retrieval(
         objective: Loss and negatives.
         batches: What an example is.
         settings: Of the stage.
+        warm: What towers that went on from earlier ones are compared with, or None.
 
     Raises:
         LeakError: When the item frequencies have seen more than the training part.
@@ -127,6 +134,7 @@ def train_retrieval(
         )
         return {f"{RETRIEVAL}/validation/{name}": value for name, value in means.items()}
 
+    old = None if warm is None else old_version(context, model, columns, queries, warm)
     task = RetrievalTask(
         model=model,
         objective=objective,
@@ -134,6 +142,7 @@ def train_retrieval(
         item_probability=torch.from_numpy(frequency.probability()),
         optimizer=settings.optimizer,
         ranks=context.ranks,
+        aligned=_aligned(warm, old),
     )
     examples = batches.examples(prepared, columns, model)
     fitted = _fit(context, RETRIEVAL, task, examples, evaluate, settings)
@@ -145,7 +154,16 @@ def train_retrieval(
         remove_seen=context.evaluation.remove_seen,
         ranks=context.ranks,
     )
-    return Trained(retriever=retriever, frequency=frequency, fitted=fitted)
+    space = new_space(model)
+    if warm is not None and old is not None:
+        space = measured(context, retriever, queries, warm, old)
+    return Trained(retriever=retriever, frequency=frequency, fitted=fitted, space=space)
+
+
+def _aligned(warm: Warm | None, old: OldVersion | None) -> Aligned | None:
+    if warm is None or old is None:
+        return None
+    return Aligned(alignment=warm.alignment, frozen=old.items)
 
 
 def train_ranking(
@@ -175,7 +193,7 @@ def train_ranking(
         The trained stage.
     """
     columns = context.columns(inputs)
-    if retriever is not None:
+    if retriever is not None and context.carried is None:
         reused = start_from_tables(model, retriever.model)
         log.info("Ranker: tables that start from the retrieval's: %s", ", ".join(reused) or "none")
     training = ranking_examples(context, source, TRAIN, model, columns, retriever)
@@ -262,6 +280,7 @@ def _fit(
     )
     if context.trainer.device().type == "cpu":
         keep_freed_memory()
+    task.carried = context.carried
     return fit_stage(
         stage=stage,
         task=task,

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from twotower.losses.ranks import Ranks
+from twotower.training.carried import Carried
 from twotower.training.distributed import DistributedRanks, average_tables, tables_apart
 from twotower.training.optimizers import OptimizerSettings
 from twotower.training.split_tables import TABLES, SplitTables
@@ -30,6 +31,7 @@ class StageTask(pl.LightningModule):
         self.settings = optimizer
         self.ranks = ranks
         self.split: SplitTables | None = None
+        self.carried: Carried | None = None
         self._saved_tables = ""
 
     @property
@@ -59,6 +61,8 @@ class StageTask(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Both optimizers behind one, with the schedule stepped every batch."""
         optimizer = self.settings.optimizer(self)
+        if self.carried is not None:
+            self.carried.restore(optimizer, self.get_submodule("model"))
         num_steps = int(self.trainer.estimated_stepping_batches)
         schedule = self.settings.schedule(optimizer, num_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
