@@ -90,7 +90,8 @@ def _regress(
 
 def _blocks(chosen: Tensor) -> Sequence[Tensor]:
     """Places that are chosen (N,), some at a time."""
-    return torch.split(chosen.nonzero().flatten(), BLOCK)
+    places = chosen.nonzero().flatten()
+    return torch.split(places, BLOCK) if len(places) else ()
 
 
 def _content(

@@ -211,3 +211,41 @@ def test_numbers_out_of_range(given: dict[str, int]) -> None:
     name, value = list(given.items())[-1]
     with pytest.raises(ValueError, match=re.escape(f"{name}={value}")):
         StreamingFrequency(**given)
+
+
+@pytest.mark.parametrize("num_hashes", [1, 2])
+def test_the_estimate_goes_on_under_other_rows(num_hashes):
+    """As if the items had always had the rows of the second window."""
+    generator = torch.Generator().manual_seed(0)
+    first = [torch.randint(0, 20, (16,), generator=generator) for _ in range(30)]
+    second = [torch.randint(0, 20, (16,), generator=generator) for _ in range(5)]
+    new_row = torch.randperm(20, generator=generator) + 3  # rows 0 to 2 are new items
+    before = StreamingFrequency(num_buckets=1000, num_hashes=num_hashes)
+    whole = StreamingFrequency(num_buckets=2000, num_hashes=num_hashes)
+    for batch in first:
+        before.update(batch)
+        whole.update(new_row[batch])
+    later = StreamingFrequency(num_buckets=2000, num_hashes=num_hashes)
+    later.go_on(before.state_dict(), torch.arange(20), new_row)
+    for batch in second:
+        later.update(new_row[batch])
+        whole.update(new_row[batch])
+    rows = torch.arange(23)
+    torch.testing.assert_close(later.probability(rows), whole.probability(rows))
+    assert (later.probability(rows[:3]) <= 1 / later.clock).all()
+
+
+def test_of_items_in_one_bucket_the_frequent_one_goes_on():
+    before = StreamingFrequency(num_buckets=10)
+    before.update(torch.tensor([0, 1, 1, 1, 2, 2]))
+    later = StreamingFrequency(num_buckets=1)
+    later.go_on(before.state_dict(), torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2]))
+    assert later.probability(torch.tensor([0])).item() == pytest.approx(0.5)
+
+
+def test_another_number_of_hashes_is_refused():
+    before = StreamingFrequency(num_buckets=10, num_hashes=2)
+    with pytest.raises(ValueError, match=r"1 `num_hashes`, .* has 2"):
+        StreamingFrequency(num_buckets=10).go_on(
+            before.state_dict(), torch.arange(2), torch.arange(2)
+        )
