@@ -50,20 +50,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--users", type=int, default=2000)
     parser.add_argument("--items", type=int, default=1000)
+    parser.add_argument("--slates", type=float, default=40, help="a user, in both windows")
     options = parser.parse_args(argv)
     found = []
     for seed in options.seeds:
         work = options.work.resolve() / f"seed-{seed}"
         work.mkdir(parents=True, exist_ok=True)
-        found.append(one_seed(work, seed, options.users, options.items, options.epochs))
+        found.append(one_seed(work, seed, options))
         print(json.dumps(found[-1], indent=1), flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"seeds": found}, indent=1) + "\n")
 
 
-def one_seed(work: Path, seed: int, users: int, items: int, epochs: int) -> dict[str, object]:
+def one_seed(work: Path, seed: int, options: argparse.Namespace) -> dict[str, object]:
     """Figures of one world."""
-    write_world(work, seed, users, items)
+    write_world(work, seed, options.users, options.items, options.slates)
+    epochs = options.epochs
     train(work, "world", "before", seed, "bundles")
     train(work, "cold", "after", seed, "cold-bundles")
     status = retrain(work, "after", epochs)
@@ -80,12 +82,27 @@ def one_seed(work: Path, seed: int, users: int, items: int, epochs: int) -> dict
     cold_seconds = seconds_of(work / "runs" / "cold" / "latest")
     warm_seconds = report["seconds"]
     broken = retrain(work, "broken", epochs)
+    steps = {
+        name: {
+            stage: json.loads((run / stage / "finished.json").read_text())["steps"]
+            for stage in ("retrieval", "ranking")
+        }
+        for name, run in (
+            ("cold", work / "runs" / "cold" / "latest"),
+            ("warm", Path(report["run"])),
+        )
+    }
     return {
         "seed": seed,
+        "world": {"users": options.users, "items": options.items, "slates": options.slates},
+        "steps": steps,
         "status": status,
         "broken_status": broken,
         "published_is_still_warm": (warm / "current").resolve().name == Path(report["new"]).name,
         "seconds": {"cold": cold_seconds, "warm": warm_seconds},
+        "share_of_steps": {
+            stage: steps["warm"][stage] / steps["cold"][stage] for stage in steps["cold"]
+        },
         "share_of_time": sum(warm_seconds.values()) / sum(cold_seconds.values()),
         "cold_and_warm": [asdict(one) for one in compared],
         "old_and_warm": report["compared"],
@@ -93,13 +110,13 @@ def one_seed(work: Path, seed: int, users: int, items: int, epochs: int) -> dict
     }
 
 
-def write_world(work: Path, seed: int, users: int, items: int) -> None:
+def write_world(work: Path, seed: int, users: int, items: int, slates: float) -> None:
     """Windows before and after the shift, and the second one broken."""
     source = SyntheticSource(
         num_users=users,
         num_items=items,
         num_days=60,
-        slates_per_user=40,
+        slates_per_user=slates,
         slate_size=10,
         seed=seed,
         drift=Drift(start_share=SHIFT_AT, taste_shift=TASTE_SHIFT),

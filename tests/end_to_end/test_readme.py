@@ -130,6 +130,21 @@ def test_a_command_is_right(line):
     check_line(line)
 
 
+RETRAINING = (ROOT / "docs" / "retraining.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        line
+        for block in re.findall(r"^```bash\n(.*?)^```$", RETRAINING, flags=re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+    ],
+)
+def test_a_command_of_the_page_on_retraining_is_right(line):
+    check_line(line)
+
+
 @pytest.mark.parametrize(
     "line",
     [

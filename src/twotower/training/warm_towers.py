@@ -19,6 +19,8 @@ from twotower.training.retriever import Retriever
 
 log = logging.getLogger(__name__)
 
+ITEMS_A_PLACE = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Warm:
@@ -69,7 +71,8 @@ def measured(
         warm: About the earlier run.
         old: Its vectors.
     """
-    k = max(context.evaluation.ks)
+    # Of lists that hold a large part of the items everything is recalled.
+    k = max(1, min(max(context.evaluation.ks), int(warm.known.sum()) // ITEMS_A_PLACE))
     recall = cross_version_recall(
         old,
         items=retriever.items,
