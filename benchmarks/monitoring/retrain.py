@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("retrain-benchmark"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--users", type=int, default=2000)
     parser.add_argument("--items", type=int, default=1000)
     parser.add_argument("--slates", type=float, default=40, help="a user, in both windows")
@@ -65,45 +67,49 @@ def main(argv: Sequence[str] | None = None) -> None:
 def one_seed(work: Path, seed: int, options: argparse.Namespace) -> dict[str, object]:
     """Figures of one world."""
     write_world(work, seed, options.users, options.items, options.slates)
-    epochs = options.epochs
-    train(work, "world", "before", seed, "bundles")
-    train(work, "cold", "after", seed, "cold-bundles")
-    status = retrain(work, "after", epochs)
-    warm = work / "bundles" / "world"
-    report = json.loads(newest_report(work).read_text())
-    bundles = {
-        "cold": Recommender(open_bundle(work / "cold-bundles" / "cold")),
-        "warm": Recommender(open_bundle(warm)),
-    }
-    prepared = load_run(Path(report["run"])).prepared
-    compared = compare_bundles(
-        bundles["cold"], bundles["warm"], prepared, EvaluationSettings(ks=(10, 20, 100))
-    )
-    cold_seconds = seconds_of(work / "runs" / "cold" / "latest")
-    warm_seconds = report["seconds"]
-    broken = retrain(work, "broken", epochs)
-    steps = {
-        name: {
-            stage: json.loads((run / stage / "finished.json").read_text())["steps"]
-            for stage in ("retrieval", "ranking")
-        }
-        for name, run in (
-            ("cold", work / "runs" / "cold" / "latest"),
-            ("warm", Path(report["run"])),
-        )
-    }
+    train(work, "world", "before", seed)
+    train(work, "cold", "after", seed)
+    cold = figures_of(work / "runs" / "cold" / "latest")
+    warm = {str(epochs): one_length(work, epochs, cold) for epochs in options.epochs}
+    shop = work / f"epochs-{options.epochs[-1]}"
+    before = (shop / "bundles" / "world" / "current").resolve()
+    status = retrain(work, shop, "broken", options.epochs[-1])
     return {
         "seed": seed,
         "world": {"users": options.users, "items": options.items, "slates": options.slates},
-        "steps": steps,
-        "status": status,
-        "broken_status": broken,
-        "published_is_still_warm": (warm / "current").resolve().name == Path(report["new"]).name,
-        "seconds": {"cold": cold_seconds, "warm": warm_seconds},
-        "share_of_steps": {
-            stage: steps["warm"][stage] / steps["cold"][stage] for stage in steps["cold"]
+        "cold": cold,
+        "warm": warm,
+        "broken": {
+            "status": status,
+            "published_as_before": (shop / "bundles" / "world" / "current").resolve() == before,
+            "reasons": newest_report(shop)["reasons"],
         },
-        "share_of_time": sum(warm_seconds.values()) / sum(cold_seconds.values()),
+    }
+
+
+def one_length(work: Path, epochs: int, cold: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """What a retraining of so many epochs gives, beside the training anew."""
+    shop = work / f"epochs-{epochs}"
+    if shop.exists():
+        shutil.rmtree(shop)
+    shutil.copytree(work / "bundles", shop / "bundles", symlinks=True)
+    status = retrain(work, shop, "after", epochs)
+    report = newest_report(shop)
+    compared = compare_bundles(
+        Recommender(open_bundle(work / "bundles" / "cold")),
+        Recommender(open_bundle(shop / "bundles" / "world")),
+        load_run(Path(report["run"])).prepared,
+        EvaluationSettings(ks=(10, 20, 100)),
+    )
+    warm = figures_of(Path(report["run"]))
+    return {
+        "status": status,
+        "cost": warm,
+        "share_of_cold": {
+            what: sum(warm[what].values()) / sum(cold[what].values())
+            for what in ("seconds", "steps")
+        },
+        "quality_of_cold": {one.name: one.new.value / one.old.value for one in compared},
         "cold_and_warm": [asdict(one) for one in compared],
         "old_and_warm": report["compared"],
         "space": report["space"],
@@ -142,38 +148,43 @@ def write_world(work: Path, seed: int, users: int, items: int, slates: float) ->
     pq.write_table(broken, work / "broken.parquet")
 
 
-def train(work: Path, name: str, window: str, seed: int, bundles: str) -> None:
-    """Train both stages anew and publish."""
+def train(work: Path, name: str, window: str, seed: int) -> None:
+    """Train both stages anew and publish; what is there is not made again."""
+    if (work / "bundles" / name / "current").exists():
+        return
     tables = {"interactions": window, "users": "users", "items": f"items-{window}"}
     paths = [f"data.{kind}={work / file}.parquet" for kind, file in tables.items()]
     settings = ["training.ranking.batch_size=512", "trainer.accelerator=cpu", "quiet=true"]
     command(work, "train", f"name={name}", f"seed={seed}", *DATA, *paths, *settings)
-    run = f"run={work / 'runs' / name / 'latest'}"
-    command(work, "export", run, f"output_dir={bundles}", *EXPORT)
+    command(work, "export", f"run={work / 'runs' / name / 'latest'}", *EXPORT)
 
 
-def retrain(work: Path, window: str, epochs: int) -> int:
-    """Retrain the published bundle; the exit status."""
+def retrain(work: Path, shop: Path, window: str, epochs: int) -> int:
+    """Retrain the bundle that is published in a folder; the exit status."""
     items = "after" if window == "broken" else window
     return command(
-        work,
+        shop,
         *("retrain", "bundle=bundles/world", f"interactions={work / window}.parquet"),
         *(f"items={work}/items-{items}.parquet", f"max_epochs={epochs}", *EXPORT),
         allowed=(0, 3),
     )
 
 
-def newest_report(work: Path) -> Path:
-    """Of the retraining that was published."""
-    return max(
-        work.glob("runs/world/retrain-*/retrain.json"), key=lambda path: path.stat().st_mtime
-    )
+def newest_report(shop: Path) -> dict[str, Any]:
+    """What the last retraining in a folder said."""
+    reports = shop.glob("runs/world/retrain-*/retrain.json")
+    report: dict[str, Any] = json.loads(max(reports, key=lambda p: p.stat().st_mtime).read_text())
+    return report
 
 
-def seconds_of(run: Path) -> dict[str, float]:
-    """Training time by stage."""
-    figures = json.loads((run / "metrics.json").read_text())
-    return {stage: figures[f"{stage}/train/seconds"] for stage in ("retrieval", "ranking")}
+def figures_of(run: Path) -> dict[str, dict[str, float]]:
+    """Seconds and steps of training by stage, evaluation of the epochs included."""
+    found: dict[str, dict[str, float]] = {"seconds": {}, "steps": {}}
+    for stage in ("retrieval", "ranking"):
+        fitted = json.loads((run / stage / "finished.json").read_text())
+        for what, of_what in found.items():
+            of_what[stage] = fitted[what]
+    return found
 
 
 def command(work: Path, *words: str, allowed: Sequence[int] = (0,)) -> int:

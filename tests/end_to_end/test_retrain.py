@@ -101,7 +101,7 @@ def test_the_next_version_is_published_and_the_last_one_kept(renewed):
     assert Path(report["old"]).name == before
     assert Path(report["new"]).name == shop.current
     compared = {one["name"]: one for one in report["compared"]}
-    assert compared["two_stage/ndcg@5"]["difference"]["low"] > 0
+    assert compared["retrieval/recall@20"]["difference"]["low"] > 0
     assert all(gate["passed"] for gate in report["gates"])
 
 
@@ -236,26 +236,29 @@ def run_child(shop: Shop, deadly: int) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def num_steps(made, tmp_path_factory) -> int:
+    """Steps in the file system of a retraining that nobody disturbs."""
+    done = run_child(copy(made, tmp_path_factory.mktemp("whole")), 0)
+    status, steps = json.loads(done.stdout.splitlines()[-1])
+    assert status == 0, done.stderr
+    return steps
+
+
 @pytest.mark.parametrize(
     "share",
-    [0.62, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.04, 0.21, 0.4, 0.8, 0.9, 0.97))],
+    [0.62, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.04, 0.21, 0.4, 0.8, 0.93, 0.99))],
 )
-def test_a_killed_retraining_hurts_nothing_and_goes_on(made, tmp_path, share):
+def test_a_killed_retraining_hurts_nothing_and_goes_on(made, num_steps, tmp_path, share):
     """Killed by SIGKILL at a step in the file system; then made again with the same words."""
-    whole = copy(made, tmp_path / "whole") if share == 0.04 else None
-    num_steps = NUM_STEPS
-    if whole is not None:
-        _, num_steps = json.loads(run_child(whole, 0).stdout.splitlines()[-1])
-        assert num_steps == pytest.approx(NUM_STEPS, rel=0.3)
     shop = copy(made, tmp_path)
     before = shop.current
     killed = run_child(shop, int(share * num_steps))
     assert killed.returncode == -9, killed.stderr
     assert shop.current == before
     again = run_child(shop, 0)
-    assert json.loads(again.stdout.splitlines()[-1])[0] == 0, again.stderr
+    status, steps = json.loads(again.stdout.splitlines()[-1])
+    assert status == 0, again.stderr
+    assert steps < num_steps or share < 0.3  # what was done is not done again
     assert shop.current != before
     assert not [p for p in shop.bundle.iterdir() if p.name.startswith((".staging", ".current"))]
-
-
-NUM_STEPS = 1000

@@ -210,7 +210,8 @@ def training_config(cfg: DictConfig, bundle: Bundle, run: Path) -> DictConfig:
         "evict": cfg.evict_vanished,
     }
     digest = blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=6).hexdigest()
-    training.output_dir = str(Path(cfg.output_dir) / training.name / f"retrain-{digest}")
+    folder = Path(cfg.output_dir).resolve() / training.name
+    training.output_dir = str(folder / f"retrain-{digest}")
     return training
 
 
