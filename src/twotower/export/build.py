@@ -13,8 +13,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from twotower.data.prepared import FEATURES_FOLDER, Prepared
+from twotower.data.prepared import Prepared
 from twotower.export import manifest as names
+from twotower.export.checks import check_features, check_precision
 from twotower.export.data_files import catalogue_only, counts, write_data
 from twotower.export.gates import (
     INDEX_RECALL,
@@ -28,7 +29,7 @@ from twotower.export.gates import (
     known,
 )
 from twotower.export.golden import Requests, impression_requests
-from twotower.export.manifest import FORMAT, BundleError, Manifest
+from twotower.export.manifest import FORMAT, Manifest
 from twotower.export.parts import ExportParts as ExportParts
 from twotower.export.screen_stage import Screen, export_screen
 from twotower.export.stages import (
@@ -39,10 +40,7 @@ from twotower.export.stages import (
     golden_answers,
 )
 from twotower.export.writer import BundleWriter, bundle_writer, publish, published
-from twotower.features.pipeline import FeaturePipeline
 from twotower.index.base import IndexBuilder
-
-PRECISIONS = ("float32", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +135,8 @@ def staged_bundle(
         ranker_precision: See there.
         progress: See there.
     """
-    _check_precision(parts, ranker_precision)
-    _check_features(parts)
+    check_precision(parts, ranker_precision)
+    check_features(parts)
     data = catalogue_only(parts.prepared)
     with (
         tqdm(total=_num_steps(parts, ranker_precision), disable=not progress, leave=False) as bar,
@@ -205,30 +203,6 @@ def _manifest(
         space=None if retrieval is None else parts.space or retrieval.tower_hash,
         run=parts.run,
     )
-
-
-def _check_precision(parts: ExportParts, ranker_precision: str) -> None:
-    if ranker_precision not in PRECISIONS:
-        allowed = ", ".join(PRECISIONS)
-        raise ValueError(f"ranker_precision: must be one of {allowed}, got {ranker_precision!r}")
-    if ranker_precision == "int8" and (parts.two_tower is None or parts.ranker is None):
-        raise ValueError(
-            "ranker_precision: int8 screens the candidates of a retrieval for a ranker; the run "
-            f"has {' and '.join(parts.stages)} alone"
-        )
-
-
-def _check_features(parts: ExportParts) -> None:
-    """The encoded columns are those of the data set, so its features must be those of the run."""
-    folder = parts.prepared.folder / FEATURES_FOLDER
-    found, expected = FeaturePipeline.load(folder).digest(), parts.pipeline.digest()
-    if found != expected:
-        raise BundleError(
-            [
-                f"{folder}: digest of the features {found}, the run was trained with {expected}; "
-                "train again on this data set"
-            ]
-        )
 
 
 def _retrieval(

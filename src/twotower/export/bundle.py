@@ -236,16 +236,12 @@ def _tower_problems(folder: Path, manifest: Manifest, digests: Mapping[str, str]
     if towers != expected:
         problems.append(f"{folder}: towers with the digest {towers}, the manifest names {expected}")
     index = _belonging(folder / names.TOWER)
-    if index.get(names.TOWER_HASH) != expected:
-        problems.append(
-            f"{folder / names.INDEX}: an index of the towers {index.get(names.TOWER_HASH)}, the "
-            f"manifest names {expected}"
-        )
-    elif index.get(names.SPACE) != manifest.space:
-        problems.append(
-            f"{folder / names.INDEX}: vectors of the space {index.get(names.SPACE)}, the manifest "
-            f"names {manifest.space}"
-        )
+    owner, space = index.get(names.TOWER_HASH), index.get(names.SPACE)
+    found = f"an index of the towers {owner}, the manifest names {expected}"
+    if owner == expected:
+        found = f"vectors of the space {space}, the manifest names {manifest.space}"
+    if (owner, space) != (expected, manifest.space):
+        problems.append(f"{folder / names.INDEX}: {found}")
     return problems
 
 

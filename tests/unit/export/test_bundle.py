@@ -151,6 +151,15 @@ def test_an_index_of_another_tower_is_refused(copy: Path, resign: Callable[..., 
     assert len(caught.value.problems) == 1
 
 
+def test_an_index_of_another_space_is_refused(copy: Path, resign: Callable[..., None]) -> None:
+    path, own = copy / "index" / "tower.json", read_manifest(copy).space
+    assert own is not None
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"space": "f00d"}))
+    resign(copy)
+    with pytest.raises(BundleError, match=f"vectors of the space f00d, the manifest names {own}"):
+        open_bundle(copy)
+
+
 @pytest.mark.parametrize("content", [None, "[]", "{", "{}"])
 def test_an_index_that_names_no_tower_is_refused(
     copy: Path, resign: Callable[..., None], content: str | None
