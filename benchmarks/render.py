@@ -239,6 +239,7 @@ def document() -> str:
         *negative_sampling(),
         *measured("Speed", "speed"),
         *measured("Serving", "serving"),
+        *measured("Monitoring", "monitoring"),
         "## Whole experiments",
         "",
         *end_to_end(),

@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ from twotower.serving.comparison import compare_bundles
 from twotower.serving.recommender import Recommender
 
 SHIFT_AT, TASTE_SHIFT = 0.5, 0.5
-HELD_OUT = 0.2  # of a window: validation and test
+JUDGED = "two_stage/ndcg@10"
+CROSSED = ("old_queries_new_items", "new_queries_old_items")
+HELD_OUT = 0.1  # of a window: its test part, which is not broken
 DATA = ["data=tables", "data.label.column=label", "data.context=[position,device]"]
 EXPORT = ["index=flat", "index.device=cpu", "gates.max_calibration_error=null", "quiet=true"]
 
@@ -53,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--users", type=int, default=2000)
     parser.add_argument("--items", type=int, default=1000)
     parser.add_argument("--slates", type=float, default=40, help="a user, in both windows")
+    parser.add_argument("--device", default="AMD EPYC (Zen 4), one core")
     options = parser.parse_args(argv)
     found = []
     for seed in options.seeds:
@@ -61,7 +65,70 @@ def main(argv: Sequence[str] | None = None) -> None:
         found.append(one_seed(work, seed, options))
         print(json.dumps(found[-1], indent=1), flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"seeds": found}, indent=1) + "\n")
+    options.out.write_text(json.dumps(kept(found, options), indent=1) + "\n")
+
+
+COLUMNS = {
+    "seed": "",
+    "version": "",
+    "seconds": ".1f",
+    "steps": ",",
+    "share_of_seconds": ".0%",
+    "two_stage/ndcg@10": ".4f",
+    "two_stage/recall@10": ".4f",
+    "retrieval/recall@100": ".4f",
+    "retrieval/recall@200": ".4f",
+    "new_items_recall@200": ".4f",
+    "share_of_quality": ".1%",
+    "old_queries_new_items": ".4f",
+    "new_queries_old_items": ".4f",
+    "status": "",
+}
+
+
+def kept(found: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """The form of all results: a table of what each version is worth."""
+    rows: list[dict[str, Any]] = []
+    for one in found:
+        first = next(iter(one["warm"].values()))
+        old = {c["name"]: c["old"]["value"] for c in first["old_and_warm"]}
+        cold = {c["name"]: c["old"]["value"] for c in first["cold_and_warm"]}
+        shown = {"seed": one["seed"]}
+        rows.append(shown | {"version": "before the shift"} | figures(old))
+        cost = {what: sum(of_stage.values()) for what, of_stage in one["cold"].items()}
+        rows.append(shown | {"version": "cold", **cost} | figures(cold))
+        for epochs, warm in one["warm"].items():
+            values = {c["name"]: c["new"]["value"] for c in warm["cold_and_warm"]}
+            values |= {c["name"]: c["new"]["value"] for c in warm["old_and_warm"]}
+            cost = {what: sum(of_stage.values()) for what, of_stage in warm["cost"].items()}
+            rows.append(
+                shown
+                | {"version": f"warm, {epochs} epochs", **cost, "status": str(warm["status"])}
+                | {"share_of_seconds": warm["share_of_cold"]["seconds"]}
+                | {"share_of_quality": values[JUDGED] / cold[JUDGED]}
+                | {name: warm["space"]["recall"][name] for name in CROSSED}
+                | figures(values)
+            )
+        broken = {"version": "warm, shuffled items", "status": str(one["broken"]["status"])}
+        rows.append(shown | broken)
+    scale = f"--users {options.users} --items {options.items} --slates {options.slates:g}"
+    seeds, epochs = (" ".join(map(str, given)) for given in (options.seeds, options.epochs))
+    return {
+        "title": "Retraining after a shift of tastes",
+        "command": f"python benchmarks/monitoring/retrain.py {scale} --seeds {seeds} "
+        f"--epochs {epochs} --out benchmarks/results/monitoring/retrain.json",
+        "device": options.device,
+        "date": datetime.now(UTC).date().isoformat(),
+        "columns": COLUMNS,
+        "rows": rows,
+        "seeds": list(found),
+    }
+
+
+def figures(values: Mapping[str, float]) -> dict[str, float]:
+    """Those of a row."""
+    named = {name.replace("retrieval/new_items", "new_items"): v for name, v in values.items()}
+    return {name: named[name] for name in COLUMNS if name in named}
 
 
 def one_seed(work: Path, seed: int, options: argparse.Namespace) -> dict[str, object]:
