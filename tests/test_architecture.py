@@ -62,6 +62,7 @@ HOMES = {
     "pydantic_core": ("serving",),
     "prometheus_client": ("serving",),
     "matplotlib": ("training", "monitoring", "cli"),
+    "datasketches": ("monitoring",),
     "optuna": ("training", "cli"),
     "torchrec": ("training",),
     "fbgemm_gpu": ("training",),
@@ -83,7 +84,10 @@ HOMES = {
 }
 
 # Folders whose files load without torch, and the files among them that are about tensors.
-WITHOUT_TORCH = ("data", "features", "metrics", "serving", "planning", "config", "config_files")
+WITHOUT_TORCH = (
+    *("data", "features", "metrics", "serving", "monitoring", "planning", "config"),
+    "config_files",
+)
 # What `--help` loads; these import the stages inside their function.
 COMMAND_FILES = tuple(f"cli/{name}.py" for name in ("main", "run", *COMMANDS))
 TENSOR_FILES = (

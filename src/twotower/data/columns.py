@@ -136,7 +136,13 @@ def to_timestamps(column: Column) -> Converted:
 
 
 def to_numbers(
-    column: Column, *, text: bool, minimum: float, maximum: float, allowed: str
+    column: Column,
+    *,
+    text: bool,
+    minimum: float,
+    maximum: float,
+    allowed: str,
+    may_lack: bool = False,
 ) -> Converted:
     """Numbers as float32 between two bounds, both included.
 
@@ -146,6 +152,7 @@ def to_numbers(
         minimum: Smallest allowed value.
         maximum: Largest allowed value.
         allowed: Both bounds in words.
+        may_lack: Whether a row without a value is right.
     """
     unreadable = _none(column)
     kind = column.type
@@ -162,7 +169,7 @@ def to_numbers(
     bad = pc.or_(outside, missing)
     values = pc.if_else(bad, pa.scalar(None, pa.float64()), numbers).cast(pa.float32())
     faults = _in_order(
-        _faults("without a value", allowed, missing),
+        () if may_lack else _faults("without a value", allowed, missing),
         _faults("that are no number", allowed, unreadable),
         _faults("outside the range", allowed, outside),
     )

@@ -45,6 +45,7 @@ class Plan:
         names: Columns in canonical form, in the order of messages.
         kinds: What the columns of text could be whose type is read off the values.
         problems: What the names of the columns tell already.
+        label_may_lack: Whether a row may have no label yet; such a log can be watched, not learned.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Plan:
     names: tuple[str, ...]
     kinds: Mapping[str, TextKind]
     problems: tuple[str, ...]
+    label_may_lack: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,14 @@ def _convert(name: str, raw: RawTable, source: str, plan: Plan) -> Converted:
     if name == LABEL and label is not None:
         low, high = label.minimum, label.maximum
         allowed = f"numbers from {low:g} to {high:g} (data.label.minimum, data.label.maximum)"
-        return to_numbers(column, text=text, minimum=low, maximum=high, allowed=allowed)
+        return to_numbers(
+            column,
+            text=text,
+            minimum=low,
+            maximum=high,
+            allowed=allowed,
+            may_lack=plan.label_may_lack,
+        )
     return Converted(values=column)
 
 

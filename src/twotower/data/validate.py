@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -51,6 +51,7 @@ def build_tables(
     *,
     workers: Workers | None = None,
     sink: Sink | None = None,
+    label_may_lack: bool = False,
 ) -> Tables:
     """Map, convert and check all tables of a data set.
 
@@ -60,6 +61,7 @@ def build_tables(
         reading: Names, label, context, and what happens to bad rows.
         workers: Who converts the pieces.
         sink: Takes the interactions piece by piece; they are left out of the result then.
+        label_may_lack: Whether a row may have no label yet.
 
     Raises:
         DataError: Lists everything that is wrong with any of the tables.
@@ -73,6 +75,7 @@ def build_tables(
     for kind, table in present.items():
         required = required_columns(kind, frozenset(raw), reading) - set(broken)
         plan = _plan(kind, table, required, reading, workers)
+        plan = replace(plan, label_may_lack=label_may_lack)
         task = partial(check_piece, plan, sink if kind == INTERACTIONS else None)
         pieces = list(workers.map(task, [*enumerate(table.pieces)])) if plan.names else []
         checked[kind] = _Whole.of(plan, table, pieces)
