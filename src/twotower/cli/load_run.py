@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from twotower.losses.calibration import Calibration
 from twotower.models.dcn import DCNv2
 from twotower.models.tables import halve_tables
 from twotower.models.two_tower import TwoTower
+from twotower.monitoring.reference import write_reference
 from twotower.training.cross_version import Space
 from twotower.training.fit import BEST, FINISHED
 from twotower.training.run_folder import CONFIG, PREPARED, RANKER_STATE
@@ -68,6 +70,7 @@ class LoadedRun:
             figures=figures,
             space=None if space is None else space.space,
             run=str(self.folder.resolve()),
+            describe=partial(write_reference, pipeline=self.pipeline),
         )
 
 

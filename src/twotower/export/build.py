@@ -148,6 +148,9 @@ def staged_bundle(
         ranking = _ranking(parts, data, writer.folder, requests, retrieval, bar)
         golden_answers(data, requests, retrieval, ranking).save(writer.folder / names.GOLDEN)
         screen = _screen(parts, data, writer.folder, num_candidates, ranker_precision, bar)
+        if parts.describe is not None:
+            bar.set_description("export: reference")
+            parts.describe(writer.folder, data)
         measured = Measured(
             figures=_figures(parts, retrieval, ranking, screen),
             stages=parts.stages,

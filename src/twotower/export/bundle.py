@@ -15,6 +15,8 @@
 ``item_tower.onnx``          item to a vector
 ``ranker.onnx``              user, context, history and candidate to a probability
 ``ranker_int8.onnx``         the same nearly, and faster, to screen the candidates; only on demand
+``reference/``               profiles of the training and validation part, which monitoring holds
+                             later data against
 ``golden.npz``               requests with the answers that the models gave before the export
 ===========================  ====================================================================
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from twotower.data.prepared import Prepared
 from twotower.features.pipeline import FeaturePipeline
@@ -24,6 +25,9 @@ class ExportParts:
         calibration: From the ranker's logits to probabilities; None without one.
         remove_seen: Whether items that a user took before are kept out of the recommendations.
         figures: Metrics of the run by name.
+        describe: Adds files to the bundle that only later stages can write, such as the reference
+            of monitoring, once the models are written; it is given the folder of the bundle and
+            the data set with the events of the catalogue alone.
         space: Name of the space that the towers' vectors lie in; None for one of their own.
         run: Folder of the run, None where there is none.
 
@@ -38,6 +42,7 @@ class ExportParts:
     calibration: Calibration | None
     remove_seen: bool
     figures: Mapping[str, float]
+    describe: Callable[[Path, Prepared], None] | None = None
     space: str | None = None
     run: str | None = None
 

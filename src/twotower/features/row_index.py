@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 Array = npt.NDArray[Any]
 
@@ -79,6 +80,27 @@ class RowIndex:
             for text, hashed, place in zip(values, hashes, places, strict=True)
         ]
         return np.array(found, np.int64)
+
+    def find(self, values: pa.Array) -> npt.NDArray[np.int64]:
+        """Rows of many values (n,), -1 where they are unknown; faster than `rows` for a column.
+
+        Args:
+            values: (n,) of the type of the values, none of them null.
+        """
+        if self._built is None:
+            self.build()
+        keys, order = self._built or self._sorted()
+        if self.is_integer or not len(keys) or not len(values):
+            return self.rows(values.to_numpy() if self.is_integer else values)
+        hashes = np.concatenate([*_hashes(values)])
+        places = np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)
+        found = np.where(keys[places] == hashes, order[places], UNKNOWN).astype(np.int64)
+        likely = np.flatnonzero(found != UNKNOWN)
+        here = self.values.take(pa.array(found[likely])).cast(values.type)
+        differs = pc.not_equal(here, values.take(pa.array(likely)))
+        for place in likely[differs.to_numpy(zero_copy_only=False)]:  # two texts of one hash
+            found[place] = self.row(values[int(place)].as_py())
+        return found
 
     def _text(self, text: int | str, hashed: int, place: int, keys: Array, order: Array) -> int:
         """Row of a text among those of its hash, the first of which stands in a place."""
