@@ -214,7 +214,23 @@ class PlanConfig:
     quiet: bool = False
 
 
+@dataclass
+class MonitorConfig:
+    """Fields that `monitor` reads."""
+
+    bundle: str = MISSING
+    interactions: str = MISSING
+    users: str | None = None
+    items: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    on_bad_rows: str = "fail"
+    max_repeated: float = 0.01
+    output_dir: str = "monitoring"
+    quiet: bool = False
+    data_drift: Any = MISSING
+
+
 SCHEMAS = (
     *(TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, ExplainConfig, ServeConfig),
-    *(EmbedConfig, BatchConfig, LookupConfig, PlanConfig, RetrainConfig),
+    *(EmbedConfig, BatchConfig, LookupConfig, PlanConfig, MonitorConfig, RetrainConfig),
 )

@@ -23,6 +23,7 @@ COMMANDS = {
     "lookup": "store and user -> table of items",
     "serve": "bundle -> answers over HTTP",
     "embed": "encoder and items -> items with content vectors",
+    "monitor": "bundle and window of logs -> what has drifted; exit status 3 on alert",
     "plan": "numbers of users and items -> memory, GPUs, hours, cores, index",
     "doctor": "check this machine and say how to mend it",
 }

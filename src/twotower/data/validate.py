@@ -56,7 +56,7 @@ def build_tables(
     """Map, convert and check all tables of a data set.
 
     Args:
-        raw: The tables asked for: ``interactions`` and, optionally, ``users`` and ``items``; the
+        raw: The tables asked for, of ``interactions``, ``users`` and ``items``; the
             error where a table could not be read, so that it is reported with all the others.
         reading: Names, label, context, and what happens to bad rows.
         workers: Who converts the pieces.
@@ -88,7 +88,7 @@ def build_tables(
     tables = {kind: table.table for kind, table in checked.items()}
     rejected = [one for table in checked.values() for one in table.rejected]
     return Tables(
-        interactions=tables[INTERACTIONS],
+        interactions=tables.get(INTERACTIONS, pa.table({})),
         users=tables.get(USERS),
         items=tables.get(ITEMS),
         label=reading.label,

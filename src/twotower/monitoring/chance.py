@@ -24,7 +24,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import gamma
+
+ROUNDING = 1e-9
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -59,7 +60,7 @@ class Judged:
 def signs(num_draws: int, num_groups: int, seed: int) -> Floats:
     """Random signs (M, G)."""
     drawn = np.random.default_rng(seed).integers(0, 2, (num_draws, num_groups))
-    return drawn * 2.0 - 1.0
+    return np.asarray(2.0 * drawn - 1.0, np.float64)
 
 
 def group_parts(counts: Counts, totals: Counts) -> Floats:
@@ -67,16 +68,25 @@ def group_parts(counts: Counts, totals: Counts) -> Floats:
 
     Args:
         counts: (G, B) by group and bin.
-        totals: (G,) what they are shares of.
+        totals: (G,) what they are shares of, in two groups at least.
 
     Returns:
-        (G, B); the sum over the groups is 0.
+        (G, B); the sum over the groups is 0. They are larger by what a sum of squares lacks whose
+        mean was taken off.
     """
     total = totals.sum()
     if not total:
         return np.zeros(counts.shape)
     shares = counts.sum(axis=0) / total  # (B,)
-    return np.asarray((counts - totals[:, None] * shares) / total)
+    effective = effective_groups(totals)
+    grow = np.sqrt(effective / max(effective - 1.0, ROUNDING))
+    return np.asarray((counts - totals[:, None] * shares) / total * grow)
+
+
+def effective_groups(totals: Counts) -> float:
+    """How many groups of the same size would tell as much as these (G,)."""
+    squares = float((totals.astype(np.float64) ** 2).sum())
+    return float(totals.sum()) ** 2 / squares if squares else 0.0
 
 
 def differences(parts: Floats, drawn: Floats, seed: int) -> Floats:
@@ -97,19 +107,19 @@ def differences(parts: Floats, drawn: Floats, seed: int) -> Floats:
     freedom = max(effective - 1.0, 1.0)
     rng = np.random.default_rng(seed)
     width = np.sqrt(freedom / rng.chisquare(freedom, len(drawn)))  # (M,)
-    grow = np.sqrt(effective / max(effective - 1.0, 1.0))
-    return np.asarray((drawn @ parts) * (width * grow)[:, None])  # (M, B)
+    return np.asarray((drawn @ parts) * width[:, None])  # (M, B)
 
 
 def judge(nulls: Sequence[Null], false_alarm_rate: float) -> list[Judged]:
     """Hold every statistic against what the most unusual of all would be by chance.
 
-    Statistics of different kinds are made comparable by the tail of a gamma distribution of the
-    mean and variance of their draws; that it fits is not needed for the alarm rate to hold, as the
-    draws go through the same function.
+    Statistics of different kinds are made comparable by the normal score that the cube root of a
+    gamma variable of the mean and variance of their draws has (Wilson and Hilferty, "The
+    distribution of chi-square", 1931). That it fits is not needed for the alarm rate to hold, as
+    the draws go through the same function.
 
     Args:
-        nulls: H statistics.
+        nulls: H statistics, none below 0.
         false_alarm_rate: Probability of any alarm without drift.
     """
     if not nulls:
@@ -117,17 +127,20 @@ def judge(nulls: Sequence[Null], false_alarm_rate: float) -> list[Judged]:
     draws = np.stack([null.draws for null in nulls], axis=1)  # (M, H)
     values = np.array([null.value for null in nulls])  # (H,)
     mean, variance = draws.mean(axis=0), draws.var(axis=0)
-    fixed = variance <= 1e-18 * np.maximum(mean**2, 1e-30)  # nothing varies, so nothing is known
-    shape = np.where(fixed, 1.0, mean**2 / np.where(fixed, 1.0, variance))
-    scale = np.where(fixed, 1.0, variance / np.where(fixed, 1.0, mean))
-    tails = np.where(fixed, 0.0, gamma.logsf(draws, shape, scale=scale))  # (M, H)
-    own = np.where(fixed, 0.0, gamma.logsf(values, shape, scale=scale))  # (H,)
-    least = np.sort(tails.min(axis=1))  # (M,) the most unusual of every draw
-    as_unusual = np.searchsorted(least, own, side="right")
-    p_values = (as_unusual + 1) / (len(least) + 1)
-    place = max(int(np.floor(false_alarm_rate * (len(least) + 1))) - 1, 0)
-    thresholds = gamma.isf(np.exp(least[place]), shape, scale=scale)
+    fixed = variance <= 1e-18 * np.maximum(mean**2, 1e-12)  # chance makes no difference at all
+    mean, variance = np.where(fixed, 1.0, mean), np.where(fixed, 1.0, variance)
+    spread = variance / (9 * mean**2)  # (H,) variance of the cube root of draws over their mean
+    centre, width = 1 - spread, np.sqrt(spread)
+    scores = np.where(fixed, -np.inf, (np.cbrt(draws / mean) - centre) / width)  # (M, H)
+    own = np.where(fixed, -np.inf, (np.cbrt(values / mean) - centre) / width)
+    own = np.where(fixed & (values > ROUNDING), np.inf, own)
+    most = np.sort(scores.max(axis=1))  # (M,) the most unusual of every draw
+    as_unusual = len(most) - np.searchsorted(most, own, side="left")
+    p_values = np.where(own == -np.inf, 1.0, (as_unusual + 1) / (len(most) + 1))
+    allowed = max(int(np.floor(false_alarm_rate * (len(most) + 1))) - 1, 0)  # draws beyond it
+    limit = most[len(most) - 1 - allowed]
+    thresholds = mean * np.maximum(limit * width + centre, 0.0) ** 3
     return [
-        Judged(p_value=1.0 if none else float(p), threshold=0.0 if none else float(threshold))
+        Judged(p_value=float(p), threshold=0.0 if none else float(threshold))
         for p, threshold, none in zip(p_values, thresholds, fixed, strict=True)
     ]

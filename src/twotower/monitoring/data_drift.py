@@ -5,8 +5,8 @@ A window is held against the reference of the bundle, column by column:
 ==================  ==============================  ============================================
 columns             statistics                      against
 ==================  ==============================  ============================================
-with a vocabulary   psi, jensen_shannon,            values of the training part
-                    chi_squared
+with a vocabulary   psi, jensen_shannon,            values of the training part; the validation
+                    chi_squared                     part where there are many values (see below)
 numbers, vectors    psi, jensen_shannon, ks         values of the training part
 time of day         psi, jensen_shannon             values of the training part
 score               psi, jensen_shannon, ks         scores of the validation part
@@ -14,6 +14,9 @@ with a vocabulary   unseen_rate                     the validation part, as in t
                                                     every value is known
 all                 null_rate                       the training part
 ==================  ==============================  ============================================
+
+Many values share bins by how often they came in training. The most frequent of many came so often
+by luck as well, and come less often in any later data; the validation part has that behind it.
 
 An alert needs two things. The difference must be more than chance: `twotower.monitoring.chance`
 keeps the rate of windows with any alarm at what the user asks for, whatever the number of columns,
@@ -31,14 +34,16 @@ from functools import partial
 
 import numpy as np
 
+from twotower.data.schema import DataError
 from twotower.monitoring import statistics
 from twotower.monitoring.advice import advice_of
-from twotower.monitoring.bins import LABEL_COLUMN, SCORE_COLUMN, Bins, Codes, coarse
+from twotower.monitoring.bins import LABEL_COLUMN, NUM_SINGLE, SCORE_COLUMN, Bins, Codes, coarse
 from twotower.monitoring.chance import (
     Counts,
     Floats,
     Null,
     differences,
+    effective_groups,
     group_parts,
     judge,
     signs,
@@ -50,6 +55,7 @@ from twotower.monitoring.reference import Reference
 DATA = "data"
 UNSEEN_RATE, NULL_RATE, MISSING_RATE = "unseen_rate", "null_rate", "missing_rate"
 DAY = 86_400
+MIN_GROUPS = 8
 HOURS_SHORT = 2 * 3600  # by which a window of whole days may be shorter, for want of events
 
 Statistic = Callable[[Floats, Floats], Floats]
@@ -104,7 +110,7 @@ class DataDriftSettings:
         if not 0 < self.false_alarm_rate < 1:
             rate = self.false_alarm_rate
             problems.append(f"data drift: `false_alarm_rate` must lie between 0 and 1, got {rate}")
-        if self.num_draws * self.false_alarm_rate < 5:
+        elif self.num_draws * self.false_alarm_rate < 5:
             problems.append(
                 f"data drift: {self.num_draws} `num_draws` do not tell a false-alarm rate of "
                 f"{self.false_alarm_rate}; at least {int(np.ceil(5 / self.false_alarm_rate))}"
@@ -141,7 +147,7 @@ def data_drift(
         All comparisons, in the order of the columns.
 
     Raises:
-        ValueError: When the profile was made with other bins.
+        ValueError: When the profile was made with other bins, or is of too few rows or users.
     """
     settings = settings or DataDriftSettings()
     check_same_bins(window, reference.training)
@@ -150,6 +156,7 @@ def data_drift(
         raise ValueError(
             f"leave_out: no column {', '.join(unknown)}; allowed: {', '.join(window.bins)}"
         )
+    _check_size(window, settings)
     drawn = signs(settings.num_draws, NUM_GROUPS, settings.seed)
     compared = [
         one
@@ -184,6 +191,19 @@ def data_drift(
     return findings
 
 
+def _check_size(window: Profile, settings: DataDriftSettings) -> None:
+    """A window in which chance cannot be told from drift is not one without drift."""
+    groups = effective_groups(window.rows)
+    if window.num_rows < settings.min_rows or groups < MIN_GROUPS:
+        raise DataError(
+            [
+                f"the window has {window.num_rows} rows of about {groups:.0f} groups of users; "
+                f"allowed: at least {settings.min_rows} rows (data_drift.min_rows) of {MIN_GROUPS} "
+                "groups, or what is chance cannot be told; take a longer window"
+            ]
+        )
+
+
 def _looked_at(window: Profile, settings: DataDriftSettings) -> Iterator[Bins]:
     """Columns that can be compared; what users did with what they saw is concept drift."""
     whole_days = False
@@ -215,7 +235,7 @@ class _Comparison:
         self._drawn = drawn
         self._seed = settings.seed * 1009 + place
         self._column = window.columns[bins.name]
-        of_validation = bins.name == SCORE_COLUMN
+        of_validation = bins.name == SCORE_COLUMN or bins.values > NUM_SINGLE
         normal = reference.validation if of_validation else reference.training
         self._normal = normal.columns[bins.name]
         self._later = reference.validation.columns[bins.name]
@@ -291,6 +311,5 @@ class _Comparison:
 
 def _joined(counts: Counts, places: Codes) -> Counts:
     """Counts (G, B') of fewer bins."""
-    joined = np.zeros((len(counts), int(places.max()) + 1), np.int64)
-    np.add.at(joined, (slice(None), places), counts)
-    return joined
+    membership = np.eye(int(places.max()) + 1, dtype=np.int64)[places]  # (B, B')
+    return counts @ membership

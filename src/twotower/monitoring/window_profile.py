@@ -46,11 +46,31 @@ class Described:
     items: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What a bundle knows: features, users and items.
+
+    Args:
+        pipeline: The features with their fitted state.
+        users: All users, or None.
+        items: All items, the catalogue first, or None.
+    """
+
+    pipeline: FeaturePipeline
+    users: Entities | None
+    items: Entities | None
+
+    @staticmethod
+    def of(bundle: Bundle) -> Known:
+        """Of a bundle."""
+        return Known(pipeline=bundle.pipeline, users=bundle.users, items=bundle.items)
+
+
 class WindowProfiler:
     """Makes profiles of windows with the bins of a bundle.
 
     Args:
-        bundle: The bundle.
+        known: What the bundle knows.
         reference: Its reference.
         form: What windows must look like.
         described: Newer tables of users and items.
@@ -62,7 +82,7 @@ class WindowProfiler:
 
     def __init__(
         self,
-        bundle: Bundle,
+        known: Known,
         reference: Reference,
         form: WindowForm,
         *,
@@ -72,18 +92,18 @@ class WindowProfiler:
         described = described or Described()
         self.form = form
         self._score = score
-        self._pipeline = bundle.pipeline
-        users = _entities(bundle.pipeline, form, USERS, described.users) or bundle.users
-        items = _entities(bundle.pipeline, form, ITEMS, described.items) or bundle.items
+        self._pipeline = known.pipeline
+        users = _entities(known.pipeline, form, USERS, described.users) or known.users
+        items = _entities(known.pipeline, form, ITEMS, described.items) or known.items
         self._users = None if users is None else RowIndex(users.ids)
         self._items = None if items is None else RowIndex(items.ids)
         # Exposures are of the bundle's catalogue, whatever table describes the items.
         self._catalogue = None
-        if bundle.items is not None and items is not bundle.items:
-            self._catalogue = RowIndex(bundle.items.ids)
+        if known.items is not None and items is not known.items:
+            self._catalogue = RowIndex(known.items.ids)
         self._accumulator = Accumulator(
             bins=reference.training.bins,
-            pipeline=bundle.pipeline,
+            pipeline=known.pipeline,
             users=users,
             items=items,
             num_items=0 if self._catalogue is not None else len(reference.training.exposures),
@@ -142,7 +162,7 @@ class WindowProfiler:
             groups=groups_of(rows.column(USER_ID)) if has_users else groups_in_turn(len(rows)),
             user_rows=users,
             item_rows=items,
-            context=self._encode(rows),
+            context=self._pipeline.encode("context", rows),
             raw=rows,
             labels=_labels(rows),
             scores=None if self._score is None else self._score(rows),
@@ -154,29 +174,6 @@ class WindowProfiler:
             exposures = np.bincount(shown, minlength=self._num_items)[: self._num_items]
             profile = replace(profile, exposures=exposures)
         return profile
-
-    def _encode(self, rows: pa.Table) -> dict[str, Array]:
-        try:
-            return self._pipeline.encode("context", rows)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            # A column of text where training had numbers, for one.
-            raise DataError(self._unfit(rows) or [str(error)]) from error
-
-    def _unfit(self, rows: pa.Table) -> list[str]:
-        """Which context columns are of a type that their feature cannot take."""
-        problems = []
-        for feature in self._pipeline.spec.features:
-            if feature.side != "context" or feature.source_column not in rows.column_names:
-                continue
-            column = rows.column(feature.source_column)
-            try:
-                self._pipeline.transforms[feature.name].apply(column)
-            except (ValueError, pa.ArrowNotImplementedError) as error:
-                problems.append(
-                    f"column `{feature.source_column}` is of type {column.type}, which the feature "
-                    f"`{feature.name}` of kind {feature.kind} cannot take: {error}"
-                )
-        return problems
 
 
 def _find(index: RowIndex | None, rows: pa.Table, name: str) -> npt.NDArray[np.int64] | None:

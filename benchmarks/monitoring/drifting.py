@@ -1,0 +1,182 @@
+"""The built-in world with forty profiled columns, and windows of it that drift on demand.
+
+The world has fifteen columns; the others are made here, as columns of a log are: of the session,
+and leaning to what the user is like, so that the events of a user are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from twotower.data.prepare import prepare
+from twotower.data.schema import ITEM_ID, SPLIT, TIMESTAMP, USER_ID, Tables
+from twotower.data.split import GivenSplit
+from twotower.data.synthetic import SyntheticSource
+from twotower.data.world import DAY, START
+from twotower.features.infer import AutoSpec, PipelineFactory
+from twotower.features.pipeline import FeaturePipeline
+from twotower.monitoring.profile import Profile
+from twotower.monitoring.reference import Reference, make_reference, window_form
+from twotower.monitoring.window_profile import Known, WindowProfiler
+
+NUM_NUMBERS, NUM_GROUPS = 13, 12  # numeric and categorical columns that are made here
+TRAIN_DAYS, VALIDATION_DAYS, WINDOW_DAYS, NUM_WINDOWS = 20, 2, 2, 10
+ALIKE = 0.5  # correlation of the numbers of one user
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Size of the world."""
+
+    num_users: int = 2000
+    num_items: int = 4000
+    slates_per_user: float = 8.0
+    slate_size: int = 10
+
+
+class MadeSource:
+    """Tables in memory as a source."""
+
+    def __init__(self, tables: Tables, name: str) -> None:
+        self.tables = tables
+        self.name = name
+
+    def fingerprint(self) -> str:
+        return self.name
+
+    def read(self) -> Tables:
+        return self.tables
+
+
+class World:
+    """One world: its reference, and its windows one by one."""
+
+    def __init__(self, seed: int, folder: Path, setting: Setting) -> None:
+        num_days = TRAIN_DAYS + VALIDATION_DAYS + WINDOW_DAYS * NUM_WINDOWS
+        source = SyntheticSource(
+            num_users=setting.num_users,
+            num_items=setting.num_items,
+            num_days=num_days,
+            slates_per_user=setting.slates_per_user,
+            slate_size=setting.slate_size,
+            seed=seed,
+            launched_share=0.0,
+        )
+        tables = source.read()
+        self.log = _with_columns(tables.interactions, np.random.default_rng([seed, 99]))
+        days = (self.log[TIMESTAMP].to_numpy() - START) // DAY
+        self.days = days
+        split = np.select(
+            [days < TRAIN_DAYS, days < TRAIN_DAYS + VALIDATION_DAYS],
+            ["train", "validation"],
+            "test",
+        )
+        codes = pa.array(["train", "validation", "test"])
+        known = days < TRAIN_DAYS + VALIDATION_DAYS + 1  # the test part is of no interest
+        made = [name for name in self.log.column_names if name.startswith(("number", "group"))]
+        past = replace(
+            tables,
+            interactions=self.log.append_column(
+                SPLIT, pc.index_in(pa.array(split), codes).cast("int8")
+            ).filter(pa.array(known)),
+            context=(*tables.context, *made),
+        )
+        prepared = prepare(
+            source=MadeSource(past, f"drifting-{seed}"),
+            splitter=GivenSplit(),
+            encoders=PipelineFactory(provider=AutoSpec(history_length=0)),
+            root=folder,
+        )
+        pipeline = FeaturePipeline.load(prepared.folder / "features")
+        self.reference: Reference = make_reference(prepared, pipeline)
+        items = prepared.items
+        self.profiler = WindowProfiler(
+            Known(pipeline=pipeline, users=prepared.users, items=items),
+            self.reference,
+            window_form(self.reference),
+        )
+
+    def window(self, number: int) -> pa.Table:
+        """The log of a window, from 0, as it is without drift."""
+        first = TRAIN_DAYS + VALIDATION_DAYS + WINDOW_DAYS * number
+        inside = (self.days >= first) & (self.days < first + WINDOW_DAYS)
+        return self.log.filter(pa.array(inside))
+
+    def profile(self, rows: pa.Table) -> Profile:
+        """The profile of a window."""
+        times = pc.min_max(rows[TIMESTAMP]).as_py()
+        start = (times["min"] - START) // DAY * DAY + START
+        span = (start // 1_000_000, (start + WINDOW_DAYS * DAY) // 1_000_000)
+        return replace(self.profiler.profile_rows(rows), span=span)
+
+
+def shifted_number(rows: pa.Table, name: str, shift: float) -> pa.Table:
+    """A number moved by so many standard deviations; its PSI is near the square of that."""
+    place = rows.column_names.index(name)
+    moved = pc.add(rows[name], shift * float(np.std(rows[name].to_numpy())))
+    return rows.set_column(place, name, moved)
+
+
+def shifted_group(rows: pa.Table, name: str, share: float) -> pa.Table:
+    """A share of the rows of all other values takes the first value."""
+    place = rows.column_names.index(name)
+    turn = np.random.default_rng(len(rows)).random(len(rows)) < share
+    moved = pc.if_else(pa.array(turn), "0", rows[name])
+    return rows.set_column(place, name, moved)
+
+
+def new_ids(rows: pa.Table, column: str, share: float, seed: int) -> pa.Table:
+    """A share of all ids is spelled in a new way, everywhere."""
+    ids = rows[column].combine_chunks().dictionary_encode()
+    words = ids.dictionary.to_pylist()
+    turned = [hash_share(word, seed) < share for word in words]
+    renamed = pa.array(
+        [f"n{word}" if turn else word for word, turn in zip(words, turned, strict=True)]
+    )
+    place = rows.column_names.index(column)
+    return rows.set_column(place, column, renamed.take(ids.indices))
+
+
+def hash_share(word: str, seed: int) -> float:
+    """A number from 0 to 1 that belongs to an id."""
+    return np.random.default_rng([seed, *word.encode()]).random()
+
+
+def _with_columns(log: pa.Table, rng: np.random.Generator) -> pa.Table:
+    users = log[USER_ID].combine_chunks().dictionary_encode()
+    rows = users.indices.to_numpy()
+    times = log[TIMESTAMP].to_numpy()
+    _, sessions = np.unique(np.stack([rows, times]), axis=1, return_inverse=True)
+    num_users, num_sessions = len(users.dictionary), int(sessions.max()) + 1
+    for number in range(NUM_NUMBERS):
+        trait = rng.standard_normal(num_users)[rows]
+        own = rng.standard_normal(num_sessions)[sessions]
+        values = np.sqrt(ALIKE) * trait + np.sqrt(1 - ALIKE) * own
+        values = np.exp(values) if number % 3 == 0 else values
+        missing = rng.random(num_sessions)[sessions] < 0.02
+        log = log.append_column(f"number_{number:02}", pa.array(values, mask=missing))
+    for number in range(NUM_GROUPS):
+        size = 3 + 2 * number
+        weights = np.arange(1, size + 1) ** -0.8
+        usual = rng.choice(size, num_users, p=weights / weights.sum())[rows]
+        other = rng.choice(size, num_sessions, p=weights / weights.sum())[sessions]
+        keeps = rng.random(num_sessions)[sessions] < ALIKE
+        words = pa.array([str(code) for code in range(size)])
+        log = log.append_column(
+            f"group_{number:02}", words.take(pa.array(np.where(keeps, usual, other)))
+        )
+    return log
+
+
+def worlds(num_worlds: int, folder: Path, setting: Setting) -> Iterator[World]:
+    """Worlds one after the other."""
+    return (World(seed, folder, setting) for seed in range(num_worlds))
+
+
+__all__ = ["ITEM_ID", "USER_ID", "Setting", "World", "new_ids", "shifted_group", "shifted_number"]

@@ -1,0 +1,68 @@
+"""`twotower monitor`: a bundle and a window of logs in, findings out; exit status 3 on alert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twotower.cli.run import run_command
+from twotower.config import Refused, build
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from twotower.monitoring.findings import Finding
+
+
+def monitor(cfg: DictConfig) -> list[Finding]:
+    """Hold a window of logs against a bundle.
+
+    Args:
+        cfg: The composed and checked config.
+
+    Returns:
+        All comparisons; they are written, too.
+
+    Raises:
+        Refused: When one of them is an alert.
+    """
+    from rich.console import Console
+
+    from twotower.cli.finding_tables import advice_lines, findings_table
+    from twotower.export.bundle import open_bundle
+    from twotower.monitoring.data_drift import data_drift
+    from twotower.monitoring.finding_files import since_when, window_folder, write_findings
+    from twotower.monitoring.findings import alerts
+    from twotower.monitoring.reference import Reference, window_form
+    from twotower.monitoring.window_profile import Described, Known, WindowProfiler
+
+    settings = build(cfg.data_drift)
+    bundle = open_bundle(Path(cfg.bundle))
+    reference = Reference.of(bundle)
+    form = window_form(
+        reference,
+        columns=dict(cfg.columns),
+        on_bad_rows=cfg.on_bad_rows,
+        max_repeated=cfg.max_repeated,
+    )
+    described = Described(users=cfg["users"], items=cfg["items"])
+    profiler = WindowProfiler(Known.of(bundle), reference, form, described=described)
+    profile = profiler.profile(cfg.interactions)
+    folder = window_folder(Path(cfg.output_dir), bundle.manifest.name, profile.span)
+    findings = since_when(data_drift(profile, reference, settings), folder)
+    write_findings(folder, bundle.manifest, profile, findings)
+    if not cfg.quiet:
+        console = Console()
+        console.print(findings_table(findings))
+        for line in (*advice_lines(findings), f"written: {folder}"):
+            console.print(line, highlight=False, soft_wrap=True)
+    if found := alerts(findings):
+        subjects = ", ".join(dict.fromkeys(one.subject for one in found))
+        raise Refused(f"{len(found)} alerts: {subjects}; see {folder}")
+    return findings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command("monitor", monitor, argv)
