@@ -6,7 +6,7 @@ and leaning to what the user is like, so that the events of a user are alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.data.prepare import prepare
-from twotower.data.schema import ITEM_ID, SPLIT, TIMESTAMP, USER_ID, Tables
+from twotower.data.schema import MICROSECONDS, SPLIT, TIMESTAMP, USER_ID, Tables
 from twotower.data.split import GivenSplit
 from twotower.data.synthetic import SyntheticSource
 from twotower.data.world import DAY, START
@@ -48,9 +48,11 @@ class MadeSource:
         self.name = name
 
     def fingerprint(self) -> str:
+        """See `Source`."""
         return self.name
 
     def read(self) -> Tables:
+        """See `Source`."""
         return self.tables
 
 
@@ -72,21 +74,11 @@ class World:
         self.log = _with_columns(tables.interactions, np.random.default_rng([seed, 99]))
         days = (self.log[TIMESTAMP].to_numpy() - START) // DAY
         self.days = days
-        split = np.select(
-            [days < TRAIN_DAYS, days < TRAIN_DAYS + VALIDATION_DAYS],
-            ["train", "validation"],
-            "test",
-        )
-        codes = pa.array(["train", "validation", "test"])
         known = days < TRAIN_DAYS + VALIDATION_DAYS + 1  # the test part is of no interest
+        part = np.digitize(days, [TRAIN_DAYS, TRAIN_DAYS + VALIDATION_DAYS]).astype(np.int8)
         made = [name for name in self.log.column_names if name.startswith(("number", "group"))]
-        past = replace(
-            tables,
-            interactions=self.log.append_column(
-                SPLIT, pc.index_in(pa.array(split), codes).cast("int8")
-            ).filter(pa.array(known)),
-            context=(*tables.context, *made),
-        )
+        past = self.log.append_column(SPLIT, pa.array(part)).filter(pa.array(known))
+        past = replace(tables, interactions=past, context=(*tables.context, *made))
         prepared = prepare(
             source=MadeSource(past, f"drifting-{seed}"),
             splitter=GivenSplit(),
@@ -108,39 +100,81 @@ class World:
         inside = (self.days >= first) & (self.days < first + WINDOW_DAYS)
         return self.log.filter(pa.array(inside))
 
+    def usual(self, name: str) -> np.ndarray:
+        """Values of a column in the training part."""
+        known = self.log[name].filter(pa.array(self.days < TRAIN_DAYS)).drop_null()
+        return known.to_numpy(zero_copy_only=False)
+
     def profile(self, rows: pa.Table) -> Profile:
         """The profile of a window."""
         times = pc.min_max(rows[TIMESTAMP]).as_py()
         start = (times["min"] - START) // DAY * DAY + START
-        span = (start // 1_000_000, (start + WINDOW_DAYS * DAY) // 1_000_000)
+        span = (start // MICROSECONDS, (start + WINDOW_DAYS * DAY) // MICROSECONDS)
         return replace(self.profiler.profile_rows(rows), span=span)
 
 
-def shifted_number(rows: pa.Table, name: str, shift: float) -> pa.Table:
-    """A number moved by so many standard deviations; its PSI is near the square of that."""
-    place = rows.column_names.index(name)
-    moved = pc.add(rows[name], shift * float(np.std(rows[name].to_numpy())))
-    return rows.set_column(place, name, moved)
+def with_column(rows: pa.Table, name: str, values: object) -> pa.Table:
+    """The rows with other values in a column."""
+    return rows.set_column(rows.column_names.index(name), name, values)
 
 
-def shifted_group(rows: pa.Table, name: str, share: float) -> pa.Table:
-    """A share of the rows of all other values takes the first value."""
-    place = rows.column_names.index(name)
+def shifted_number(rows: pa.Table, name: str, usual: np.ndarray, wanted: float) -> pa.Table:
+    """A number moved by so much that its PSI over ten bins of equal weight is what is wanted.
+
+    Args:
+        rows: Of a window.
+        name: The column.
+        usual: Its values in the training part.
+        wanted: The PSI.
+    """
+    edges = np.quantile(usual, np.linspace(0, 1, 11)[1:-1])
+
+    def psi(shift: float) -> float:
+        moved = np.bincount(np.searchsorted(edges, usual + shift), minlength=10) / len(usual)
+        moved = np.maximum(moved, 1e-4)
+        return float(((moved - 0.1) * np.log(moved / 0.1)).sum())
+
+    return with_column(rows, name, pc.add(rows[name], bisect(psi, wanted, float(np.std(usual)))))
+
+
+def shifted_group(rows: pa.Table, name: str, usual: np.ndarray, wanted: float) -> pa.Table:
+    """A share of all rows takes the second most frequent value, so that the PSI is as wanted."""
+    shares = np.sort(np.unique(usual, return_counts=True)[1] / len(usual))[::-1]
+    values, counts = np.unique(usual, return_counts=True)
+    second = values[np.argsort(-counts)[1]]
+    target = np.eye(len(shares))[1]
+
+    def psi(share: float) -> float:
+        moved = (1 - share) * shares + share * target
+        return float(((moved - shares) * np.log(moved / shares)).sum())
+
+    share = bisect(psi, wanted, 1.0)
     turn = np.random.default_rng(len(rows)).random(len(rows)) < share
-    moved = pc.if_else(pa.array(turn), "0", rows[name])
-    return rows.set_column(place, name, moved)
+    return with_column(rows, name, pc.if_else(pa.array(turn), pa.scalar(second), rows[name]))
+
+
+def bisect(of: Callable[[float], float], wanted: float, high: float) -> float:
+    """Where a function that rises from 0 reaches a value."""
+    low = 0.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if of(middle) < wanted else (low, middle)
+    return high
 
 
 def new_ids(rows: pa.Table, column: str, share: float, seed: int) -> pa.Table:
-    """A share of all ids is spelled in a new way, everywhere."""
+    """A share of all ids is written in a new way, the same ones in every window."""
     ids = rows[column].combine_chunks().dictionary_encode()
     words = ids.dictionary.to_pylist()
-    turned = [hash_share(word, seed) < share for word in words]
-    renamed = pa.array(
-        [f"n{word}" if turn else word for word, turn in zip(words, turned, strict=True)]
-    )
-    place = rows.column_names.index(column)
-    return rows.set_column(place, column, renamed.take(ids.indices))
+    renamed = pa.array([f"n{w}" if hash_share(w, seed) < share else w for w in words])
+    return with_column(rows, column, renamed.take(ids.indices))
+
+
+def vanished(rows: pa.Table, column: str, share: float, seed: int) -> pa.Table:
+    """A share of the values of a column is null."""
+    gone = np.random.default_rng([seed, len(rows)]).random(len(rows)) < share
+    values = pc.if_else(pa.array(gone), pa.scalar(None, rows[column].type), rows[column])
+    return with_column(rows, column, values)
 
 
 def hash_share(word: str, seed: int) -> float:
@@ -172,11 +206,3 @@ def _with_columns(log: pa.Table, rng: np.random.Generator) -> pa.Table:
             f"group_{number:02}", words.take(pa.array(np.where(keeps, usual, other)))
         )
     return log
-
-
-def worlds(num_worlds: int, folder: Path, setting: Setting) -> Iterator[World]:
-    """Worlds one after the other."""
-    return (World(seed, folder, setting) for seed in range(num_worlds))
-
-
-__all__ = ["ITEM_ID", "USER_ID", "Setting", "World", "new_ids", "shifted_group", "shifted_number"]
