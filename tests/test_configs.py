@@ -39,7 +39,7 @@ MUST_BE_GIVEN = {
     "lookup": ["name=x", "user=x"],
     "serve": ["bundle=bundles/x"],
     "embed": ["model=x.onnx", "items=x.parquet"],
-    "monitor": ["bundle=bundles/x", "interactions=x.parquet"],
+    "monitor": ["bundle=bundles/x"],
     "plan": ["users=1e8", "items=1e9"],
     "encoder_input/images": ["encoder_input.column=picture"],
     "data/tables": ["data.interactions=x.parquet"],

@@ -160,6 +160,8 @@ class ServeConfig:
     journal: str | None = None
     batch_store: str | None = None
     batch_max_age_hours: float | None = None
+    traffic: str | None = None
+    traffic_per_second: float = 10.0
     access_log: bool = True
     page: bool = True
     quiet: bool = False
@@ -219,7 +221,8 @@ class MonitorConfig:
     """Fields that `monitor` reads."""
 
     bundle: str = MISSING
-    interactions: str = MISSING
+    interactions: str | None = None
+    traffic: str | None = None
     users: str | None = None
     items: str | None = None
     columns: dict[str, str] = field(default_factory=dict)

@@ -12,7 +12,10 @@ from twotower.config import Refused, build
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from twotower.export.bundle import Bundle
     from twotower.monitoring.findings import Finding
+    from twotower.monitoring.profile import Profile
+    from twotower.monitoring.reference import Reference
 
 
 def monitor(cfg: DictConfig) -> list[Finding]:
@@ -34,21 +37,12 @@ def monitor(cfg: DictConfig) -> list[Finding]:
     from twotower.monitoring.data_drift import data_drift
     from twotower.monitoring.finding_files import since_when, window_folder, write_findings
     from twotower.monitoring.findings import alerts
-    from twotower.monitoring.reference import Reference, window_form
-    from twotower.monitoring.window_profile import Described, Known, WindowProfiler
+    from twotower.monitoring.reference import Reference
 
     settings = build(cfg.data_drift)
     bundle = open_bundle(Path(cfg.bundle))
     reference = Reference.of(bundle)
-    form = window_form(
-        reference,
-        columns=dict(cfg.columns),
-        on_bad_rows=cfg.on_bad_rows,
-        max_repeated=cfg.max_repeated,
-    )
-    described = Described(users=cfg["users"], items=cfg["items"])
-    profiler = WindowProfiler(Known.of(bundle), reference, form, described=described)
-    profile = profiler.profile(cfg.interactions)
+    profile = read_profile(cfg, bundle, reference)
     folder = window_folder(Path(cfg.output_dir), bundle.manifest.name, profile.span)
     findings = since_when(data_drift(profile, reference, settings), folder)
     write_findings(folder, bundle.manifest, profile, findings)
@@ -61,6 +55,39 @@ def monitor(cfg: DictConfig) -> list[Finding]:
         subjects = ", ".join(dict.fromkeys(one.subject for one in found))
         raise Refused(f"{len(found)} alerts: {subjects}; see {folder}")
     return findings
+
+
+def read_profile(cfg: DictConfig, bundle: Bundle, reference: Reference) -> Profile:
+    """The profile of the window of logs, or of the traffic, that the config names.
+
+    Args:
+        cfg: The config.
+        bundle: The bundle.
+        reference: Its reference.
+
+    Raises:
+        ValueError: When it names none or both, or what it names cannot be used.
+    """
+    from twotower.monitoring.reference import window_form
+    from twotower.monitoring.traffic_profile import profile_traffic
+    from twotower.monitoring.window_profile import Described, Known, WindowProfiler
+
+    if (cfg.interactions is None) == (cfg.traffic is None):
+        raise ValueError(
+            "monitor: give one of interactions=<window of logs> and traffic=<what a server kept>, "
+            f"got interactions={cfg.interactions} and traffic={cfg.traffic}"
+        )
+    if cfg.traffic is not None:
+        return profile_traffic(Path(cfg.traffic), bundle, reference)
+    form = window_form(
+        reference,
+        columns=dict(cfg.columns),
+        on_bad_rows=cfg.on_bad_rows,
+        max_repeated=cfg.max_repeated,
+    )
+    described = Described(users=cfg["users"], items=cfg["items"])
+    profiler = WindowProfiler(Known.of(bundle), reference, form, described=described)
+    return profiler.profile(cfg.interactions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -43,6 +43,8 @@ def serve(cfg: DictConfig) -> None:
         journal=cfg.journal,
         batch_store=cfg.batch_store,
         batch_max_age_hours=cfg.batch_max_age_hours,
+        traffic=cfg.traffic,
+        traffic_per_second=cfg.traffic_per_second,
         access_log=cfg.access_log,
         page=cfg.page,
     )

@@ -55,7 +55,7 @@ class Block:
         groups: (R,) group of every row, from `groups_of` its user.
         user_rows: (R,) users, -1 for one that is not known; None where the log has none.
         item_rows: (R,) items, likewise.
-        context: Encoded context features, (R, ...) each.
+        encoded: Encoded features, (R, ...) each, that are not looked up by user or item.
         raw: The rows as they came, where they are there: of context, and of ids that are not known.
         labels: (R,) NaN for a label that has not come yet; None where there are none.
         scores: (R,) of a model; None where there are none.
@@ -65,7 +65,7 @@ class Block:
     groups: npt.NDArray[np.uint8]
     user_rows: Array | None = None
     item_rows: Array | None = None
-    context: Mapping[str, Array] = field(default_factory=dict)
+    encoded: Mapping[str, Array] = field(default_factory=dict)
     raw: pa.Table | None = None
     labels: Array | None = None
     scores: Array | None = None
@@ -150,8 +150,8 @@ class Accumulator:
                 self._count_unknown(name, taken.states, column, block.raw)
                 _count(self.bins[name], column, taken, block.groups, self._vocabulary(name))
         for name, one in self.bins.items():
-            if one.side == "context" and one.feature in block.context:
-                values = self._values(one, block.context[one.feature], block.raw)
+            if one.feature in block.encoded:
+                values = self._values(one, block.encoded[one.feature], block.raw)
                 column = profile.columns[name]
                 self._count_unseen(one, values.states, column, block.raw)
                 _count(one, column, values, block.groups, self._vocabulary(name))

@@ -192,7 +192,7 @@ def _block(
         groups=groups_in_turn(len(kept)) if groups is None or users is None else groups[users],
         user_rows=users,
         item_rows=None if log.item_rows is None else of(log.item_rows),
-        context={name: of(values) for name, values in log.context.items()},
+        encoded={name: of(values) for name, values in log.context.items()},
         labels=None if prepared.manifest["label"] is None else of(log.labels),
         scores=scores,
         span=span,

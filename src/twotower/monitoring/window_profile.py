@@ -162,7 +162,7 @@ class WindowProfiler:
             groups=groups_of(rows.column(USER_ID)) if has_users else groups_in_turn(len(rows)),
             user_rows=users,
             item_rows=items,
-            context=self._pipeline.encode("context", rows),
+            encoded=self._pipeline.encode("context", rows),
             raw=rows,
             labels=_labels(rows),
             scores=None if self._score is None else self._score(rows),

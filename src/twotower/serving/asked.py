@@ -30,12 +30,14 @@ class Asked:
         request: It itself.
         events: (E,) item rows of its history.
         columns: Encoded columns, (1, ...) each.
+        user_row: Row of the user in the bundle, -1 for one that is not known.
     """
 
     place: int
     request: Request
     events: npt.NDArray[np.int64]
     columns: Columns
+    user_row: int = -1
 
 
 class RequestEncoder:
@@ -73,7 +75,8 @@ class RequestEncoder:
             columns = self._columns(request, user_row, events)
         except DataError as error:  # A value of a kind that its feature cannot take.
             raise RequestError("request", str(error)) from error
-        return Asked(place=place, request=request, events=events, columns=columns)
+        known = -1 if user_row is None else user_row
+        return Asked(place=place, request=request, events=events, columns=columns, user_row=known)
 
     def _user_row(self, user: ItemId) -> int:
         users = self.bundle.users

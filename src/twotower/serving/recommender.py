@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,10 @@ class Ranked:
     places: Array
 
 
+# Q requests that were asked, and the item rows (Q, k) that were found for them.
+Observe = Callable[[Sequence[Asked], Array], None]
+
+
 class _Stages:
     """How long every stage took, in seconds."""
 
@@ -103,6 +107,7 @@ class Recommender:
         self.index: SelectiveIndex = self._built_index
         self.num_candidates = min(bundle.manifest.num_candidates or 0, len(self.items))
         self.encoder = RequestEncoder(bundle, self.items)
+        self.observe: Observe | None = None  # is told of every answer that the models gave
         self._num_threads = num_threads
         self.query_tower = OnnxModel(bundle.query_tower, num_threads=num_threads)
         self.ranker: CandidateRanker | None = None
@@ -266,6 +271,8 @@ class Recommender:
             )
         k = max(one.request.k for one in asked)
         ranked = self.rank(queries, k, excluded, clock, allowed)
+        if self.observe is not None:
+            self.observe(asked, ranked.rows)
         scores, probabilities = ranked.candidates.scores, ranked.probabilities
         lists = [
             recommended(

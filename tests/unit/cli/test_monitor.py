@@ -16,10 +16,13 @@ import pytest
 from twotower.cli.load_run import load_run
 from twotower.cli.main import main
 from twotower.data.synthetic import SyntheticSource
+from twotower.export.bundle import open_bundle
 from twotower.export.manifest import read_manifest
 from twotower.export.writer import bundle_writer
 from twotower.monitoring.finding_files import read_findings
 from twotower.monitoring.profile import Profile
+from twotower.serving.recommender import Recommender
+from twotower.serving.traffic import TrafficRecorder
 
 DAY = 86_400 * 1_000_000
 
@@ -178,6 +181,24 @@ def test_a_flat_click_table(click_run, tmp_path, capsys) -> None:
     out = capsys.readouterr().out
     assert "context.price is distributed differently" in out
     assert "context.site" not in out.split("alert from")[0]
+
+
+def test_the_traffic_of_a_server(tiny_run, later, tmp_path, capsys) -> None:
+    bundle = open_bundle(tiny_run.bundle)
+    recommender = Recommender(bundle)
+    recorder = TrafficRecorder(tmp_path / "traffic", bundle, per_second=1e9)
+    recommender.observe = recorder.record
+    for user in bundle.users.ids.to_pylist() * 3:
+        recommender.recommend(user=user, context={"device": "fridge"})
+    recorder.close()
+    assert main(["monitor", f"bundle={tiny_run.bundle}", "traffic=traffic"]) == 3
+    assert document(tmp_path)["window"]["rows"] == 3 * len(bundle.users)
+    assert {one["subject"] for one in document(tmp_path)["findings"] if one["alert"]} == {
+        "context.device"
+    }
+    assert monitor(tiny_run.bundle, later, "traffic=traffic") == 2
+    assert main(["monitor", f"bundle={tiny_run.bundle}"]) == 2
+    assert capsys.readouterr().err.count("give one of interactions=") == 2
 
 
 def test_users_that_are_newer_than_the_bundle(tiny_run, later, tmp_path, capsys) -> None:

@@ -23,6 +23,7 @@ from twotower.serving.server.metrics import Metrics
 from twotower.serving.server.micro_batches import MicroBatches, Overloaded, Waiting
 from twotower.serving.server.settings import ServerSettings
 from twotower.serving.store import Lookup, StoreReader, open_reader
+from twotower.serving.traffic import TrafficRecorder
 
 Value = TypeVar("Value")
 
@@ -52,6 +53,8 @@ class Service:
         )
         self.generation = opened(Path(settings.bundle))
         self.metrics.serves(self.generation)
+        self._traffic: TrafficRecorder | None = None
+        self._record(self.generation)
         self._store = _store(settings)
         self._aside = 0
         self._in_turn = ThreadPoolExecutor(1, thread_name_prefix="in-turn")
@@ -165,6 +168,8 @@ class Service:
         self._follower.join()
         self._in_turn.shutdown()
         self._batches.close()
+        if self._traffic is not None:
+            self._traffic.close()
 
     async def _submit(self, work: Request | Function, deadline: float | None) -> object:
         try:
@@ -178,7 +183,22 @@ class Service:
     def _seconds(self, deadline: float | None) -> float:
         return self.settings.deadline_ms / 1000 if deadline is None else deadline
 
+    def _record(self, generation: Generation) -> None:
+        """Keep a sample of what a generation answers, if it is asked for."""
+        if self.settings.traffic is None:
+            return
+        before = self._traffic
+        self._traffic = TrafficRecorder(
+            Path(self.settings.traffic),
+            generation.built.bundle,
+            per_second=self.settings.traffic_per_second,
+        )
+        generation.built.observe = self._traffic.record
+        if before is not None:
+            before.close()
+
     def _swap(self, generation: Generation) -> None:
+        self._record(generation)
         self.generation = generation
         self.metrics.serves(generation)
         self.metrics.swapped_bundle()

@@ -25,6 +25,8 @@ class ServerSettings:
         journal: File of changes to items, which all processes follow; None for no changes.
         batch_store: Folder or URL of a store that `twotower batch` fills; None for none.
         batch_max_age_hours: Age from which a stored list is called stale; None for never.
+        traffic: Folder in which a sample of the requests is kept for monitoring; None for none.
+        traffic_per_second: How many requests a second are kept in each process, at most.
         access_log: Whether every request writes a line.
         page: Whether there is a page at ``/``, which shows ids and histories of users.
         threads: Threads of the models and the index in this process.
@@ -44,6 +46,8 @@ class ServerSettings:
     journal: str | None = None
     batch_store: str | None = None
     batch_max_age_hours: float | None = None
+    traffic: str | None = None
+    traffic_per_second: float = 10.0
     access_log: bool = True
     page: bool = True
     threads: int = 1
@@ -57,6 +61,7 @@ class ServerSettings:
             "grace_seconds": 0,
             "max_in_flight": 1,
             "batch_max_age_hours": 0,
+            "traffic_per_second": 0.001,
             "threads": 1,
         }
         problems = [
