@@ -69,14 +69,23 @@ class Reference:
         Raises:
             DataError: When it has none, from before there was monitoring.
         """
-        folder = bundle.folder / REFERENCE
-        if not (folder / TRAINING_FILE).is_file():
+        return Reference.load(bundle.folder)
+
+    @staticmethod
+    def load(folder: Path) -> Reference:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: When there is none.
+        """
+        inside = folder / REFERENCE
+        if not (inside / TRAINING_FILE).is_file():
             raise DataError(
-                [f"{bundle.folder}: holds no {REFERENCE}/{TRAINING_FILE}; export the run again"]
+                [f"{folder}: holds no {REFERENCE}/{TRAINING_FILE}; export the run again"]
             )
         found = Reference(
-            training=Profile.load(folder / TRAINING_FILE),
-            validation=Profile.load(folder / VALIDATION_FILE),
+            training=Profile.load(inside / TRAINING_FILE),
+            validation=Profile.load(inside / VALIDATION_FILE),
         )
         check_same_bins(found.training, found.validation)
         return found
