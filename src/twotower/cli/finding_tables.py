@@ -19,7 +19,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     alarming = alerts(findings)
     quiet = sorted(
         (one for one in findings if not one.alert),
-        key=lambda one: (1.0 if one.p_value is None else one.p_value, one.subject, one.statistic),
+        key=lambda one: (1.0 if one.p_value is None else one.p_value, -_nearness(one)),
     )
     shown = quiet[:NUM_QUIET]
     table = Table(
@@ -47,6 +47,13 @@ def findings_table(findings: Sequence[Finding]) -> Table:
             style=style,
         )
     return table
+
+
+def _nearness(one: Finding) -> float:
+    """How much of the way to its threshold a value has gone."""
+    usual = one.reference or 0.0
+    way = one.threshold - usual
+    return abs((one.value - usual) / way) if way else 0.0
 
 
 def advice_lines(findings: Sequence[Finding]) -> list[str]:

@@ -86,3 +86,23 @@ def test_it_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for thread in threads:
         thread.join()
     assert (found, len(built)) == ([999] * 8, 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(known=texts, asked=st.lists(st.text(max_size=40), max_size=30), skipped=st.integers(0, 3))
+def test_a_column_is_found_as_its_values_are(
+    known: list[str], asked: list[str], skipped: int
+) -> None:
+    index = RowIndex(pa.array(known, pa.string()).slice(skipped))
+    wanted = [*asked, *known]
+    found = index.find(pa.array(wanted, pa.string()).slice(1))
+    assert found.tolist() == index.rows(wanted[1:]).tolist()
+    numbers = RowIndex(pa.array([5, 3, 2**62], pa.int64()))
+    assert numbers.find(pa.array([3, 4, 2**62], pa.int64())).tolist() == [1, -1, 2]
+
+
+def test_two_texts_of_one_hash_are_told_apart_in_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_hashes", lambda values: [np.full(len(values), 7, np.uint64)])
+    monkeypatch.setattr(module, "hash_text", lambda _: 7)
+    index = RowIndex(pa.array(["a", "b", "c"]))
+    assert index.find(pa.array(["c", "x", "a", "b"])).tolist() == [2, -1, 0, 1]
