@@ -57,10 +57,10 @@ class Judged:
     threshold: float
 
 
-def signs(num_draws: int, num_groups: int, seed: int) -> Floats:
+def signs(num_draws: int, num_groups: int, seed: int) -> npt.NDArray[np.float32]:
     """Random signs (M, G)."""
-    drawn = np.random.default_rng(seed).integers(0, 2, (num_draws, num_groups))
-    return np.asarray(2.0 * drawn - 1.0, np.float64)
+    drawn = np.random.default_rng(seed).integers(0, 2, (num_draws, num_groups), dtype=np.int8)
+    return 2 * drawn.astype(np.float32) - 1
 
 
 def group_parts(counts: Counts, totals: Counts) -> Floats:
@@ -89,7 +89,7 @@ def effective_groups(totals: Counts) -> float:
     return float(totals.sum()) ** 2 / squares if squares else 0.0
 
 
-def differences(parts: Floats, drawn: Floats, seed: int) -> Floats:
+def differences(parts: Floats, drawn: npt.NDArray[np.float32], seed: int) -> Floats:
     """Differences of shares (M, B) as they could have been without drift.
 
     As the spread of the parts is itself an estimate, the draws are as much wider as Student's t is
@@ -107,7 +107,8 @@ def differences(parts: Floats, drawn: Floats, seed: int) -> Floats:
     freedom = max(effective - 1.0, 1.0)
     rng = np.random.default_rng(seed)
     width = np.sqrt(freedom / rng.chisquare(freedom, len(drawn)))  # (M,)
-    return np.asarray((drawn @ parts) * width[:, None])  # (M, B)
+    sums = drawn @ parts.astype(np.float32)  # (M, B)
+    return np.asarray(sums * width[:, None], np.float64)
 
 
 def judge(nulls: Sequence[Null], false_alarm_rate: float) -> list[Judged]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from twotower.monitoring import statistics
 from twotower.monitoring.bins import NUM_SINGLE, SCORE_COLUMN, Bins, Codes, coarse
@@ -101,7 +102,7 @@ class Comparison:
         reference: Reference,
         bins: Bins,
         settings: DataDriftSettings,
-        drawn: Floats,
+        drawn: npt.NDArray[np.float32],
         place: int,
     ) -> None:
         self._bins = bins
