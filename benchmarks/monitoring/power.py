@@ -1,7 +1,8 @@
 """False alarms of the data-drift monitor, and how soon it finds what has drifted.
 
-    python benchmarks/monitoring/power.py                20 worlds of 10 windows, half an hour
-    python benchmarks/monitoring/power.py --worlds 2     to see it run
+    python benchmarks/monitoring/power.py                  20 worlds of 10 windows, ten minutes
+    python benchmarks/monitoring/power.py --users 8000     the same with four times the users
+    python benchmarks/monitoring/power.py --worlds 2       to see it run
 
 Windows of two days of the built-in world with forty profiled columns (`drifting.py`), held against
 the reference of its first 20 days. A false alarm is a window without drift in which anything is an
@@ -83,6 +84,7 @@ DRIFTS: dict[str, Drift] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worlds", type=int, default=20)
+    parser.add_argument("--users", type=int, default=Setting.num_users)
     parser.add_argument("--keep", action="store_true", help="write the figures for RESULTS.md")
     given = parser.parse_args()
     started = time.monotonic()
@@ -91,7 +93,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(given.worlds):
-            world = World(seed, Path(folder), Setting())
+            world = World(seed, Path(folder), Setting(num_users=given.users))
             for place in range(NUM_WINDOWS):
                 profile = world.profile(world.window(place))
                 rows.append(profile.num_rows)
@@ -109,7 +111,7 @@ def main() -> None:
     minutes = (time.monotonic() - started) / 60
     print(f"{min(rows)} to {max(rows)} rows a window, {minutes:.0f} minutes")
     if given.keep:
-        keep_tables(alarms, delays, windows)
+        keep_tables(alarms, delays, windows, given.users, sum(rows) // len(rows))
 
 
 def delay(world: World, drift: Drift, first: int, run: int) -> int:
@@ -127,16 +129,19 @@ def found_by(delays: list[int], window: int) -> float:
     return sum(one <= window for one in delays) / len(delays)
 
 
-def keep_tables(alarms: dict[str, int], delays: dict[str, list[int]], windows: int) -> None:
+def keep_tables(
+    alarms: dict[str, int], delays: dict[str, list[int]], windows: int, users: int, size: int
+) -> None:
     """Write what `render.py` reads."""
     facts = {
-        "command": "python benchmarks/monitoring/power.py --keep",
+        "command": f"python benchmarks/monitoring/power.py --users {users} --keep",
         "date": datetime.now(UTC).date().isoformat(),
         "device": f"one thread, {platform.machine()}",
     }
     KEPT.mkdir(parents=True, exist_ok=True)
     false = {
-        "title": f"Data drift: false alarms of {windows} windows without drift, 5 % asked for",
+        "title": f"Data drift: false alarms of {windows} windows of about {size:,} rows of "
+        f"{users:,} users, without drift, 5 % asked for",
         **facts,
         "columns": {"an alert is": "", "windows": ",.0f", "with an alarm": ",.0f", "share": ".1%"},
         "rows": [
@@ -153,7 +158,8 @@ def keep_tables(alarms: dict[str, int], delays: dict[str, list[int]], windows: i
         ],
     }
     found = {
-        "title": "Data drift: delay until it is found, in windows of about 7,500 rows",
+        "title": f"Data drift: delay until it is found, in windows of about {size:,} rows of "
+        f"{users:,} users",
         **facts,
         "columns": {"drift": "", "runs": ",.0f", "in the 1st": ".1%", "by the 2nd": ".1%"},
         "rows": [
@@ -167,7 +173,7 @@ def keep_tables(alarms: dict[str, int], delays: dict[str, list[int]], windows: i
         ],
     }
     for name, document in (("data_false_alarms", false), ("data_power", found)):
-        (KEPT / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+        (KEPT / f"{name}_{users}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -110,10 +110,11 @@ class Comparison:
         self._drawn = drawn
         self._seed = settings.seed * 1009 + place
         self._column = window.columns[bins.name]
-        of_validation = bins.name == SCORE_COLUMN or bins.values > NUM_SINGLE
-        normal = reference.validation if of_validation else reference.training
-        self._normal = normal.columns[bins.name]
-        self._later = reference.validation.columns[bins.name]
+        training, later = (part.columns[bins.name] for part in reference.parts)
+        # Where the validation part tells nothing, what training saw is better than no verdict.
+        self._later = later if later.rows.sum() >= settings.min_rows else training
+        of_later = bins.name == SCORE_COLUMN or bins.values > NUM_SINGLE
+        self._normal = self._later if of_later else training
         self._told_apart = bins.told_apart and not window.facts.get("encoded_only", False)
 
     def all(self) -> Iterator[Compared]:

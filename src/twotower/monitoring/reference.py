@@ -56,6 +56,11 @@ class Reference:
     training: Profile
     validation: Profile
 
+    @property
+    def parts(self) -> tuple[Profile, Profile]:
+        """Both profiles."""
+        return self.training, self.validation
+
     def save(self, folder: Path) -> None:
         """Write both profiles into a folder of a bundle that is being written."""
         (folder / REFERENCE).mkdir()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
@@ -199,6 +200,25 @@ def test_the_traffic_of_a_server(tiny_run, later, tmp_path, capsys) -> None:
     assert monitor(tiny_run.bundle, later, "traffic=traffic") == 2
     assert main(["monitor", f"bundle={tiny_run.bundle}"]) == 2
     assert capsys.readouterr().err.count("give one of interactions=") == 2
+
+
+def test_a_log_whose_columns_are_called_otherwise(csv_run, tmp_path, capsys) -> None:
+    bundle, rng = open_bundle(csv_run.bundle), np.random.default_rng(0)
+    users = bundle.users.ids.to_pylist() * 8
+    items = bundle.items.ids.take(pa.array(rng.integers(0, 30, len(users))))
+    times = [1_700_100_000 + n for n in range(len(users))]
+    columns = {"visitor": users, "item_id": items, "timestamp": times}
+    pacsv.write_csv(pa.table(columns), "window.csv")
+    given = [f"bundle={csv_run.bundle}", "interactions=window.csv"]
+    assert main(["monitor", *given]) == 2
+    assert "column `user_id` is missing" in capsys.readouterr().err
+    assert main(["monitor", *given, "columns.user_id=visitor", "quiet=true"]) == 0
+    unseen = {
+        one["subject"]: one["value"]
+        for one in document(tmp_path)["findings"]
+        if one["statistic"] == "unseen_rate"
+    }
+    assert unseen["user.user_id"] == 0  # integers beyond 2^53, one by one
 
 
 def test_users_that_are_newer_than_the_bundle(tiny_run, later, tmp_path, capsys) -> None:

@@ -145,6 +145,13 @@ def test_fewer_unseen_than_usual():
     assert "Fewer new values of user.c" in one.advice
 
 
+def test_where_validation_is_too_small_new_values_are_an_alert_all_the_same():
+    few = Reference(training=REFERENCE.training, validation=made(*drawn(40, 2), seed=2))
+    findings = data_drift(made(*drawn(4000, 3), unseen=0.05, seed=3), few)
+    assert alarms(findings) == {("user.c", "unseen_rate")}
+    assert found(findings)["user.c", "unseen_rate"].reference == 0
+
+
 def test_encoded_rows_alone_do_not_tell_null_from_unseen():
     window = replace(made(*drawn(4000, 3), unseen=0.02, seed=3), facts={"encoded_only": True})
     statistics = {s for subject, s in found(data_drift(window, REFERENCE)) if subject == "user.c"}
