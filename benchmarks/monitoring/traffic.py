@@ -3,9 +3,10 @@
     python benchmarks/monitoring/traffic.py bundle=<bundle> [--requests 2000] [--keep]
 
 Requests are answered one by one, as a quiet server does, and sixteen together, as a busy one does;
-with the recorder at its default of ten a second, and keeping every request. Rounds with and without
-it take turns, in CPU seconds of the process, the writing thread included; the share is the median
-over the rounds.
+without the recorder, with ten kept a second, which is the default, and keeping every one. The three
+take turns every 64 requests, and the CPU seconds of the process are added up, the writing thread
+included. "alone" is the recorder by itself on requests that are encoded already, over the time of a
+request: it moves less from run to run.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from twotower.serving.requests import Request
 from twotower.serving.traffic import TrafficRecorder
 
 KEPT = Path(__file__).resolve().parents[1] / "results" / "monitoring"
-EVERY = 1e9  # a second
+KEEPING = {"10 a second": 10.0, "every one": 1e9}
+TURN = 64
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", help="bundle=<bundle>")
-    parser.add_argument("--requests", type=int, default=2000, help="of a round")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--requests", type=int, default=2048)
     parser.add_argument("--keep", action="store_true", help="write the figures for RESULTS.md")
     given = parser.parse_args()
     bundle = open_bundle(Path(given.bundle.removeprefix("bundle=")))
@@ -46,64 +47,52 @@ def main() -> None:
     asked = [Request(user=users[row]) for row in rng.integers(0, len(users), given.requests)]
     rows = []
     for together in (1, 16):
-        shares: dict[str, list[float]] = {"10 a second": [], "every one": []}
-        costs = []
-        for _ in range(given.rounds):
-            without = seconds(recommender, asked, together, None)
-            costs.append(without / len(asked))
-            for name, per_second in (("10 a second", 10.0), ("every one", EVERY)):
-                shares[name].append(seconds(recommender, asked, together, per_second) / without - 1)
-        rows += [
-            {
-                "requests answered": "one by one" if together == 1 else f"{together} together",
-                "kept": name,
-                "CPU ms a request": 1000 * float(np.median(costs)),
-                "more with the recorder": float(np.median(of)),
-                "of a request, directly": direct(bundle, recommender, asked) / np.median(costs)
-                if name == "every one"
-                else direct_skipped(bundle, recommender, asked) / np.median(costs),
-            }
-            for name, of in shares.items()
-        ]
-    for row in rows:
-        print(row)
+        used = in_turn(recommender, asked, together)
+        for name, per_second in KEEPING.items():
+            rows.append(
+                {
+                    "requests answered": "one by one" if together == 1 else f"{together} together",
+                    "kept": name,
+                    "CPU ms a request": 1000 * used["none"] / len(asked),
+                    "more with the recorder": used[name] / used["none"] - 1,
+                    "alone": alone(recommender, asked, per_second) * len(asked) / used["none"],
+                }
+            )
+            print(rows[-1], flush=True)
     if given.keep:
         keep(rows)
 
 
-def seconds(
-    recommender: Recommender, asked: list[Request], together: int, per_second: float | None
-) -> float:
-    """CPU seconds for all requests, with the recorder or without."""
+def in_turn(recommender: Recommender, asked: list[Request], together: int) -> dict[str, float]:
+    """CPU seconds for all requests, by what is kept of them."""
+    used = dict.fromkeys(("none", *KEEPING), 0.0)
     with tempfile.TemporaryDirectory() as folder:
-        started = time.process_time()
-        recorder = None
-        if per_second is not None:
-            recorder = TrafficRecorder(Path(folder), recommender.bundle, per_second=per_second)
-            recommender.observe = recorder.record
-        for start in range(0, len(asked), together):
-            recommender.answer(asked[start : start + together])
+        recorders = {
+            name: TrafficRecorder(Path(folder) / name, recommender.bundle, per_second=per_second)
+            for name, per_second in KEEPING.items()
+        }
+        for turn, start in enumerate(range(0, len(asked), TURN)):
+            names = list(used)
+            for name in names[turn % 3 :] + names[: turn % 3]:
+                recommender.observe = recorders[name].record if name in recorders else None
+                started = time.process_time()
+                for first in range(start, start + TURN, together):
+                    recommender.answer(asked[first : first + together])
+                used[name] += time.process_time() - started
         recommender.observe = None
-        if recorder is not None:
+        for name, recorder in recorders.items():
+            started = time.process_time()
             recorder.close()
-        return time.process_time() - started
+            used[name] += time.process_time() - started
+    return used
 
 
-def direct(bundle, recommender: Recommender, asked: list[Request]) -> float:
-    """CPU seconds of keeping one request and of its share of a file, by itself."""
-    return _alone(bundle, recommender, asked, EVERY)
-
-
-def direct_skipped(bundle, recommender: Recommender, asked: list[Request]) -> float:
-    """The same where most requests are not kept."""
-    return _alone(bundle, recommender, asked, 10.0)
-
-
-def _alone(bundle, recommender: Recommender, asked: list[Request], per_second: float) -> float:
+def alone(recommender: Recommender, asked: list[Request], per_second: float) -> float:
+    """CPU seconds that the recorder takes for one request."""
     encoded = [recommender.encoder.asked(0, one) for one in asked]
     rows = np.zeros((1, 10), np.int64)
     with tempfile.TemporaryDirectory() as folder:
-        recorder = TrafficRecorder(Path(folder), bundle, per_second=per_second)
+        recorder = TrafficRecorder(Path(folder), recommender.bundle, per_second=per_second)
         started = time.process_time()
         for one in encoded:
             recorder.record([one], rows)
@@ -124,7 +113,7 @@ def keep(rows: list[dict[str, object]]) -> None:
             "kept": "",
             "CPU ms a request": ".2f",
             "more with the recorder": ".2%",
-            "of a request, directly": ".3%",
+            "alone": ".2%",
         },
         "rows": rows,
     }
