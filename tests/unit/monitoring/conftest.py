@@ -1,19 +1,28 @@
-"""A small world with every kind of feature: its reference, and a profiler of windows."""
+"""A small world with every kind of feature, and windows of the tiny world by time."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from twotower.cli.load_run import load_run
 from twotower.data.prepare import prepare
-from twotower.data.schema import SPLIT, Tables
+from twotower.data.schema import MICROSECONDS, SPLIT, TIMESTAMP, Tables
 from twotower.data.split import GivenSplit
 from twotower.data.synthetic import SyntheticSource
+from twotower.export.bundle import Bundle, open_bundle
 from twotower.features.infer import AutoSpec, PipelineFactory
 from twotower.features.pipeline import FeaturePipeline
 from twotower.monitoring.reference import Reference, make_reference, window_form
+from twotower.monitoring.scoring import BundleModels
 from twotower.monitoring.window_profile import Known, WindowProfiler
+from twotower.monitoring.windows import Window
+
+DAY = 86_400
+
+Cut = Callable[[float, float], Window]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,3 +82,33 @@ def small(tmp_path_factory) -> Small:
         reference=reference,
         profiler=WindowProfiler(known_to_it, reference, window_form(reference)),
     )
+
+
+@pytest.fixture(scope="session")
+def bundle(tiny_run) -> Bundle:
+    return open_bundle(tiny_run.bundle)
+
+
+@pytest.fixture(scope="session")
+def models(bundle: Bundle) -> BundleModels:
+    return BundleModels(bundle, num_threads=1)
+
+
+@pytest.fixture(scope="session")
+def log(tiny_run) -> Tables:
+    config = load_run(tiny_run.run).config.data
+    return SyntheticSource(**{k: v for k, v in config.items() if not k.startswith("_")}).read()
+
+
+@pytest.fixture(scope="session")
+def cut(log: Tables) -> Cut:
+    """The rows between two days, counted from the first row."""
+    seconds = log.interactions[TIMESTAMP].to_numpy() // MICROSECONDS
+    first = int(seconds.min())
+
+    def between(start: float, end: float) -> Window:
+        low, high = first + int(start * DAY), first + int(end * DAY)
+        rows = np.flatnonzero((seconds >= low) & (seconds < high))
+        return Window(interactions=log.interactions.take(pa.array(rows)), start=low, end=high)
+
+    return between
