@@ -47,7 +47,7 @@ ALLOWED = {
 HOMES = {
     "pytorch_lightning": ("training",),
     "lightning": ("training",),
-    "tensorboard": ("training",),
+    "tensorboard": ("training", "monitoring"),
     "faiss": ("index",),
     "hydra": ("config", "cli"),
     "omegaconf": ("config", "config_files", "cli"),
@@ -69,6 +69,7 @@ HOMES = {
     "ray": ("data",),
     "lmdb": ("serving",),
     "redis": ("serving",),
+    "river": ("monitoring",),
     "triton": ("losses",),
     "sqlalchemy": (),
     "torchmetrics": (),

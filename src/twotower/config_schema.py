@@ -223,14 +223,18 @@ class MonitorConfig:
     bundle: str = MISSING
     interactions: str | None = None
     traffic: str | None = None
+    reference: str | None = None
     users: str | None = None
     items: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     on_bad_rows: str = "fail"
     max_repeated: float = 0.01
+    watch: Any = False
+    poll_seconds: float = 60.0
     output_dir: str = "monitoring"
     quiet: bool = False
     data_drift: Any = MISSING
+    concept_drift: Any = MISSING
 
 
 SCHEMAS = (

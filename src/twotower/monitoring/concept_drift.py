@@ -196,6 +196,18 @@ def measure(models: BundleModels, window: Window, settings: ConceptSettings) -> 
     return Measured(start=window.start, end=window.end, estimates=estimates)
 
 
+def promised(window: Measured) -> Measured:
+    """What the bundle promises of itself, where there is no reference: a calibration of 1."""
+    none = np.zeros(0, np.int64)
+    exact = Estimate(value=1.0, users=none, influences=none.astype(np.float64), num_rows=0)
+    key = (ALL, CALIBRATION)
+    return Measured(
+        start=window.start,
+        end=window.end,
+        estimates={key: exact} if key in window.estimates else {},
+    )
+
+
 def compare(window: Measured, reference: Measured, settings: ConceptSettings) -> list[Finding]:
     """Hold the figures of a window against those of the reference.
 
@@ -263,7 +275,7 @@ def _finding(
         one, other = window.relative(), reference.relative()
     change = one.minus(other)
     error = change.standard_error
-    freedom = min(window.num_users, reference.num_users) - 1
+    freedom = min(n for n in (window.num_users, reference.num_users) if n) - 1
     beyond = abs(change.value) - tolerance
     p_value = 1.0
     if beyond > 0:

@@ -1,0 +1,91 @@
+"""What `monitor` judges windows with, and how it follows a folder of them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from twotower.config import Refused, build
+from twotower.data.schema import DataError
+from twotower.export.bundle import open_bundle
+from twotower.monitoring.findings import Finding
+from twotower.monitoring.history import UNUSABLE, Entry
+from twotower.monitoring.judge import Judge
+from twotower.monitoring.reference import Reference, window_form
+from twotower.monitoring.watch import Watch
+from twotower.monitoring.window_profile import Described, Known, WindowProfiler
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def open_judge(cfg: DictConfig) -> Judge:
+    """What judges windows as a config says.
+
+    Args:
+        cfg: The composed and checked config of `monitor`.
+    """
+    bundle = open_bundle(Path(cfg.bundle))
+    reference = Reference.of(bundle)
+    form = window_form(
+        reference,
+        columns=dict(cfg.columns),
+        on_bad_rows=cfg.on_bad_rows,
+        max_repeated=cfg.max_repeated,
+    )
+    described = Described(users=cfg["users"], items=cfg["items"])
+    return Judge(
+        bundle,
+        WindowProfiler(Known.of(bundle), reference, form, described=described),
+        root=Path(cfg.output_dir),
+        data=build(cfg.data_drift),
+        concept=build(cfg.concept_drift),
+        reference=cfg.reference,
+    )
+
+
+def watch_folder(cfg: DictConfig, judge: Judge) -> list[Finding]:
+    """Judge windows as they arrive: until interrupted, or one round.
+
+    Args:
+        cfg: The composed and checked config of `monitor`.
+        judge: What judges them.
+
+    Returns:
+        All comparisons of the last window of the round.
+
+    Raises:
+        DataError: When a window of the round cannot be used.
+        Refused: When one of them alerts.
+    """
+    # A window that somebody has put there to be judged once is whole.
+    settle = 0.0 if cfg.watch == "once" else min(5.0, float(cfg.poll_seconds))
+    watch = Watch(judge, Path(cfg.interactions), settle_seconds=settle)
+    console = Console(quiet=cfg.quiet)
+    entries: list[Entry] = []
+    while True:
+        for entry in watch.round():
+            entries.append(entry)
+            console.print(_line(entry), highlight=False, soft_wrap=True)
+        if cfg.watch == "once":
+            break
+        entries.clear()
+        time.sleep(float(cfg.poll_seconds))
+    console.print(f"written: {judge.folder}", highlight=False, soft_wrap=True)
+    if unusable := [one for one in entries if one.labels == UNUSABLE]:
+        raise DataError([one.reason for one in unusable])
+    if alarming := [one for one in entries if one.num_alerts]:
+        names = ", ".join(one.window for one in alarming)
+        raise Refused(f"{len(alarming)} windows alert: {names}; see {judge.folder}")
+    return list(entries[-1].findings) if entries else []
+
+
+def _line(entry: Entry) -> str:
+    """What is said of a window."""
+    if entry.labels == UNUSABLE:
+        return f"{entry.window}: cannot be used: {entry.reason}"
+    said = f"{entry.window}: {entry.num_alerts} of {len(entry.findings)} comparisons alert"
+    return f"{said}; concept drift is not judged: {entry.reason}" if entry.reason else said
