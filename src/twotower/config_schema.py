@@ -224,6 +224,7 @@ class MonitorConfig:
     interactions: str | None = None
     traffic: str | None = None
     reference: str | None = None
+    previous: str | None = None
     users: str | None = None
     items: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
@@ -235,6 +236,7 @@ class MonitorConfig:
     quiet: bool = False
     data_drift: Any = MISSING
     concept_drift: Any = MISSING
+    model_drift: Any = MISSING
 
 
 SCHEMAS = (

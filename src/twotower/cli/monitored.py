@@ -44,6 +44,8 @@ def open_judge(cfg: DictConfig) -> Judge:
         data=build(cfg.data_drift),
         concept=build(cfg.concept_drift),
         reference=cfg.reference,
+        previous=None if cfg.previous is None else open_bundle(Path(cfg.previous)),
+        model=build(cfg.model_drift),
     )
 
 

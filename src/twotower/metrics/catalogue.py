@@ -6,6 +6,8 @@
   systems", PNAS 2010).
 - popularity lift: mean popularity of a list over that of the items the user chose, less one
   (Abdollahpouri et al., "The unfairness of popularity bias in recommendation", 2019, by user).
+- concentration: Gini coefficient of how often items are shown, and the share that the most shown
+  ones have.
 
 Letters: ``Q`` queries, ``K`` columns of a ranked list, ``N`` items.
 """
@@ -80,6 +82,28 @@ def popularity_lift(ranked: IntArray, chosen: Relevant, item_counts: IntArray) -
     totals = np.bincount(chosen.query_index, popularity[chosen.item_rows], len(ranked))
     usual = _ratio(totals.astype(np.float64), chosen.counts)
     return _ratio(_list_means(ranked, popularity), usual) - 1
+
+
+def gini(counts: IntArray) -> float:
+    """Gini coefficient of counts (N,): 0 when all are the same, near 1 when one has all.
+
+    >>> gini(np.array([5, 5, 5])), gini(np.array([0, 0, 0, 8]))
+    (0.0, 0.75)
+    """
+    ordered = np.sort(counts).astype(np.float64)
+    total = ordered.sum()
+    if not total:
+        return 0.0
+    places = np.arange(1, len(ordered) + 1)
+    return float(
+        2 * (places @ ordered) / (len(ordered) * total) - (len(ordered) + 1) / len(ordered)
+    )
+
+
+def top_share(counts: IntArray, share: float = 0.01) -> float:
+    """Share of all that the largest counts (N,) have, of a share of the items, at least one."""
+    most = np.sort(counts)[::-1][: max(1, round(share * len(counts)))]
+    return float(most.sum() / max(counts.sum(), 1))
 
 
 def _list_means(ranked: IntArray, values: FloatArray) -> FloatArray:

@@ -18,7 +18,6 @@ one that can be judged, of which itself only the calibration is judged.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,6 +51,7 @@ from twotower.monitoring.history import (
     read_history,
 )
 from twotower.monitoring.measured_file import load_measured, save_measured
+from twotower.monitoring.model_drift import ModelDriftSettings, model_drift
 from twotower.monitoring.profile import Profile
 from twotower.monitoring.prometheus import prometheus_text
 from twotower.monitoring.reference import Reference
@@ -86,7 +86,8 @@ class Judge:
         data: How data drift is looked for.
         concept: How concept drift is looked for.
         reference: Window that concept drift is held against, or None for the first one.
-        further: Findings about the bundle itself, which every window's are reported with.
+        previous: Another version of the bundle that it is compared with, or None.
+        model: When the two versions are too far apart.
     """
 
     def __init__(
@@ -98,7 +99,8 @@ class Judge:
         data: DataDriftSettings,
         concept: ConceptSettings,
         reference: str | None = None,
-        further: Sequence[Finding] = (),
+        previous: Bundle | None = None,
+        model: ModelDriftSettings | None = None,
     ) -> None:
         label = profiler.form.label
         self.bundle = bundle
@@ -109,7 +111,8 @@ class Judge:
         self._concept = (
             concept if label is None else replace(concept, positive_from=label.positive_from)
         )
-        self._further = tuple(further)
+        self._previous = None if previous is None else BundleModels(previous)
+        self._model = model or ModelDriftSettings()
         self._models = BundleModels(bundle)
         self._reference = Reference.of(bundle)
         self._measured = self._given_reference(reference)
@@ -134,8 +137,10 @@ class Judge:
         if waits is None and self._can_judge(window):
             found, figures = self._concept_drift(window, name)
             findings += found
+        if self._previous is not None:
+            findings += self._model_drift(window)
         folder = window_folder(self._root, self.bundle.manifest.name, profile.span)
-        findings = since_when([*findings, *self._further], folder)
+        findings = since_when(findings, folder)
         entry = Entry(
             window=name,
             bundle=self.bundle.manifest.version,
@@ -219,6 +224,14 @@ class Judge:
         ]
         findings = compare(measured, self._measured, self._concept)
         return findings + sequential_findings([*past, figures], self._concept), figures
+
+    def _model_drift(self, window: Window) -> list[Finding]:
+        """What the other version finds of what users took in the window, and how far it is."""
+        if self._previous is None:
+            return []
+        rows = self._models.rows(window, self._concept.positive_from)
+        known = bool((rows.taken & (rows.user_rows >= 0) & (rows.item_rows >= 0)).any())
+        return model_drift(self._previous, self._models, self._model, rows if known else None)
 
     def _publish(self, entry: Entry, folder: Path, profile: Profile | None) -> None:
         """History first: what is on the disk then can be made again from it."""

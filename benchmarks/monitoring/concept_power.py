@@ -1,0 +1,287 @@
+"""How often concept drift is found that is not there, and how soon drift that is.
+
+    python benchmarks/monitoring/concept_power.py FOLDER [--runs 50] [--sessions 6000]
+
+FOLDER/bundle is made when it is not there: the demo's world, both stages. Then the bundle serves in
+that world: users come, everyone several times a window, and are shown 10 items that are drawn from
+the bundle's 30 best for them in an order that favours the best; clicks are drawn from the world's
+truth. A run has a reference window, then 4 windows without drift, then 2 with drift:
+
+- `taste shift`: tastes turn towards the next topic, so far that the click rate of what is shown
+  falls by 10 %; the log goes on to show what the bundle recommends.
+- `calibration shift`: every click is lost with a chance that leaves 10/11 of them, as with a pixel
+  that does not load: the bundle expects 10 % too many.
+
+The detectors over windows see the 4 windows too. Windows of a run have the same users, and the
+bundle knows nothing of what happened in them. The bundle scores every impression of the pool once;
+recall is left out of the runs, as its lists do not change, but for `--recall` runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from contextlib import chdir
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from twotower.cli.main import main as twotower
+from twotower.data.schema import ITEM_ID, LABEL, MICROSECONDS, TIMESTAMP, USER_ID
+from twotower.data.synthetic import SyntheticSource
+from twotower.data.world import Drift, World
+from twotower.export.bundle import open_bundle
+from twotower.monitoring.concept_drift import ConceptSettings, Measured, compare, measure
+from twotower.monitoring.concept_history import WindowFigures, sequential_findings, window_figures
+from twotower.monitoring.scoring import BundleModels
+from twotower.monitoring.windows import Window
+from twotower.serving.batch_scores import user_queries
+
+SLATE, POOL = 10, 30
+LOSS = 0.10
+NUM_CLEAN, NUM_DRIFTED = 4, 2
+DEVICES = ("phone", "desktop", "tablet")
+KEPT = Path(__file__).resolve().parents[1] / "results" / "monitoring" / "concept_power.json"
+WORLD = {"num_users": 2000, "num_items": 1000, "num_days": 30, "slates_per_user": 20.0}
+
+
+def source(drift: Drift | None = None) -> SyntheticSource:
+    """The demo's world."""
+    return SyntheticSource(**WORLD, slate_size=SLATE, seed=0, drift=drift)
+
+
+def make_bundle(folder: Path) -> Path:
+    """Train and export, unless it was done."""
+    if not (folder / "bundles" / "demo" / "current").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with chdir(folder):
+            flags = ("experiment=demo", "trainer.accelerator=cpu", "quiet=true")
+            done = twotower(["train", *flags])
+            done = done or twotower(
+                ["export", "run=runs/demo/latest", "index=flat", "index.device=cpu", "quiet=true"]
+            )
+            if done:
+                raise SystemExit(done)
+    return folder / "bundles" / "demo"
+
+
+class PooledModels(BundleModels):
+    """A bundle whose probabilities are looked up by user, place in the pool, slot and device."""
+
+    def __init__(self, folder: Path) -> None:
+        bundle = open_bundle(folder)
+        super().__init__(replace(bundle, event_times=bundle.event_times), num_threads=1)
+        rows = np.arange(len(bundle.users.ids))
+        queries, seen = user_queries(self.recommender, rows, self.last_event + 1)
+        lists = [
+            self.recommender.rank(
+                {name: values[start : start + 500] for name, values in queries.items()},
+                POOL,
+                seen.between(start, min(start + 500, len(rows))),
+            ).rows
+            for start in range(0, len(rows), 500)
+        ]
+        self.pool = np.concatenate(lists)  # (U, POOL)
+        self.table: np.ndarray | None = None
+
+    def fill(self) -> None:
+        """Score everything that can be shown, once, by the usual way."""
+        users, places, slots, devices = (
+            index.ravel()
+            for index in np.meshgrid(
+                np.arange(len(self.pool)), np.arange(POOL), np.arange(SLATE), np.arange(3),
+                indexing="ij",
+            )
+        )  # fmt: skip
+        window = self.window(users, places, slots, devices, np.zeros(len(users)), 0)
+        rows = self.rows(window, 1.0)
+        scores = super().probabilities(window, rows)
+        self.table = scores.reshape(len(self.pool), POOL, SLATE, 3)
+
+    def window(self, users, places, slots, devices, clicks, number: int) -> Window:
+        """Impressions as a window; an hour of its own, since the hour is a feature of no model."""
+        start = self.last_event + 3600 * (1 + number)
+        items = self.pool[users, places]
+        table = pa.table(
+            {
+                USER_ID: self.bundle.users.ids.take(pa.array(users)),
+                ITEM_ID: self.bundle.items.ids.take(pa.array(items)),
+                TIMESTAMP: pa.array(np.full(len(users), start * MICROSECONDS)),
+                LABEL: pa.array(np.asarray(clicks, np.float32)),
+                "position": pa.array(slots + 1),
+                "device": pa.DictionaryArray.from_arrays(pa.array(devices), list(DEVICES)).cast(
+                    pa.string()
+                ),
+                "place": pa.array(places),
+            }
+        )
+        return Window(interactions=table, start=start, end=start + 3600)
+
+    def probabilities(self, window: Window, rows):
+        """See `BundleModels`."""
+        if self.table is None:
+            return super().probabilities(window, rows)
+        table = window.interactions
+        codes = pa.compute.index_in(table["device"], value_set=pa.array(DEVICES))
+        return self.table[
+            rows.user_rows,
+            table["place"].to_numpy(),
+            table["position"].to_numpy() - 1,
+            codes.to_numpy(),
+        ]
+
+
+def draw(models: PooledModels, world: World, rng, sessions: int, number: int, **change) -> Window:
+    """One window of the bundle in service.
+
+    Args:
+        models: The bundle.
+        world: The truth; of a world with drift the end of its period.
+        rng: Random numbers.
+        sessions: Slates.
+        number: Of the window.
+        change: `kept`: share of the clicks that are logged.
+    """
+    rates = np.random.default_rng(1).gamma(1.0, 1.0, len(models.pool))  # the same in every window
+    users = rng.choice(len(models.pool), sessions, p=rates / rates.sum())
+    favour = -np.arange(POOL) / 12 + rng.gumbel(size=(sessions, POOL))
+    places = np.argsort(-favour, axis=1)[:, :SLATE]  # (sessions, SLATE)
+    devices = (users * 7 + 3) % 10
+    devices = np.repeat(np.where(devices < 6, 0, np.where(devices < 9, 1, 2)), SLATE)
+    users, places = np.repeat(users, SLATE), places.ravel()
+    slots = np.tile(np.arange(SLATE), sessions)
+    chance = world.click_probability(users, models.pool[users, places], slots + 1)
+    clicks = rng.random(len(chance)) < chance * change.get("kept", 1.0)
+    return models.window(users, places, slots, devices, clicks, number)
+
+
+def click_rate(models: PooledModels, world: World) -> float:
+    """Expected click rate of what is shown."""
+    users = np.repeat(np.arange(len(models.pool)), POOL)
+    weights = np.exp(-np.tile(np.arange(POOL), len(models.pool)) / 12)
+    slots = np.ones(len(users), np.int64)
+    chance = world.click_probability(users, models.pool.ravel(), slots)
+    return float(np.average(chance, weights=weights))
+
+
+def shift_that_costs(models: PooledModels, loss: float) -> tuple[World, float]:
+    """The world whose tastes have turned so far that the click rate falls by a share."""
+    before = click_rate(models, source().world)
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        world = source(Drift(start_share=0.5, taste_shift=middle)).world
+        low, high = (
+            (low, middle) if click_rate(models, world) < (1 - loss) * before else (middle, high)
+        )
+    return world, middle
+
+
+def judged(
+    measured: Measured, reference: Measured, past: list[WindowFigures], settings: ConceptSettings
+) -> tuple[set[str], WindowFigures]:
+    """What alerts in a window: slices as `slice`, detectors and figures by name."""
+    figures = window_figures(measured, reference, settings)
+    findings = compare(measured, reference, settings)
+    findings += sequential_findings([*past, figures], settings)
+    names = {
+        one.statistic if one.subject == "all" else f"slice {one.statistic}"
+        for one in findings
+        if one.alert
+    }
+    return names, figures
+
+
+def run(models, worlds, settings, sessions: int, seed: int) -> dict:
+    """One run: which windows alert, and why."""
+    rng = np.random.default_rng([seed, 17])
+
+    def measured(number: int, world: World, **change) -> Measured:
+        return measure(models, draw(models, world, rng, sessions, number, **change), settings)
+
+    reference = measured(0, worlds["none"])
+    past: list[WindowFigures] = []
+    found: dict = {"none": []}
+    for number in range(1, NUM_CLEAN + 1):
+        names, figures = judged(measured(number, worlds["none"]), reference, past, settings)
+        past.append(figures)
+        found["none"].append(sorted(names))
+    for kind, world, change in (
+        ("taste", worlds["taste"], {}),
+        ("calibration", worlds["none"], {"kept": 1 / (1 + LOSS)}),
+    ):
+        then = list(past)
+        found[kind] = []
+        for number in range(NUM_CLEAN + 1, NUM_CLEAN + 1 + NUM_DRIFTED):
+            names, figures = judged(measured(number, world, **change), reference, then, settings)
+            then.append(figures)
+            found[kind].append(sorted(names))
+    return found
+
+
+def summary(runs: list[dict]) -> dict:
+    """False alarms, and in how many runs each drift was found in its first or second window."""
+    clean = [names for one in runs for names in one["none"]]
+    document: dict = {
+        "windows without drift": len(clean),
+        "false alarms": sum(bool(names) for names in clean),
+        "false-alarm rate": sum(bool(names) for names in clean) / len(clean),
+    }
+    for kind in ("taste", "calibration"):
+        delays = [next((n for n, w in enumerate(one[kind], 1) if w), 0) for one in runs]
+        document[kind] = {
+            "runs": len(runs),
+            "found in window 1": delays.count(1),
+            "found in window 2": delays.count(2),
+            "missed": delays.count(0),
+            "found within 2": 1 - delays.count(0) / len(runs),
+        }
+        names = [name for one in runs for window in one[kind] for name in window]
+        counts = {name: names.count(name) for name in sorted(set(names))}
+        document[kind]["alerts by statistic"] = counts
+    return document
+
+
+def main(folder: Path, num_runs: int, sessions: int, tolerance: float) -> None:
+    """Make what is missing, run, print, keep."""
+    models = PooledModels(make_bundle(folder))
+    world, shift = shift_that_costs(models, LOSS)
+    worlds = {"none": source().world, "taste": world}
+    start = time.perf_counter()
+    models.fill()
+    print(f"pool scored in {time.perf_counter() - start:.0f} s; taste shift {shift:.3f}")
+    models.recommender = None  # its lists do not change, and it would be asked again every window
+    settings = ConceptSettings(tolerance=tolerance)
+    runs, start = [], time.perf_counter()
+    for seed in range(num_runs):
+        runs.append(run(models, worlds, settings, sessions, seed))
+        print(json.dumps({"run": seed, **runs[-1]}), flush=True)
+    document = {
+        "how": "`python benchmarks/monitoring/concept_power.py FOLDER`",
+        "device": f"{os.cpu_count()} CPU threads",
+        "sessions": sessions,
+        "impressions": sessions * SLATE,
+        "false_alarm_rate": settings.false_alarm_rate,
+        "tolerance": tolerance,
+        "taste shift": shift,
+        "click rate": [click_rate(models, worlds[name]) for name in ("none", "taste")],
+        "seconds a window": (time.perf_counter() - start) / (num_runs * 9),
+        **summary(runs),
+    }
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    KEPT.write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--sessions", type=int, default=6000)
+    parser.add_argument("--tolerance", type=float, default=ConceptSettings.tolerance)
+    given = parser.parse_args()
+    main(given.folder, given.runs, given.sessions, given.tolerance)
