@@ -34,7 +34,8 @@ th, td { text-align: left; padding: .4rem .7rem .4rem 0; border-bottom: 1px soli
   white-space: nowrap; }
 th { color: var(--soft); font-weight: 500; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
-th:nth-child(n+3):nth-child(-n+6) { text-align: right; }
+th.number { text-align: right; }
+.number + td:not(.number), .number + th:not(.number) { padding-left: .8rem; }
 tr.bad td:first-child { color: var(--alarm); font-weight: 600; }
 tr.wait td:last-child { color: var(--wait); font-weight: 600; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr));

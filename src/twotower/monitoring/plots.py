@@ -58,6 +58,8 @@ def distribution_plot(
 ) -> str:
     """Shares of a column's values in the reference and in a window, as bars.
 
+    Of a vocabulary, the bins that differ most are shown.
+
     Args:
         name: The column.
         reference: Profile that the window was held against.
@@ -69,13 +71,14 @@ def distribution_plot(
         one.columns[name].counts.sum(axis=0).astype(np.float64) for one in (reference, window)
     ]
     if bins.has_vocabulary:
-        order = np.argsort(
-            -(counts[0] / max(counts[0].sum(), 1) + counts[1] / max(counts[1].sum(), 1))
-        )
-        chosen = np.sort(order[: MAX_BARS - 1]) if len(order) > MAX_BARS else np.arange(len(order))
+        totals = [max(one.sum(), 1.0) for one in counts]
+        moved = np.abs(counts[0] / totals[0] - counts[1] / totals[1])
+        chosen = np.sort(np.argsort(-moved, kind="stable")[: MAX_BARS - 1])
+        if len(moved) <= MAX_BARS:
+            chosen = np.arange(len(moved))
         shown = [np.append(one[chosen], one.sum() - one[chosen].sum()) for one in counts]
         labels = [*(_value_name(bins, int(place), pipeline) for place in chosen), "others"]
-        if len(chosen) == len(order):
+        if len(chosen) == len(moved):
             shown, labels = [one[:-1] for one in shown], labels[:-1]
     else:
         groups = coarse(counts[0], MAX_BARS)
@@ -92,7 +95,7 @@ def distribution_plot(
         axes.invert_yaxis()
         axes.grid(axis="x", linewidth=0.5)
         axes.set_xlabel("% of values")
-        axes.legend(loc="lower right", fontsize=9)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=9)
         return _svg(figure)
 
 
@@ -129,7 +132,7 @@ def course_plot(
                 markerfacecolor="none", markeredgewidth=1.8, label="alert",
             )  # fmt: skip
         if reference is not None or alarms:
-            axes.legend(fontsize=9)
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=9)
         locator = AutoDateLocator(minticks=3, maxticks=6)  # type: ignore[no-untyped-call]
         axes.xaxis.set_major_locator(locator)
         formatter = ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
@@ -152,6 +155,7 @@ def _svg(figure: Figure) -> str:
     text = text[text.index("<svg") :]
     for colour, prop in PROPERTIES.items():
         text = text.replace(colour, prop)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # the same in every plot, and nobody's target
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     return re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg )', _fluid, text, count=1)
 

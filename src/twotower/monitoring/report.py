@@ -28,6 +28,7 @@ ABOUT = {
     "concept": "do users still do what the bundle predicts",
     "model": "how far two versions of the bundle are apart",
 }
+NUMBERS = ("value", "usual", "alert from", "p")
 MAX_PLOTS = 12
 MAX_WINDOWS = 60
 
@@ -195,7 +196,10 @@ def _windows(entries: Sequence[Entry]) -> str:
             f'<td class="number">{entry.rows:,}</td><td class="number">{entry.num_alerts}</td>'
             f"<td>{escape(entry.labels)}</td></tr>"
         )
-    head = "<tr><th>window</th><th>from</th><th>rows</th><th>alerts</th><th>labels</th></tr>"
+    head = (
+        '<tr><th>window</th><th>from</th><th class="number">rows</th>'
+        '<th class="number">alerts</th><th>labels</th></tr>'
+    )
     return (
         f'<section><h2>Windows</h2><div class="wide"><table><thead>{head}</thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div></section>"
@@ -230,7 +234,9 @@ def _table(findings: Sequence[Finding]) -> str:
             f"<td>{since}</td></tr>"
         )
     names = ("what", "statistic", "value", "usual", "alert from", "p", "since")
-    head = "".join(f"<th>{name}</th>" for name in names)
+    head = "".join(
+        f'<th class="{"number" if name in NUMBERS else ""}">{name}</th>' for name in names
+    )
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
