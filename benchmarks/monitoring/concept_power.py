@@ -1,6 +1,6 @@
 """How often concept drift is found that is not there, and how soon drift that is.
 
-    python benchmarks/monitoring/concept_power.py FOLDER [--runs 40] [--sessions 6000]
+    python benchmarks/monitoring/concept_power.py FOLDER [--runs 40]
 
 FOLDER/bundle is made when it is not there: the demo's world, both stages. Then the bundle serves in
 that world: users come, everyone several times a window, and are shown 10 items that are drawn from
@@ -15,7 +15,7 @@ truth. A run has a reference window, then 5 windows without drift, then 2 with d
 The detectors over windows see the 5 windows too. Windows of a run have the same users, and the
 bundle knows nothing of what happened in them. The bundle scores every impression that can be shown
 once, by the usual way. Recall is left out: the lists do not change. What a run found is a line of
-FOLDER/concept_power.jsonl, and a run that is there is not made again, so that several processes
+FOLDER/concept_power_*.jsonl, and a run that is there is not made again, so that several processes
 may share the runs (`--first`, `--runs`).
 """
 
@@ -45,6 +45,7 @@ from twotower.serving.batch_scores import user_queries
 
 SLATE, POOL = 10, 20
 LOSS = 0.10
+SETTINGS = ((6000, 0.01), (1000, 0.01), (6000, 0.0), (1000, 0.0))  # sessions, tolerance
 NUM_CLEAN, NUM_DRIFTED = 5, 2
 DEVICES = ("phone", "desktop", "tablet")
 KEPT = Path(__file__).resolve().parents[1] / "results" / "monitoring" / "concept_power.json"
@@ -236,7 +237,25 @@ def summary(runs: list[dict]) -> dict:
     return document
 
 
-def main(folder: Path, seeds: range, sessions: int, tolerance: float) -> None:
+def all_runs(
+    models: PooledModels, worlds: dict, made: Path, seeds: range, setting: tuple[int, float]
+) -> list[dict]:
+    """Runs of one setting; what was made before is not made again."""
+    sessions, tolerance = setting
+    settings = ConceptSettings(tolerance=tolerance)
+    lines = made.read_text().splitlines() if made.exists() else []
+    for seed in seeds:
+        if any(json.loads(line)["seed"] == seed for line in lines):
+            continue
+        start = time.process_time()
+        found = run(models, worlds, settings, sessions, seed)
+        seconds = (time.process_time() - start) / (1 + NUM_CLEAN + 2 * NUM_DRIFTED)
+        with made.open("a") as file:
+            file.write(json.dumps({"seed": seed, "seconds": seconds, **found}) + "\n")
+    return [json.loads(line) for line in made.read_text().splitlines()]
+
+
+def main(folder: Path, seeds: range) -> None:
     """Make what is missing, run, print, keep."""
     models = PooledModels(make_bundle(folder))
     world, shift = shift_that_costs(models, LOSS)
@@ -245,32 +264,27 @@ def main(folder: Path, seeds: range, sessions: int, tolerance: float) -> None:
     models.fill()
     print(f"pool scored in {time.perf_counter() - start:.0f} s; shift {shift:.3f}", flush=True)
     models.recommender = None  # its lists do not change, and it would be asked again every window
-    settings = ConceptSettings(tolerance=tolerance)
-    made = folder / "concept_power.jsonl"
-    for seed in seeds:
-        known = made.read_text().splitlines() if made.exists() else []
-        if not any(json.loads(line)["seed"] == seed for line in known):
-            start = time.process_time()
-            found = run(models, worlds, settings, sessions, seed)
-            seconds = (time.process_time() - start) / (1 + NUM_CLEAN + 2 * NUM_DRIFTED)
-            with made.open("a") as file:
-                file.write(json.dumps({"seed": seed, "seconds": seconds, **found}) + "\n")
-    runs = [json.loads(line) for line in made.read_text().splitlines()]
-    document = {
+    document: dict = {
         "how": "`python benchmarks/monitoring/concept_power.py FOLDER`",
         "device": f"{os.cpu_count()} CPU threads",
-        "impressions of a window": sessions * SLATE,
-        "set false-alarm rate": settings.false_alarm_rate,
-        "tolerance": tolerance,
+        "set false-alarm rate": ConceptSettings.false_alarm_rate,
         "taste shift": shift,
-        "click rate before": click_rate(models, worlds["none"]),
-        "click rate after": click_rate(models, world),
-        "CPU seconds a window": float(np.mean([one["seconds"] for one in runs])),
-        **summary(runs),
+        "settings": [],
     }
+    for sessions, tolerance in SETTINGS:
+        made = folder / f"concept_power_{sessions}_{tolerance}.jsonl"
+        runs = all_runs(models, worlds, made, seeds, (sessions, tolerance))
+        document["settings"].append(
+            {
+                "impressions of a window": sessions * SLATE,
+                "tolerance": tolerance,
+                "CPU seconds a window": float(np.mean([one["seconds"] for one in runs])),
+                **summary(runs),
+            }
+        )
+        print(json.dumps(document["settings"][-1]), flush=True)
     KEPT.parent.mkdir(parents=True, exist_ok=True)
     KEPT.write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(document, indent=1))
 
 
 if __name__ == "__main__":
@@ -278,12 +292,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--sessions", type=int, default=6000)
-    parser.add_argument("--tolerance", type=float, default=ConceptSettings.tolerance)
     given = parser.parse_args()
-    main(
-        given.folder,
-        range(given.first, given.first + given.runs),
-        given.sessions,
-        given.tolerance,
-    )
+    main(given.folder, range(given.first, given.first + given.runs))

@@ -31,7 +31,8 @@ class Figure:
     Args:
         value: The figure.
         standard_error: Its standard error.
-        blocks: (B,) standardised deviations of groups of users from the reference.
+        blocks: (B,) standardised deviations of groups of users from the reference, as far as they
+            are not tolerated.
     """
 
     value: float
@@ -80,7 +81,7 @@ def window_figures(
     Args:
         window: Figures of the window.
         reference: Figures that deviations are from.
-        settings: Number of groups of users.
+        settings: Number of groups of users, and what is tolerated.
     """
     figures = {}
     for (name, statistic), estimate in window.estimates.items():
@@ -94,7 +95,7 @@ def window_figures(
             value=estimate.value,
             standard_error=estimate.standard_error,
             blocks=_blocks(
-                scaled.value - centre,
+                _beyond(scaled.value - centre, settings.tolerance),
                 scaled.standard_error,
                 scaled.blocks(settings.num_blocks, seed=window.start),
             ).tolist(),
@@ -139,6 +140,11 @@ def sequential_findings(
                 )
             )
     return findings
+
+
+def _beyond(change: float, tolerance: float) -> float:
+    """What of a change is not tolerated."""
+    return float(np.sign(change)) * max(abs(change) - tolerance, 0.0)
 
 
 def _blocks(shift: float, error: float, deviations: Floats) -> Floats:

@@ -11,8 +11,9 @@ and each group's figure goes, standardised, into the two detectors of `river`:
   mean beyond half a standard error of a window; the threshold gives the average run length that
   the false-alarm rate asks for, by Siegmund's approximation ("Sequential analysis", 1985, 2.6).
 
-Groups of users are independent within a window, where rows are not. Only figures over all rows are
-followed. A detector is replayed from the history, so it has no state that could be lost.
+What is tolerated is taken off before. Groups of users are independent within a window, where rows
+are not. Only figures over all rows are followed. A detector is replayed from the history, so it has
+no state that could be lost.
 
 `river` is the extra `monitor`, and is imported by nothing that serves.
 
