@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twotower.cli.run import run_command
-from twotower.config import ConfigError, Refused
+from twotower.config import Refused
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -25,21 +25,23 @@ def monitor(cfg: DictConfig) -> list[Finding]:
         All comparisons of the last window; they are written, too.
 
     Raises:
-        ConfigError: When `watch` is none of its values.
+        ConfigError: When it is not clear what is to be judged.
         Refused: When one of them is an alert.
     """
     from rich.console import Console
 
     from twotower.cli.finding_tables import advice_lines, findings_table
-    from twotower.cli.monitored import open_judge, watch_folder
+    from twotower.cli.monitored import check_what, open_judge, watch_folder
     from twotower.monitoring.findings import alerts
 
-    if cfg.watch not in (True, False, "once"):
-        raise ConfigError([f"watch: got {cfg.watch!r}; allowed: true, false, once"])
+    check_what(cfg)
     judge = open_judge(cfg)
     if cfg.watch:
         return watch_folder(cfg, judge)
-    judgement = judge.judge(cfg.interactions, Path(cfg.interactions).name)
+    if cfg.traffic is not None:
+        judgement = judge.judge_traffic(Path(cfg.traffic))
+    else:
+        judgement = judge.judge(cfg.interactions)
     findings = list(judgement.entry.findings)
     if not cfg.quiet:
         console = Console()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from twotower.config import Refused, build
+from twotower.config import ConfigError, Refused, build
 from twotower.data.schema import DataError
 from twotower.export.bundle import open_bundle
 from twotower.monitoring.findings import Finding
@@ -20,6 +20,31 @@ from twotower.monitoring.window_profile import Described, Known, WindowProfiler
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+def check_what(cfg: DictConfig) -> None:
+    """Refuse a config that does not say what is to be judged.
+
+    Args:
+        cfg: The composed config of `monitor`.
+
+    Raises:
+        ConfigError: With all that is wrong.
+    """
+    problems = []
+    if (cfg.interactions is None) == (cfg.traffic is None):
+        problems.append(
+            "monitor: give one of interactions=<window of logs> and traffic=<what a server kept>, "
+            f"got interactions={cfg.interactions} and traffic={cfg.traffic}"
+        )
+    if cfg.watch not in (True, False, "once"):
+        problems.append(f"watch: got {cfg.watch!r}; allowed: true, false, once")
+    elif cfg.watch and cfg.traffic is not None:
+        problems.append("watch: follows a folder of interactions, not traffic")
+    if not cfg.poll_seconds > 0:
+        problems.append(f"poll_seconds: must be above 0, got {cfg.poll_seconds}")
+    if problems:
+        raise ConfigError(problems)
 
 
 def open_judge(cfg: DictConfig) -> Judge:

@@ -57,6 +57,7 @@ from twotower.monitoring.prometheus import prometheus_text
 from twotower.monitoring.reference import Reference
 from twotower.monitoring.report import REPORT_FILE, Report, write_report
 from twotower.monitoring.scoring import BundleModels
+from twotower.monitoring.traffic_profile import profile_traffic
 from twotower.monitoring.window_profile import WindowProfiler
 from twotower.monitoring.windows import Window, read_window
 
@@ -117,12 +118,14 @@ class Judge:
         self._reference = Reference.of(bundle)
         self._measured = self._given_reference(reference)
 
-    def judge(self, location: str, name: str, *, now: float | None = None) -> Judgement:
+    def judge(
+        self, location: str, name: str | None = None, *, now: float | None = None
+    ) -> Judgement:
         """Judge a window and write down what was found.
 
         Args:
             location: File, pattern or folder.
-            name: Of the window in the history.
+            name: Of the window in the history; by default the time of its start.
             now: The present, epoch seconds; by the clock when None.
 
         Raises:
@@ -130,6 +133,8 @@ class Judge:
         """
         present = time.time() if now is None else now
         profile = self._profiler.profile(location, now=now)
+        folder = window_folder(self._root, self.bundle.manifest.name, profile.span)
+        name = name or folder.name
         window = read_window(location, self._profiler.form, now=now)
         findings = [*data_drift(profile, self._reference, self._data)]
         waits = pending(window, self._concept, present)
@@ -139,7 +144,6 @@ class Judge:
             findings += found
         if self._previous is not None:
             findings += self._model_drift(window)
-        folder = window_folder(self._root, self.bundle.manifest.name, profile.span)
         findings = since_when(findings, folder)
         entry = Entry(
             window=name,
@@ -151,6 +155,35 @@ class Judge:
             reason=self._reason(window, waits),
             until=None if waits is None else waits.until,
             figures=figures,
+            findings=findings,
+        )
+        write_findings(folder, self.bundle.manifest, profile, findings)
+        self._publish(entry, folder, profile)
+        return Judgement(entry=entry, folder=folder)
+
+    def judge_traffic(self, traffic: Path, *, now: float | None = None) -> Judgement:
+        """Judge what a server kept of its requests; it has no labels, so data drift alone.
+
+        Args:
+            traffic: What the server kept.
+            now: The present, epoch seconds; by the clock when None.
+
+        Raises:
+            DataError: When it cannot be used; nothing is written.
+        """
+        profile = profile_traffic(traffic, self.bundle, self._reference)
+        folder = window_folder(self._root, self.bundle.manifest.name, profile.span)
+        findings = since_when(data_drift(profile, self._reference, self._data), folder)
+        present = int(time.time() if now is None else now)
+        start, end = profile.span or (present, present)
+        entry = Entry(
+            window=folder.name,
+            bundle=self.bundle.manifest.version,
+            start=start,
+            end=end,
+            rows=profile.num_rows,
+            labels=UNLABELLED,
+            reason="what a server keeps has no labels",
             findings=findings,
         )
         write_findings(folder, self.bundle.manifest, profile, findings)
