@@ -11,13 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from twotower.monitoring.concept_drift import (
-    AUC,
-    CONCEPT,
-    SHARE_SEQUENTIAL,
-    ConceptSettings,
-    Measured,
-)
+from twotower.monitoring.concept_drift import AUC, CONCEPT, SHARE_SEQUENTIAL, Measured
+from twotower.monitoring.concept_settings import ConceptSettings
 from twotower.monitoring.estimates import Floats
 from twotower.monitoring.findings import Finding
 from twotower.monitoring.sequential import detections, detectors

@@ -24,20 +24,13 @@ from pathlib import Path
 from twotower.data.schema import LABEL, DataError
 from twotower.export.bundle import Bundle
 from twotower.monitoring.board import write_events
-from twotower.monitoring.concept_drift import (
-    ConceptSettings,
-    Measured,
-    Pending,
-    compare,
-    measure,
-    pending,
-    promised,
-)
+from twotower.monitoring.concept_drift import Measured, Pending, compare, measure, pending, promised
 from twotower.monitoring.concept_history import (
     WindowFigures,
     sequential_findings,
     window_figures,
 )
+from twotower.monitoring.concept_settings import ConceptSettings, NoConceptDrift
 from twotower.monitoring.data_drift import DataDriftSettings, data_drift
 from twotower.monitoring.finding_files import since_when, window_folder, write_findings
 from twotower.monitoring.findings import Finding
@@ -57,6 +50,7 @@ from twotower.monitoring.prometheus import prometheus_text
 from twotower.monitoring.reference import Reference
 from twotower.monitoring.report import REPORT_FILE, Report, write_report
 from twotower.monitoring.scoring import BundleModels
+from twotower.monitoring.sequential import require_river
 from twotower.monitoring.traffic_profile import profile_traffic
 from twotower.monitoring.window_profile import WindowProfiler
 from twotower.monitoring.windows import Window, read_window
@@ -85,7 +79,7 @@ class Judge:
         profiler: Makes profiles of its windows.
         root: Folder of all that is monitored.
         data: How data drift is looked for.
-        concept: How concept drift is looked for.
+        concept: How concept drift is looked for, if at all.
         reference: Window that concept drift is held against, or None for the first one.
         previous: Another version of the bundle that it is compared with, or None.
         model: When the two versions are too far apart.
@@ -98,7 +92,7 @@ class Judge:
         *,
         root: Path,
         data: DataDriftSettings,
-        concept: ConceptSettings,
+        concept: ConceptSettings | NoConceptDrift,
         reference: str | None = None,
         previous: Bundle | None = None,
         model: ModelDriftSettings | None = None,
@@ -109,9 +103,13 @@ class Judge:
         self._root = root
         self._profiler = profiler
         self._data = data
-        self._concept = (
-            concept if label is None else replace(concept, positive_from=label.positive_from)
-        )
+        self._looks_for_concept = isinstance(concept, ConceptSettings)
+        settings = concept if isinstance(concept, ConceptSettings) else ConceptSettings()
+        if label is not None:
+            settings = replace(settings, positive_from=label.positive_from)
+        self._concept = settings
+        if self._looks_for_concept:
+            require_river()
         self._previous = None if previous is None else BundleModels(previous)
         self._model = model or ModelDriftSettings()
         self._models = BundleModels(bundle)
@@ -222,6 +220,8 @@ class Judge:
         return measure(self._models, window, self._concept)
 
     def _can_judge(self, window: Window) -> bool:
+        if not self._looks_for_concept:
+            return False
         has_label = LABEL in window.interactions.column_names
         return has_label or self._models.recommender is not None
 
@@ -231,6 +231,8 @@ class Judge:
         return JUDGED if waits is None else PENDING
 
     def _reason(self, window: Window, waits: Pending | None) -> str:
+        if not self._looks_for_concept:
+            return "it was left out (concept_drift=none)"
         if not self._can_judge(window):
             return (
                 "the window has no labels, and the bundle no retrieval whose recall could be taken"

@@ -83,13 +83,9 @@ def detectors(level: float, num_blocks: int) -> dict[str, tuple[Callable[[], Det
     Raises:
         ValueError: When `river` is not installed.
     """
-    try:
-        from river import drift
-    except ImportError as error:
-        raise ValueError(
-            "detectors of drift over windows need river, which is not installed: "
-            "pip install 'twotower[monitor]'"
-        ) from error
+    require_river()
+    from river import drift
+
     threshold = page_hinkley_threshold(level / num_blocks)
     least = MIN_WINDOWS * num_blocks
 
@@ -104,6 +100,21 @@ def detectors(level: float, num_blocks: int) -> dict[str, tuple[Callable[[], Det
         return made
 
     return {ADWIN: (adwin, True), PAGE_HINKLEY: (page_hinkley, False)}
+
+
+def require_river() -> None:
+    """Refuse to go on without `river`.
+
+    Raises:
+        ValueError: When it is not installed.
+    """
+    try:
+        import river.drift  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "detectors of drift over windows need river, which is not installed: "
+            "pip install 'twotower[monitor]', or leave concept drift out with concept_drift=none"
+        ) from error
 
 
 def page_hinkley_threshold(rate: float) -> float:

@@ -10,12 +10,13 @@ import pytest
 
 from twotower.data.schema import LABEL, USER_ID
 from twotower.metrics import click
-from twotower.monitoring.concept_drift import ConceptSettings, compare, measure, pending
+from twotower.monitoring.concept_drift import compare, measure, pending
 from twotower.monitoring.concept_history import (
     WindowFigures,
     sequential_findings,
     window_figures,
 )
+from twotower.monitoring.concept_settings import ConceptSettings
 from twotower.monitoring.windows import Window
 
 SETTINGS = ConceptSettings(min_users=5, min_successes=5, k=5)
