@@ -171,8 +171,8 @@ def _value_name(bins: Bins, place: int, pipeline: FeaturePipeline) -> str:
     high = int(bins.edges[place]) - 1 if place < len(bins.edges) else bins.values
     if isinstance(transform, (Categorical, Tags)) and low == high:
         values = transform.vocabulary.values
-        return _short(str(values[low - 1].as_py())) if low <= len(values) else f"no. {low}"
-    return f"no. {low:,}–{high:,}"
+        return _short(str(values[low - 1].as_py())) if low <= len(values) else f"rank {low}"
+    return f"rank {low:,}–{high:,}"
 
 
 def _range_name(bins: Bins, place: int, pipeline: FeaturePipeline) -> str:
