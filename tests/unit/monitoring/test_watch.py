@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +140,7 @@ def test_a_watch_that_was_killed_goes_on(make, parts, folder) -> None:
 
 def test_a_window_waits_for_its_labels_and_is_then_judged(make, parts, folder) -> None:
     put(folder, "1.parquet", parts[0])
+    os.utime(folder / "1.parquet", (0, 0))  # it came before the present of this test
     settings = replace(CONCEPT, label_delay=1000)
     judge = make(settings)
     end = int(parts[0]["timestamp"].to_numpy().max()) + 1
