@@ -65,10 +65,10 @@ COLUMNS = {
     "windows without drift": ",.0f",
     "false alarms": ".1%",
     "runs": ",.0f",
-    "taste in 1": ".0%",
-    "taste in 2": ".0%",
-    "calibration in 1": ".0%",
-    "calibration in 2": ".0%",
+    "taste shift found in 1 window": ".0%",
+    "taste shift found in 2 windows": ".0%",
+    "calibration shift found in 1 window": ".0%",
+    "calibration shift found in 2 windows": ".0%",
     "CPU s a window": ".2f",
 }
 WORLD = {"num_users": 2000, "num_items": 1000, "num_days": 30, "slates_per_user": 20.0}
@@ -246,8 +246,8 @@ def summary(runs: list[dict]) -> dict:
     }
     for kind in ("taste", "calibration"):
         delays = [next((n for n, w in enumerate(one[kind], 1) if w), 0) for one in runs]
-        row[f"{kind} in 1"] = delays.count(1) / len(runs)
-        row[f"{kind} in 2"] = 1 - delays.count(0) / len(runs)
+        row[f"{kind} shift found in 1 window"] = delays.count(1) / len(runs)
+        row[f"{kind} shift found in 2 windows"] = 1 - delays.count(0) / len(runs)
     return row
 
 
