@@ -3,9 +3,9 @@
     python benchmarks/monitoring/profile.py --rows 1e6 1e7 1e8 --folder <scratch> [--keep]
 
 A million users and a hundred thousand items with twelve features between them, seventeen profiled
-columns. A window of a hundred million rows is ten times the same Parquet file, which costs no less to
-read, and the check of repeated rows, which is made, is told to allow it. Every size is profiled by
-a process of its own, on one thread; memory is the most that the process ever held.
+columns. A window of a hundred million rows is ten times the same Parquet file, which costs no less
+to read, and the check of repeated rows, which is made, is told to allow it. Every size is profiled
+by a process of its own, on one thread; memory is the most that the process ever held.
 """
 
 from __future__ import annotations
