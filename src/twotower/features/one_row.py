@@ -22,7 +22,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from twotower.data.schema import MICROSECONDS
-from twotower.features.row_index import RowIndex
 from twotower.features.transforms import Categorical, Numeric, Tags, Time, Transform
 from twotower.features.vocabulary import Vocabulary
 
@@ -137,32 +136,27 @@ def _time(transform: Time) -> Callable[[Any], Array | None]:
 
 def _lookup(vocabulary: Vocabulary) -> Lookup:
     """Row of a value in the table, 0 where it is unknown, None where that is for Arrow to say."""
-    values, find = vocabulary.values, _finder(vocabulary.values)
-    of_integers = pa.types.is_integer(values.type)
+    find = _finder(vocabulary)
+    of_integers = pa.types.is_integer(vocabulary.values.type)
 
     def row_of(value: Any) -> int | None:  # noqa: ANN401
         if value is None:
             return 0
         if type(value) is int and abs(value) <= MAX_INT64:
-            return 1 + find(value if of_integers else str(value))
+            return find(value if of_integers else str(value))
         if type(value) is str:
             if not of_integers:
-                return 1 + find(value)
+                return find(value)
             if WHOLE_NUMBER.fullmatch(value):
-                return 1 + find(int(value))
+                return find(int(value))
         return None
 
     return row_of
 
 
-def _finder(values: pa.Array) -> Callable[[int | str], int]:
-    """Place of a value, -1 where it is unknown; places that were given up hold null."""
-    if len(values) <= SMALL_VOCABULARY:
-        known = {value: place for place, value in enumerate(values.to_pylist())}
-        return lambda value: known.get(value, -1)
-    index = RowIndex(values.drop_null())
-    if not values.null_count:
-        return index.row
-    # The last place stands for -1.
-    places = np.append(np.flatnonzero(values.is_valid()), -1)
-    return lambda value: int(places[index.row(value)])
+def _finder(vocabulary: Vocabulary) -> Callable[[int | str], int]:
+    """Row of a value of the type of the known ones; a null among these is a row of nobody."""
+    if len(vocabulary.values) > SMALL_VOCABULARY:
+        return vocabulary.row
+    known = {value: row for row, value in enumerate(vocabulary.values.to_pylist(), start=1)}
+    return lambda value: known.get(value, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -12,6 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.data.training_part import Column
+from twotower.features.row_index import RowIndex
+
+# A column goes through all known values, unless these are so many times more than its own.
+MANY_TIMES = 64
 
 
 class Vocabulary:
@@ -50,8 +55,27 @@ class Vocabulary:
             ValueError: When the values are of a type that cannot be compared with the known ones.
         """
         keys = as_key(values).cast(self.values.type)
+        if len(keys) < len(self.values) // MANY_TIMES:
+            return self._rows_of_few(keys)
         found: Any = pc.index_in(keys, value_set=self.values, skip_nulls=True)
         return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False) + 1, np.int32)
+
+    def row(self, value: int | str) -> int:
+        """Row of one value of the type of the known ones, 0 where it is unknown."""
+        index, rows = self._index
+        return int(rows[index.row(value)])
+
+    def _rows_of_few(self, keys: pa.Array) -> npt.NDArray[np.int32]:
+        index, rows = self._index
+        found = np.zeros(len(keys), np.int32)
+        found[keys.is_valid().to_numpy(zero_copy_only=False)] = rows[index.find(keys.drop_null())]
+        return found
+
+    @cached_property
+    def _index(self) -> tuple[RowIndex, npt.NDArray[np.int32]]:
+        """What finds a value, and the row of every place that it finds, the last of nowhere."""
+        rows = np.flatnonzero(self.values.is_valid().to_numpy(zero_copy_only=False)) + 1
+        return RowIndex(self.values.drop_null()), np.append(rows, 0).astype(np.int32)
 
     def grown(self, new: Vocabulary, *, evict: bool = False) -> Vocabulary:
         """These values in their rows, and the new ones in rows of their own.

@@ -165,3 +165,20 @@ class TestGrown:
     def test_values_of_another_type_are_refused(self):
         with pytest.raises(ValueError, match="values of type int64, got string"):
             fitted([1]).grown(fitted(["1"]))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.int64()])
+def test_few_values_among_many(kind):
+    """They are looked up one by one; nobody has the row of a value that was given up."""
+    known = np.random.default_rng(0).permutation(10_000)
+    values = pa.array(known, mask=known % 7 == 0).cast(kind)
+    vocabulary = Vocabulary(values)
+    wanted = [14, 15, 9_999, 10_000, None, 15, -3]
+    rows = {value: row for row, value in enumerate(known.tolist(), start=1) if value % 7}
+    column = pa.array(wanted).cast(kind)
+    assert vocabulary.rows(column).tolist() == [rows.get(value, 0) for value in wanted]
+    assert vocabulary.rows(column).dtype == np.int32
+    for value in (14, 15, 10_000):
+        asked = str(value) if kind == pa.string() else value
+        assert vocabulary.row(asked) == rows.get(value, 0)
+    assert vocabulary.rows(pa.array([], kind)).tolist() == []
