@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,6 @@ def export(cfg: DictConfig) -> ExportResult:
     from twotower.cli.training_run import read_metrics
     from twotower.export.build import export_bundle
     from twotower.export.triton import repository_folder, write_repository
-    from twotower.monitoring.reference import write_reference
 
     root = Path(cfg.output_dir)
     run = load_run(Path(cfg.run))

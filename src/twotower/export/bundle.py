@@ -45,6 +45,7 @@ from twotower.export.manifest import (
     BundleError,
     Manifest,
     file_digests,
+    file_problems,
     read_manifest,
     tower_hash,
 )
@@ -180,9 +181,7 @@ def open_bundle(path: Path) -> Bundle:
     folder = resolve(path)
     manifest = read_manifest(folder)
     digests = file_digests(folder)
-    problems = _file_problems(folder, manifest, digests) + _tower_problems(
-        folder, manifest, digests
-    )
+    problems = file_problems(folder, manifest, digests) + _tower_problems(folder, manifest, digests)
     if problems:
         raise BundleError(problems)
     pipeline = FeaturePipeline.load(folder / names.FEATURES)
@@ -210,23 +209,6 @@ def resolve(path: Path) -> Path:
     raise BundleError(
         [f"{path}: no bundle here (no {names.MANIFEST}); run `python export.py run=<run>`{hint}"]
     )
-
-
-def _file_problems(folder: Path, manifest: Manifest, digests: Mapping[str, str]) -> list[str]:
-    listed = manifest.files
-    return [
-        f"{folder / name}: {problem}"
-        for name in sorted({*listed, *digests})
-        if (problem := _problem(listed.get(name), digests.get(name)))
-    ]
-
-
-def _problem(expected: str | None, found: str | None) -> str | None:
-    if found is None:
-        return "missing"
-    if expected is None:
-        return f"not listed in {names.MANIFEST}"
-    return None if found == expected else "changed since it was written"
 
 
 def _tower_problems(folder: Path, manifest: Manifest, digests: Mapping[str, str]) -> list[str]:

@@ -172,3 +172,27 @@ def _number(value: float | None) -> float | None:
 
 def _digest(content: bytes) -> str:
     return blake2b(content, digest_size=16).hexdigest()
+
+
+def file_problems(folder: Path, manifest: Manifest, digests: Mapping[str, str]) -> list[str]:
+    """What differs between the files of a bundle and those that its manifest lists.
+
+    Args:
+        folder: The version folder.
+        manifest: Its manifest.
+        digests: Of the files that are there, by name.
+    """
+    listed = manifest.files
+    return [
+        f"{folder / name}: {problem}"
+        for name in sorted({*listed, *digests})
+        if (problem := _problem(listed.get(name), digests.get(name)))
+    ]
+
+
+def _problem(expected: str | None, found: str | None) -> str | None:
+    if found is None:
+        return "missing"
+    if expected is None:
+        return f"not listed in {MANIFEST}"
+    return None if found == expected else "changed since it was written"
