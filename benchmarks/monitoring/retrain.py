@@ -76,7 +76,7 @@ COLUMNS = {
     "share_of_seconds": ".0%",
     "two_stage/ndcg@10": ".4f",
     "two_stage/recall@10": ".4f",
-    "retrieval/recall@100": ".4f",
+    "two_stage/recall@100": ".4f",
     "retrieval/recall@200": ".4f",
     "new_items_recall@200": ".4f",
     "share_of_quality": ".1%",
