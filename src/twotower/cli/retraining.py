@@ -141,9 +141,9 @@ def next_version(cfg: DictConfig) -> Retrained:
             gates=staged.gates,
             compared=compared,
         )
-        done.save()
         if done.published:
             publish(staged.folder)
+        done.save()
     return done
 
 

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from twotower.models.embedding import FeatureEmbedder
-from twotower.models.two_tower import TwoTower
 
 BLOCK = 65_536
 RIDGE = 1e-2  # of the mean square of the embedded content
@@ -105,7 +104,7 @@ def _content(
     return torch.cat([embedder(chosen, names=names).double(), ones], dim=1)  # (B, W)
 
 
-def embedders(model: TwoTower | torch.nn.Module) -> dict[str, FeatureEmbedder]:
+def embedders(model: torch.nn.Module) -> dict[str, FeatureEmbedder]:
     """The embedders of a model by the name of their side."""
     return {
         side: module
