@@ -32,12 +32,17 @@ ALIKE = 0.5  # correlation of the numbers of one user
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Size of the world."""
+    """Size of the world, and whether its sessions are dealt to the days at random.
+
+    The world shows nobody again what he has clicked, so that the items that are shown drift by
+    themselves. Dealt to the days at random, no day differs from another but by chance.
+    """
 
     num_users: int = 2000
     num_items: int = 4000
     slates_per_user: float = 8.0
     slate_size: int = 10
+    dealt: bool = False
 
 
 class MadeSource:
@@ -73,6 +78,8 @@ class World:
         tables = source.read()
         self.log = _with_columns(tables.interactions, np.random.default_rng([seed, 99]))
         days = (self.log[TIMESTAMP].to_numpy() - START) // DAY
+        if setting.dealt:
+            days = _dealt(self.log, days, np.random.default_rng([seed, 98]))
         self.days = days
         known = days < TRAIN_DAYS + VALIDATION_DAYS + 1  # the test part is of no interest
         part = np.digitize(days, [TRAIN_DAYS, TRAIN_DAYS + VALIDATION_DAYS]).astype(np.int8)
@@ -108,7 +115,7 @@ class World:
     def profile(self, rows: pa.Table) -> Profile:
         """The profile of a window."""
         times = pc.min_max(rows[TIMESTAMP]).as_py()
-        start = (times["min"] - START) // DAY * DAY + START
+        start = (times["min"] - START) // DAY * DAY + START  # whole days, dealt or not
         span = (start // MICROSECONDS, (start + WINDOW_DAYS * DAY) // MICROSECONDS)
         return replace(self.profiler.profile_rows(rows), span=span)
 
@@ -180,6 +187,14 @@ def vanished(rows: pa.Table, column: str, share: float, seed: int) -> pa.Table:
 def hash_share(word: str, seed: int) -> float:
     """A number from 0 to 1 that belongs to an id."""
     return np.random.default_rng([seed, *word.encode()]).random()
+
+
+def _dealt(log: pa.Table, days: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The days of all sessions in another order (R,)."""
+    users = log[USER_ID].combine_chunks().dictionary_encode().indices.to_numpy()
+    keys = np.stack([users, log[TIMESTAMP].to_numpy()])
+    _, first, sessions = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+    return rng.permutation(days[first])[sessions.ravel()]
 
 
 def _with_columns(log: pa.Table, rng: np.random.Generator) -> pa.Table:

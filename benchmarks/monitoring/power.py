@@ -2,6 +2,7 @@
 
     python benchmarks/monitoring/power.py                  20 worlds of 10 windows, ten minutes
     python benchmarks/monitoring/power.py --users 8000     the same with four times the users
+    python benchmarks/monitoring/power.py --dealt          a world in which really nothing drifts
     python benchmarks/monitoring/power.py --worlds 2       to see it run
 
 Windows of two days of the built-in world with forty profiled columns (`drifting.py`), held against
@@ -85,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worlds", type=int, default=20)
     parser.add_argument("--users", type=int, default=Setting.num_users)
+    parser.add_argument("--dealt", action="store_true", help="sessions on random days; no power")
     parser.add_argument("--keep", action="store_true", help="write the figures for RESULTS.md")
     given = parser.parse_args()
     started = time.monotonic()
@@ -93,20 +95,20 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(given.worlds):
-            world = World(seed, Path(folder), Setting(num_users=given.users))
+            world = World(seed, Path(folder), Setting(num_users=given.users, dealt=given.dealt))
             for place in range(NUM_WINDOWS):
                 profile = world.profile(world.window(place))
                 rows.append(profile.num_rows)
                 for name, settings in (("chance alone", CHANCE_ALONE), ("usual settings", USUAL)):
                     found = data_drift(profile, world.reference, settings)
                     alarms[name] += any(one.alert for one in found)
-            for name, drift in DRIFTS.items():
+            for name, drift in ({} if given.dealt else DRIFTS).items():
                 for first in range(0, NUM_WINDOWS, RUN):
                     run = seed * NUM_WINDOWS + first
                     delays[name].append(delay(world, drift, first, run))
             done = (seed + 1) * NUM_WINDOWS
             print(f"{done} windows: {alarms}", flush=True)
-            print({name: found_by(of, RUN) for name, of in delays.items()}, flush=True)
+            print({name: found_by(of, RUN) for name, of in delays.items() if of}, flush=True)
     windows = given.worlds * NUM_WINDOWS
     minutes = (time.monotonic() - started) / 60
     print(f"{min(rows)} to {max(rows)} rows a window, {minutes:.0f} minutes")
