@@ -1,11 +1,11 @@
 """The yardstick of ranker training: DCN-v2 by hand, as fast as plain PyTorch allows.
 
-    python benchmarks/speed/bare_ranker.py --data FOLDER [--batch 16384] [--large]
+    python benchmarks/speed/bare_ranker.py --data FOLDER [--batch 16384] [--further large]
 
 26 columns embedded 16 wide in one table and 13 numbers, 429 wide; three full-rank cross layers
-beside 256-128-64; log loss; row-wise Adagrad on the rows of the batch, Adam for the rest. `--large`
-adds a column of 10M values. `--micro` cuts a batch into pieces whose gradients are summed, so that
-what is kept for the backward pass stays in the cache.
+beside 256-128-64; log loss; row-wise Adagrad on the rows of the batch, Adam for the rest.
+`--further` adds a column, of 10M values or of 1,000. `--micro` cuts a batch into pieces whose
+gradients are summed, so that what is kept for the backward pass stays in the cache.
 
 Data: `world.py`. Prints one line of JSON as `bare_two_tower.py` does.
 
@@ -29,6 +29,7 @@ import torch
 from bare_two_tower import RATE, WARM_UP, Table, keep_freed_memory, seconds_of_step
 from torch import Tensor, nn
 from torch.nn import functional
+from world import CLICK_FILES, click_sizes
 
 DIM, NUM_CROSS = 16, 3
 Batch = tuple[Tensor, Tensor, Tensor]  # rows of the table (B, F), numbers (B, 13), labels (B,)
@@ -39,14 +40,13 @@ class Clicks:
 
     Args:
         folder: What `world.py` wrote.
-        large: Whether the column of 10M values is there.
+        further: Which further column is there, a key of `CLICK_FILES`.
     """
 
-    def __init__(self, folder: Path, large: bool) -> None:
+    def __init__(self, folder: Path, further: str) -> None:
         world = json.loads((folder / "world.json").read_text())
-        path = folder / ("clicks_large.parquet" if large else "clicks.parquet")
-        sizes = world["click_columns"] if large else dict(list(world["click_columns"].items())[:26])
-        table = pq.read_table(path)
+        sizes = click_sizes(world, further)
+        table = pq.read_table(folder / CLICK_FILES[further])
         table = table.filter(pc.equal(table.column("split").cast("string"), "train"))
         starts = np.concatenate([[0], np.cumsum(list(sizes.values()))])
         rows = np.empty((len(table), len(sizes)), np.int32)
@@ -133,7 +133,7 @@ def measure(given: argparse.Namespace) -> dict[str, object]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_freed_memory()
-    clicks = Clicks(given.data, given.large)
+    clicks = Clicks(given.data, given.further)
     model = Model(clicks)
     batches = clicks.batches(given.batch)
     if given.mode == "step":
@@ -157,6 +157,6 @@ if __name__ == "__main__":
     parser.add_argument("--mode", choices=["loop", "step"], default="loop")
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--micro", type=int, default=0, help="rows of a piece; 0 for the batch")
-    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--further", choices=list(CLICK_FILES), default="none")
     parser.add_argument("--steps", type=int, default=30)
     print(json.dumps(measure(parser.parse_args())))

@@ -26,6 +26,7 @@ import pytorch_lightning as pl
 import torch
 from bare_two_tower import WARM_UP, seconds_of_step
 from torch import Tensor
+from world import CLICK_FILES, click_sizes
 
 from twotower.cli.main import main as twotower
 from twotower.training import fit
@@ -35,7 +36,7 @@ READY = 4
 DIM, CLICK_DIM = 32, 16
 
 
-def feature_file(world: Mapping[str, Any], stage: str, large: bool, folder: Path) -> Path:
+def feature_file(world: Mapping[str, Any], stage: str, further: str, folder: Path) -> Path:
     """The features that the bare loops have, as a spec."""
     lines = ["version: 1", "features:"]
 
@@ -48,7 +49,7 @@ def feature_file(world: Mapping[str, Any], stage: str, large: bool, folder: Path
                 add(name, side, "id" if name.endswith("_id") else "categorical")
         lines.append("history: {length: 50, features: [item_id]}")
     else:
-        for name in click_columns(world, large):
+        for name in click_columns(world, further):
             add(name, "context", "categorical" if name.startswith("c") else "numeric")
         lines.append("history: {length: 0, features: []}")
     path = folder / f"{stage}.yaml"
@@ -56,10 +57,9 @@ def feature_file(world: Mapping[str, Any], stage: str, large: bool, folder: Path
     return path
 
 
-def click_columns(world: Mapping[str, Any], large: bool) -> list[str]:
-    """Columns of the click table that are features; the last categorical one has 10M values."""
-    categorical = list(world["click_columns"])
-    return [*(categorical if large else categorical[:26]), *world["dense_columns"]]
+def click_columns(world: Mapping[str, Any], further: str) -> list[str]:
+    """Columns of a click table that are features."""
+    return [*click_sizes(world, further), *world["dense_columns"]]
 
 
 def retrieval(data: Path) -> list[str]:
@@ -78,11 +78,11 @@ def retrieval(data: Path) -> list[str]:
     ]
 
 
-def ranking(data: Path, columns: list[str], large: bool) -> list[str]:
+def ranking(data: Path, columns: list[str], further: str) -> list[str]:
     """Overrides of the cross network."""
     return [
         "data=impressions",
-        f"data.interactions={data / ('clicks_large.parquet' if large else 'clicks.parquet')}",
+        f"data.interactions={data / CLICK_FILES[further]}",
         f"data.context=[{','.join(columns)}]",
         "split=given",
         f"models.ranking.embedding_dim={CLICK_DIM}",
@@ -138,18 +138,19 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     """The median over steps, in one thread."""
     torch.set_num_threads(1)
     data, stage, steps = given.data, given.stage, given.steps
+    is_retrieval = stage == "retrieval"
     world = json.loads((data / "world.json").read_text())
     clock = Clock if given.mode == "loop" else Stepper
     Stepper.steps = WARM_UP + steps
     fit.Throughput = clock  # type: ignore[misc]
-    columns = click_columns(world, given.large)
+    columns = click_columns(world, given.further)
     with tempfile.TemporaryDirectory() as runs:
         code = twotower(
             [
                 "train",
-                *(retrieval(data) if stage == "retrieval" else ranking(data, columns, given.large)),
+                *(retrieval(data) if is_retrieval else ranking(data, columns, given.further)),
                 "features=file",
-                f"features.path={feature_file(world, stage, given.large, Path(runs))}",
+                f"features.path={feature_file(world, stage, given.further, Path(runs))}",
                 f"stages=[{stage}]",
                 f"training.{stage}.batch_size={given.batch}",
                 f"trainer.max_steps={WARM_UP + steps}",
@@ -180,5 +181,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
-    parser.add_argument("--large", action="store_true", help="ranking: a table of 10M rows more")
+    parser.add_argument(
+        "--further", choices=list(CLICK_FILES), default="none", help="ranking: a column"
+    )
     print(json.dumps(measure(parser.parse_args())))

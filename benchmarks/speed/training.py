@@ -3,6 +3,7 @@
     python benchmarks/speed/world.py FOLDER --interactions 5000000 --large
     python benchmarks/speed/training.py --data FOLDER --stage retrieval --core 0
     python benchmarks/speed/training.py --data FOLDER --stage ranking --batch 4096 16384
+    ... --stage ranking --large      10M rows more in a further table, and 1,000 as the control
     ... --peers torchrec:fused=FOLDER/bin/python rechub=FOLDER/bin/python ...
                                                         environments: peers/make_env.sh
 
@@ -45,8 +46,10 @@ def own_commands(given: argparse.Namespace, batch: int) -> dict[str, Command]:
     else:
         commands["bare, in pieces"] = [*bare, "--micro", str(NUM_ROWS)]
     if given.large:
-        commands = {BARE: bare, "ours": ours, "ours, 10M rows more": [*ours, "--large"]}
-        commands["bare, 10M rows more"] = [*bare, "--large"]
+        commands = {BARE: bare, "ours": ours}
+        for rows, further in (("10M", "large"), ("1,000", "small")):
+            commands[f"ours, {rows} rows more"] = [*ours, "--further", further]
+            commands[f"bare, {rows} rows more"] = [*bare, "--further", further]
     return commands
 
 
@@ -112,7 +115,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--stage", choices=list(SCRIPTS), required=True)
     parser.add_argument("--batch", type=int, nargs="+", default=[4096])
-    parser.add_argument("--large", action="store_true", help="ranking: a table of 10M rows more")
+    parser.add_argument("--large", action="store_true", help="ranking: a further table")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--core", type=int, default=0)

@@ -2,13 +2,14 @@
 
     python benchmarks/speed/world.py FOLDER                              2M interactions, 2M clicks
     python benchmarks/speed/world.py FOLDER --interactions 5000000
-    python benchmarks/speed/world.py FOLDER --large                      and clicks_large.parquet
+    python benchmarks/speed/world.py FOLDER --large                      and the last two clicks
 
     interactions.parquet   user_id, item_id, timestamp, in the order of time
     users.parquet          user_id and u1 .. u8, all categorical
     items.parquet          item_id and i1 .. i8, all categorical
     clicks.parquet         c1 .. c26 (2.24M values together), d1 .. d13, label, split
     clicks_large.parquet   the same rows and one more column, c27, of 10M values
+    clicks_small.parquet   the same with that column modulo 1,000: as wide, with a short table
     world.json             how many values each column can take, ids included
 
 Every categorical value is an int64 in [0, number of values), so a peer can use it as a row of a
@@ -21,8 +22,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +45,13 @@ CLICK_COLUMNS = (
     *(620_000, 480_000, 360_000, 260_000, 180_000, 130_000, 80_000, 50_000, 32_000),
     *(18_000, 12_000, 7_000, 5_000, 2_500, 1_500, 900, 500, 250, 150, 95, 50, 25, 12, 10, 5, 3),
 )
-LARGE_COLUMN = 10_000_000
+LARGE_COLUMN, SMALL_COLUMN = 10_000_000, 1_000
+# By what `--further` says of the last column.
+CLICK_FILES = {
+    "none": "clicks.parquet",
+    "large": "clicks_large.parquet",
+    "small": "clicks_small.parquet",
+}
 NUM_DENSE = 13
 CHUNK = 250_000
 TRAINING_PART, VALIDATION_PART = 0.8, 0.1
@@ -144,15 +152,37 @@ def write_clicks(path: Path, num_clicks: int, sizes: tuple[int, ...]) -> None:
             writer.write_table(chunk)
 
 
+def write_small(folder: Path) -> None:
+    """The click table with the further column, of which only the last three digits are kept."""
+    file = pq.ParquetFile(folder / CLICK_FILES["large"])
+    place = len(CLICK_COLUMNS)
+    with pq.ParquetWriter(folder / CLICK_FILES["small"], file.schema_arrow) as writer:
+        for batch in file.iter_batches(CHUNK):
+            few = pa.array(batch.column(place).to_numpy() % SMALL_COLUMN)
+            writer.write_batch(batch.set_column(place, batch.schema.names[place], few))
+
+
+def click_sizes(world: Mapping[str, Any], further: str) -> dict[str, int]:
+    """How many values each categorical column of a click table can take.
+
+    Args:
+        world: What `world.json` says.
+        further: A key of `CLICK_FILES`.
+    """
+    *columns, last = world["click_columns"].items()
+    lasts = {"none": {}, "large": {last[0]: last[1]}, "small": {last[0]: SMALL_COLUMN}}
+    return dict(columns) | lasts[further]
+
+
 def main(folder: Path, num_interactions: int, num_clicks: int, large: bool) -> None:
     """Write what is missing; a world of other sizes in the same folder is made anew."""
-    click_sizes = {f"c{at}": n for at, n in enumerate((*CLICK_COLUMNS, LARGE_COLUMN), 1)}
+    sizes = {f"c{at}": n for at, n in enumerate((*CLICK_COLUMNS, LARGE_COLUMN), 1)}
     world = {
         "interactions": num_interactions,
         "clicks": num_clicks,
         "users": {"user_id": NUM_USERS} | {f"u{at}": n for at, n in enumerate(USER_FEATURES, 1)},
         "items": {"item_id": NUM_ITEMS} | {f"i{at}": n for at, n in enumerate(ITEM_FEATURES, 1)},
-        "click_columns": click_sizes,
+        "click_columns": sizes,
         "dense_columns": [f"d{at}" for at in range(1, NUM_DENSE + 1)],
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,10 +191,13 @@ def main(folder: Path, num_interactions: int, num_clicks: int, large: bool) -> N
     if not same:
         kept.unlink(missing_ok=True)  # it is written last, so that a half-made world is made anew
         write_interactions(folder, num_interactions)
-        write_clicks(folder / "clicks.parquet", num_clicks, CLICK_COLUMNS)
-        (folder / "clicks_large.parquet").unlink(missing_ok=True)
-    if large and not (folder / "clicks_large.parquet").exists():
-        write_clicks(folder / "clicks_large.parquet", num_clicks, (*CLICK_COLUMNS, LARGE_COLUMN))
+        write_clicks(folder / CLICK_FILES["none"], num_clicks, CLICK_COLUMNS)
+        for further in ("large", "small"):
+            (folder / CLICK_FILES[further]).unlink(missing_ok=True)
+    if large and not (folder / CLICK_FILES["large"]).exists():
+        write_clicks(folder / CLICK_FILES["large"], num_clicks, (*CLICK_COLUMNS, LARGE_COLUMN))
+    if large and not (folder / CLICK_FILES["small"]).exists():
+        write_small(folder)
     kept.write_text(json.dumps(world, indent=1) + "\n")
     print(f"wrote {folder}")
 
@@ -174,6 +207,8 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--interactions", type=int, default=2_000_000)
     parser.add_argument("--clicks", type=int, default=2_000_000)
-    parser.add_argument("--large", action="store_true", help="also a column of 10M values")
+    parser.add_argument(
+        "--large", action="store_true", help="also click tables with a further column"
+    )
     given = parser.parse_args()
     main(given.folder, given.interactions, given.clicks, given.large)

@@ -8,7 +8,7 @@ The gradient of x_0 is a sum over all layers and that of x_l has g added to a pr
 summed in place here, where derivatives layer by layer carry each term through memory by itself. A
 third of the passes over (B, W) matrices are left out; the products are the same.
 
-On a CPU every product is written to rows that begin on a cache line (`room`). A width such as 429
+On a CPU every product is written to rows that begin on a cache line (`room_like`). A width of 429
 is no multiple of the 16 float32 numbers of a line, and to rows that lie one right behind the other
 the library writes products of that width at 52 GFLOP/s instead of 84 (MKL on Zen 4); how its inputs
 lie does not matter. The parameters stay as wide as the input is.
@@ -43,20 +43,16 @@ def full_rank_stack(x0: Tensor, weights: Sequence[Tensor], biases: Sequence[Tens
     return crossed
 
 
-def room(rows: int, width: int, like: Tensor) -> Tensor:
-    """Where a product is to be written.
-
-    Args:
-        rows: How many rows B.
-        width: Their width W.
-        like: A tensor of the type and on the device that are wanted.
+def room_like(matrix: Tensor) -> Tensor:
+    """Where a product of the shape of a matrix ``(B, W)`` is to be written.
 
     Returns:
-        ``(B, W)``, not filled; on a CPU a view whose rows begin `LINE` numbers apart, or a multiple.
+        ``(B, W)``, not filled; on a CPU a view whose rows begin a multiple of `LINE` numbers apart.
     """
-    if like.device.type != "cpu":
-        return like.new_empty(rows, width)
-    return like.new_empty(rows, -(-width // LINE) * LINE)[:, :width]
+    if matrix.device.type != "cpu":
+        return torch.empty_like(matrix)
+    rows, width = matrix.shape
+    return matrix.new_empty(rows, -(-width // LINE) * LINE)[:, :width]
 
 
 class _FullRankStack(torch.autograd.Function):
@@ -69,7 +65,7 @@ class _FullRankStack(torch.autograd.Function):
         weights, biases = parameters[:num_layers], parameters[num_layers:]
         inputs, linear = [x0], []
         for weight, bias in zip(weights, biases, strict=True):
-            h = room(*x0.shape, x0).copy_(bias)
+            h = room_like(x0).copy_(bias)
             linear.append(h.addmm_(inputs[-1], weight.T))  # (B, W)
             inputs.append(torch.addcmul(inputs[-1], x0, linear[-1]))  # (B, W)
         ctx.save_for_backward(*weights, *inputs[:-1], *linear)
@@ -85,11 +81,11 @@ class _FullRankStack(torch.autograd.Function):
         linear = ctx.saved_tensors[2 * num_layers :]
         of_weights, of_biases = [], []
         of_x0 = torch.zeros_like(inputs[0])  # (B, W)
-        own = room(*gradient.shape, gradient).copy_(gradient)  # (B, W)
+        own = room_like(gradient).copy_(gradient)  # (B, W)
         for weight, x, h in zip(reversed(weights), reversed(inputs), reversed(linear), strict=True):
             of_linear = own * inputs[0]  # (B, W)
             of_x0.addcmul_(own, h)
-            of_weight = room(*weight.shape, weight)
+            of_weight = room_like(weight)
             of_weights.append(of_weight.addmm_(of_linear.T, x, beta=0))  # (W, W)
             of_biases.append(of_linear.sum(dim=0))
             own.addmm_(of_linear, weight)  # (B, W)

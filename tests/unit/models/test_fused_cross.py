@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from twotower.models.cross import full_rank, full_rank_cross
-from twotower.models.fused_cross import full_rank_stack
+from twotower.models.fused_cross import LINE, full_rank_stack, room_like
 
 
 def drawn(*shape: int, seed: int) -> Tensor:
@@ -17,16 +17,17 @@ def drawn(*shape: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("num_rows", [0, 1, 5])
-def test_values_and_gradients(num_layers: int, num_rows: int) -> None:
-    x0 = drawn(num_rows, 4, seed=0)
-    weights = [drawn(4, 4, seed=1 + k) for k in range(num_layers)]
-    biases = [drawn(4, seed=10 + k) for k in range(num_layers)]
+@pytest.mark.parametrize("width", [1, 4, LINE, LINE + 1])
+def test_values_and_gradients(num_layers: int, num_rows: int, width: int) -> None:
+    x0 = drawn(num_rows, width, seed=0)
+    weights = [drawn(width, width, seed=1 + k) for k in range(num_layers)]
+    biases = [drawn(width, seed=10 + k) for k in range(num_layers)]
     x = x0
     for weight, bias in zip(weights, biases, strict=True):
         x = x + full_rank_cross(x0, x, weight, bias)
     found = full_rank_stack(x0, weights, biases)
     torch.testing.assert_close(found, x)
-    wanted = drawn(num_rows, 4, seed=20).detach()
+    wanted = drawn(num_rows, width, seed=20).detach()
     given = [x0, *weights, *biases]
     for own, other in zip(
         torch.autograd.grad((found * wanted).sum(), given),
@@ -62,3 +63,22 @@ def test_trained_and_evaluated_say_the_same_in_any_precision() -> None:
     mixed.sum().backward()
     torch.testing.assert_close(mixed, evaluated, rtol=0.05, atol=0.05)
     assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("width", [1, LINE - 1, LINE, 2 * LINE + 3])
+def test_rows_of_a_product_begin_on_a_cache_line(width: int) -> None:
+    room = room_like(torch.ones(3, width))
+    assert room.shape == (3, width)
+    assert [room[row].data_ptr() % 64 for row in range(3)] == [0, 0, 0]
+
+
+def test_gradients_lie_as_their_parameters_do() -> None:
+    """Optimizers and what averages gradients over processes go through both side by side."""
+    network = full_rank(5, num_layers=2)
+    x0 = drawn(7, 5, seed=0).detach().float()
+    for pieces in ([x0], x0.split(3)):
+        network.zero_grad()
+        torch.cat([network(piece) for piece in pieces]).sum().backward()
+        for parameter in network.parameters():
+            assert parameter.grad is not None
+            assert parameter.grad.stride() == parameter.stride()
