@@ -55,6 +55,12 @@ def room_like(matrix: Tensor) -> Tensor:
     return matrix.new_empty(rows, -(-width // LINE) * LINE)[:, :width]
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if x.device.type != "cpu" or torch.compiler.is_exporting():  # one kernel, one node of a graph
+        return torch.addmm(bias, x, weight.T)
+    return room_like(x).copy_(bias).addmm_(x, weight.T)
+
+
 class _FullRankStack(torch.autograd.Function):
     """Forward and backward through all layers."""
 
@@ -65,8 +71,7 @@ class _FullRankStack(torch.autograd.Function):
         weights, biases = parameters[:num_layers], parameters[num_layers:]
         inputs, linear = [x0], []
         for weight, bias in zip(weights, biases, strict=True):
-            h = room_like(x0).copy_(bias)
-            linear.append(h.addmm_(inputs[-1], weight.T))  # (B, W)
+            linear.append(_linear(inputs[-1], weight, bias))  # (B, W)
             inputs.append(torch.addcmul(inputs[-1], x0, linear[-1]))  # (B, W)
         ctx.save_for_backward(*weights, *inputs[:-1], *linear)
         return inputs[-1]
