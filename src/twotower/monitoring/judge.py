@@ -48,7 +48,7 @@ from twotower.monitoring.model_drift import ModelDriftSettings, model_drift
 from twotower.monitoring.profile import Profile
 from twotower.monitoring.prometheus import prometheus_text
 from twotower.monitoring.reference import Reference
-from twotower.monitoring.report import REPORT_FILE, Report, write_report
+from twotower.monitoring.report import Report, write_report
 from twotower.monitoring.scoring import BundleModels
 from twotower.monitoring.sequential import require_river
 from twotower.monitoring.traffic_profile import profile_traffic
@@ -280,8 +280,7 @@ class Judge:
             scores=self._reference.validation,
             pipeline=self.bundle.pipeline,
         )
-        for place in dict.fromkeys((folder, self.folder)):
-            write_report(place / REPORT_FILE, report)
+        write_report({folder, self.folder}, report)
         staging = self.folder / f".{PROMETHEUS_FILE}.staging"
         staging.write_text(prometheus_text(report.bundle, report.entries), encoding="utf-8")
         staging.replace(self.folder / PROMETHEUS_FILE)

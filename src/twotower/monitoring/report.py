@@ -6,7 +6,7 @@ network, in light and dark, on a phone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -55,11 +55,13 @@ class Report:
     pipeline: FeaturePipeline
 
 
-def write_report(path: Path, report: Report) -> None:
-    """Write the page, whole or not at all."""
-    staging = path.with_name(f".{path.name}.staging")
-    staging.write_text(report_page(report), encoding="utf-8")
-    staging.replace(path)
+def write_report(folders: Iterable[Path], report: Report) -> None:
+    """Draw the page once and write it into every folder, whole or not at all."""
+    page = report_page(report)
+    for folder in folders:
+        staging = folder / f".{REPORT_FILE}.staging"
+        staging.write_text(page, encoding="utf-8")
+        staging.replace(folder / REPORT_FILE)
 
 
 def report_page(report: Report) -> str:

@@ -82,9 +82,13 @@ def test_ids_of_plots_do_not_meet(report):
 
 
 def test_same_report_same_page(report, tmp_path):
-    write_report(tmp_path / "report.html", report)
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == report_page(report)
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    folders = [tmp_path / "bundle", tmp_path / "window"]
+    for folder in folders:
+        folder.mkdir()
+    write_report(folders, report)
+    for folder in folders:
+        assert (folder / "report.html").read_text(encoding="utf-8") == report_page(report)
+        assert [path.name for path in folder.iterdir()] == ["report.html"]
 
 
 def test_a_pending_window_is_not_without_drift(report):
