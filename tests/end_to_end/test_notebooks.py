@@ -12,12 +12,15 @@ import pytest
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 
+from twotower.monitoring.history import read_history
+
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 QUICKSTART = NOTEBOOKS / "01_quickstart.ipynb"
+DRIFT = NOTEBOOKS / "03_drift.ipynb"
 KERNEL = "this-interpreter"
 MAX_BYTES = 400_000
 
-# Stands in for the cell with the tag `parameters`.
+# Stand in for the cells with the tag `parameters`.
 TINY = """
 WORK = Path("work")
 SETTINGS = [
@@ -29,6 +32,12 @@ SETTINGS = [
     *("training.ranking.max_epochs=1", "trainer.accelerator=cpu", "name=tiny"),
 ]
 EXPORT = ["gates.max_calibration_error=null", "index=flat", "index.device=cpu"]
+"""
+
+DAYS, LAUNCH, BROKEN, REPAIRED, SHIFT = 9, 3, 5, 6, 7
+SHORT = f"""
+WORK = Path("work")
+DAYS, LAUNCH, BROKEN, REPAIRED, SHIFT = {DAYS}, {LAUNCH}, {BROKEN}, {REPAIRED}, {SHIFT}
 """
 
 
@@ -50,14 +59,14 @@ def kernel(tmp_path, monkeypatch):
     return AsyncKernelManager(kernel_name=KERNEL, transport="ipc")
 
 
-@pytest.fixture
-def executed(kernel, tmp_path):
-    notebook = nbformat.read(QUICKSTART, as_version=4)
-    [parameters] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
-    parameters.source = TINY
+def execute(path, parameters, kernel, folder):
+    notebook = nbformat.read(path, as_version=4)
+    [cell] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
+    cell.source = parameters
     notebook.cells.append(nbformat.v4.new_code_cell("import sys; print(sys.executable)"))
-    where = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, km=kernel, timeout=60, resources=where).execute()
+    where = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, km=kernel, timeout=120, resources=where).execute()
+    assert notebook.cells[-1].outputs[0]["text"].strip() == sys.executable
     return notebook
 
 
@@ -70,13 +79,69 @@ def outputs(notebook, kind):
     ]
 
 
-def test_the_quickstart_runs_and_shows_its_plots_and_tables(executed, tmp_path):
-    assert executed.cells[-1].outputs[0]["text"].strip() == sys.executable
+def test_the_quickstart_runs_and_shows_its_plots_and_tables(kernel, tmp_path):
+    executed = execute(QUICKSTART, TINY, kernel, tmp_path)
     assert len(outputs(executed, "image/png")) == 6
     tables = [re.findall("<tr>", text) for text in outputs(executed, "text/html")]
     assert 11 in [len(rows) for rows in tables]  # ten recommendations below their heading
     assert (tmp_path / "work" / "run" / "metrics.json").is_file()
     assert len(list((tmp_path / "work" / "bundles" / "tiny").glob("*/manifest.json"))) == 2
+
+
+def days_with_an_alert(history, area, subject, statistic=None):
+    """Numbers of the days, from 1."""
+    return [
+        number
+        for number, entry in enumerate(history, 1)
+        if any(
+            one.alert and (one.area, one.subject) == (area, subject)
+            for one in entry.findings
+            if statistic in (None, one.statistic)
+        )
+    ]
+
+
+def test_what_happens_in_the_month_is_found_in_its_place_and_in_time(kernel, tmp_path):
+    executed = execute(DRIFT, SHORT, kernel, tmp_path)
+    work = tmp_path / "work"
+    history = read_history(work / "monitoring" / "shop")
+    assert [entry.window for entry in history] == [f"day-{n:02}.parquet" for n in range(1, 10)]
+    assert {entry.labels for entry in history} == {"judged"}
+    assert not any(entry.num_alerts for entry in history[: LAUNCH - 1])
+
+    launched = days_with_an_alert(history, "data", "item.item_id", "unseen_rate")
+    assert launched[0] in (LAUNCH, LAUNCH + 1)
+    assert launched[-1] == DAYS
+    assert days_with_an_alert(history, "data", "context.device") == list(range(BROKEN, REPAIRED))
+    turned = days_with_an_alert(history, "concept", "all", "auc")
+    assert turned[0] in (SHIFT, SHIFT + 1)
+
+    [report] = (work / "runs" / "shop").glob("retrain-*/retrain.json")
+    retrained = json.loads(report.read_text())
+    assert retrained["published"]
+    assert (work / "bundles" / "shop" / "current").resolve() == Path(retrained["new"])
+    compared = {one["name"]: one for one in retrained["compared"]}
+    assert compared["retrieval/recall@200"]["difference"]["low"] > 0
+    assert compared["retrieval/new_items_recall@200"]["old"]["value"] == 0
+    assert compared["retrieval/new_items_recall@200"]["new"]["low"] > 0
+
+    assert len(outputs(executed, "image/png")) == 2
+    said = "".join(o["text"] for c in executed.cells for o in c.get("outputs", ()) if "text" in o)
+    assert "days with an alert before anything happened: 0 of 2" in said
+    assert "alerts of these three before their time: 0" in said
+    assert any("unseen rate" in text for text in outputs(executed, "text/html"))
+
+
+def test_the_kept_month_shows_what_its_text_says():
+    executed = nbformat.read(DRIFT, as_version=4)
+    said = "".join(o["text"] for c in executed.cells for o in c.get("outputs", ()) if "text" in o)
+    assert "days with an alert before anything happened: 0 of 7" in said
+    assert "alerts of these three before their time: 0" in said
+    assert "published: True" in said
+    [table] = [t for t in outputs(executed, "text/html") if "what happened" in t]
+    rows = re.findall(r"<tr><td>([^<]*)</td><td>(\d+)</td><td>[^<]*</td><td>(\d+)</td>", table)
+    assert [name for name, _, _ in rows] == ["launch", "device is lost", "tastes turn"]
+    assert all(int(found) - int(day) in (0, 1) for _, day, found in rows)
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)
