@@ -93,7 +93,8 @@ def test_run_folder_is_complete(shared):
     run = only_run(shared)
     assert {path.name for path in run.iterdir()} == {
         *("config.yaml", "features", "features.yaml", "prepared.json", "versions.json"),
-        *("retrieval", "ranking", "ranker.json", "metrics.json", "tensorboard", "train.log"),
+        *("retrieval", "ranking", "ranker.json", "metrics.json", "space.json"),
+        *("tensorboard", "train.log"),
     }
     for stage in ("retrieval", "ranking"):
         names = {path.name for path in (run / stage).iterdir()}

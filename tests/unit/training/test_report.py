@@ -14,6 +14,7 @@ from twotower.data.schema import TEST, TRAIN
 from twotower.features.frequency import ItemFrequency
 from twotower.losses.calibration import Calibration
 from twotower.metrics.calibration import expected_calibration_error, reliability
+from twotower.training.cross_version import new_space
 from twotower.training.evaluation import mean_metrics, rank_catalogue
 from twotower.training.examples import ExampleBatches, ImpressionExamples
 from twotower.training.fit import Fitted
@@ -64,10 +65,12 @@ class TestRecallByPopularity:
 def trained(world):
     prepared, columns = world.prepared, world.columns("retrieval")
     train_rows = np.flatnonzero(prepared.interactions.split == TRAIN)
+    towers = world.towers()
     return Trained(
-        retriever=Retriever.of(world.towers(), columns, prepared.num_catalogue),
+        retriever=Retriever.of(towers, columns, prepared.num_catalogue),
         frequency=ItemFrequency.count(prepared, train_rows),
         fitted=Fitted(epochs=1, steps=1, seconds=1.0, best=0.0),
+        space=new_space(towers),
     )
 
 
