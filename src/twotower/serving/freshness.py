@@ -149,18 +149,19 @@ class Freshness:
     def poll(self) -> int:
         """Take up what other processes have changed since; costs microseconds where there is none.
 
+        One that is called while another thread is at it waits for that: what was changed before the
+        call is in `recommender` after it.
+
         Returns:
-            How many changes were taken up; 0 also while another thread is at it.
+            How many changes were taken up.
 
         Raises:
             JournalError: When the journal is damaged; all stays as it was.
         """
-        if self._journal is None or not self._lock.acquire(blocking=False):
+        if self._journal is None:
             return 0
-        try:
+        with self._lock:
             return self._follow(self._journal.read())
-        finally:
-            self._lock.release()
 
     def compact(self) -> None:
         """Rewrite the journal without what later changes or this bundle have made idle.
