@@ -13,13 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from kept import keep_rows
 
 from twotower.data.prepare import prepare
 from twotower.data.prepared import Prepared
@@ -38,7 +37,6 @@ from twotower.features.pipeline import FeaturePipeline
 from twotower.monitoring.reference import Reference, make_reference, window_form
 from twotower.monitoring.window_profile import Known, WindowProfiler
 
-KEPT = Path(__file__).resolve().parents[1] / "results" / "monitoring"
 NUM_USERS, NUM_ITEMS = 1_000_000, 100_000
 TRAINING_ROWS, FILE_ROWS, GROUP_ROWS = 3_000_000, 10_000_000, 1_000_000
 DAY = 86_400
@@ -188,23 +186,18 @@ def measure(world: Made, folder: Path, rows: int) -> dict[str, float]:
 
 def keep(rows: list[dict[str, float]]) -> None:
     """Write what `render.py` reads."""
-    KEPT.mkdir(parents=True, exist_ok=True)
-    document = {
-        "title": "Reading, checking and profiling a window of logs",
-        "command": "python benchmarks/monitoring/profile.py --folder <scratch> --keep",
-        "date": datetime.now(UTC).date().isoformat(),
-        "device": f"one core, {platform.machine()}",
-        "columns": {
-            "rows": ",.0f",
-            "columns": ",.0f",
-            "rows a CPU second": ",.0f",
-            "GiB before": ".2f",
-            "GiB at most": ".2f",
-            "MB of the profile": ".1f",
-        },
-        "rows": rows,
+    columns = {
+        "rows": ",.0f",
+        "columns": ",.0f",
+        "rows a CPU second": ",.0f",
+        "GiB before": ".2f",
+        "GiB at most": ".2f",
+        "MB of the profile": ".1f",
     }
-    (KEPT / "profile.json").write_text(json.dumps(document, indent=1) + "\n")
+    title = "Reading, checking and profiling a window of logs"
+    keep_rows(
+        "profile", title, "profile.py --folder <scratch> --keep", columns, rows, where="one core"
+    )
 
 
 if __name__ == "__main__":

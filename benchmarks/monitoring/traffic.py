@@ -12,24 +12,21 @@ request: it moves less from run to run.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from kept import keep_rows
 
 from twotower.export.bundle import open_bundle
 from twotower.serving.recommender import Recommender
 from twotower.serving.requests import Request
 from twotower.serving.traffic import TrafficRecorder
 
-KEPT = Path(__file__).resolve().parents[1] / "results" / "monitoring"
 KEEPING = {"10 a second": 10.0, "every one": 1e9}
 TURN = 64
 
@@ -102,22 +99,22 @@ def alone(recommender: Recommender, asked: list[Request], per_second: float) -> 
 
 def keep(rows: list[dict[str, object]]) -> None:
     """Write what `render.py` reads."""
-    KEPT.mkdir(parents=True, exist_ok=True)
-    document = {
-        "title": "Keeping a server's requests for monitoring, as a share of the time of a request",
-        "command": "python benchmarks/monitoring/traffic.py bundle=bundles/demo/current --keep",
-        "date": datetime.now(UTC).date().isoformat(),
-        "device": f"one thread, {platform.machine()}",
-        "columns": {
-            "requests answered": "",
-            "kept": "",
-            "CPU ms a request": ".2f",
-            "more with the recorder": ".2%",
-            "alone": ".2%",
-        },
-        "rows": rows,
+    columns = {
+        "requests answered": "",
+        "kept": "",
+        "CPU ms a request": ".2f",
+        "more with the recorder": ".2%",
+        "alone": ".2%",
     }
-    (KEPT / "traffic.json").write_text(json.dumps(document, indent=1) + "\n")
+    title = "Keeping a server's requests for monitoring, as a share of the time of a request"
+    keep_rows(
+        "traffic",
+        title,
+        "traffic.py bundle=bundles/demo/current --keep",
+        columns,
+        rows,
+        where="one thread",
+    )
 
 
 if __name__ == "__main__":
