@@ -384,6 +384,9 @@ def test_too_many_wait(tiny_run) -> None:
         refused = await client.post("/v1/recommend", json={})
         assert problems(refused, 503) == {"server": "too many requests wait"}
         assert refused.headers["retry-after"] == "1"
+        # It is refused by what it asks, before anybody looks at what that is.
+        refused = await client.post("/v1/similar", content=b"no json")
+        assert problems(refused, 503) == {"server": "too many requests wait"}
         alive = await client.get("/healthz")  # and ready: it is busy, not broken
         assert (alive.status_code, (await client.get("/readyz")).status_code) == (200, 200)
         late = await client.post("/v1/recommend", json={}, headers={"X-Deadline-Ms": "1"})
@@ -393,7 +396,9 @@ def test_too_many_wait(tiny_run) -> None:
 
     in_loop(create_app(service), doing)
     service.close()
-    assert b'twotower_overloaded_total{reason="full"} 2.0' in service.metrics.render()
+    assert b'twotower_overloaded_total{reason="full"} 3.0' in service.metrics.render()
+    shed = b'twotower_requests_total{route="/v1/similar",status="503"} 1.0'
+    assert shed in service.metrics.render()
 
 
 def test_a_deadline_passes(tiny_run) -> None:

@@ -106,3 +106,27 @@ def test_a_body_is_no_head(port: int) -> None:
         request = REQUEST[:-2] + b"Content-Length: %d\r\n\r\n" % size + b"x" * size
         assert b"200 OK" in ask(connection, request)
         assert b"200 OK" in ask(connection)
+
+
+def test_more_connections_than_there_are_files_for_are_turned_away(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEAD_SECONDS", 30)
+    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (4, 4))
+    with connect(port) as first, connect(port) as second:
+        assert b"200 OK" in ask(first)
+        assert b"200 OK" in ask(second)
+        with connect(port) as third:
+            said = b""
+            while part := third.recv(4096):
+                said += part
+        assert said.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After: 1" in said
+        assert b"200 OK" in ask(second)
+    until = time.monotonic() + 30
+    while time.monotonic() < until:  # The two that were closed are forgotten soon.
+        with connect(port) as again:
+            again.sendall(REQUEST)
+            if again.recv(4096).startswith(b"HTTP/1.1 200 "):
+                return
+    pytest.fail("no place was free again")

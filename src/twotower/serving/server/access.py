@@ -1,4 +1,7 @@
-"""What surrounds every request: key, limit of a client, access log, counts.
+"""What surrounds every request: key, limits, access log, counts.
+
+A request that would find the queue full is refused before its body is read: a server that is asked
+for more than it can do must not spend its time on saying so.
 
 The log has a line of JSON a request, with the pattern of the route and not its path, so that no id
 of a user stands in it.
@@ -23,6 +26,13 @@ log = logging.getLogger("twotower.access")
 
 PROTECTED = ("/v1/", "/v2/", "/page/", "/metrics")
 SCHEME = "Bearer "
+QUEUED = ("/v1/recommend", "/v1/similar")  # POST requests of these wait in the queue
+RETRY_AFTER = {"Retry-After": "1"}
+OVERLOADED = {
+    "full": "too many requests wait",
+    "deadline": "the deadline has passed before there was an answer",
+    "stopping": "the server is stopping",
+}
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -76,7 +86,10 @@ class Access:
         most = self._service.settings.max_in_flight
         if most is not None and self._in_flight[client] > most:
             problem = f"at most {most} requests of one address may be in flight"
-            return _refused(429, "client", problem, {"Retry-After": "1"})
+            return _refused(429, "client", problem, RETRY_AFTER)
+        if scope["path"] in QUEUED and scope["method"] == "POST" and self._service.is_full:
+            self._service.metrics.overloaded("full")
+            return FULL
         return None
 
     def _shows_key(self, headers: Headers) -> bool:
@@ -86,6 +99,8 @@ class Access:
 
     def _ended(self, scope: Scope, status: int, size: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", None) or "other"
+        if route == "other" and scope["path"] in QUEUED:  # refused before it was routed
+            route = scope["path"]
         self._service.metrics.request(route, status, seconds)
         if self._service.settings.access_log:
             line = {
@@ -101,3 +116,6 @@ class Access:
 
 def _refused(status: int, place: str, problem: str, headers: dict[str, str]) -> JSONResponse:
     return JSONResponse({"problems": [{"place": place, "problem": problem}]}, status, headers)
+
+
+FULL = _refused(503, "server", OVERLOADED["full"], RETRY_AFTER)

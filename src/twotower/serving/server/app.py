@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from twotower.data.schema import DataError
 from twotower.serving.requests import RequestError
-from twotower.serving.server.access import Access
+from twotower.serving.server.access import OVERLOADED, RETRY_AFTER, Access
 from twotower.serving.server.body import problems_of
 from twotower.serving.server.inference_routes import router as inference_router
 from twotower.serving.server.micro_batches import Overloaded
@@ -26,12 +26,6 @@ from twotower.serving.stored_list import StoreError
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER = {"Retry-After": "1"}
-OVERLOADED = {
-    "full": "too many requests wait",
-    "deadline": "the deadline has passed before there was an answer",
-    "stopping": "the server is stopping",
-}
 MAX_PROBLEM = 2000  # what a client sent may be part of it
 PLACES = {404: "path", 405: "method"}
 

@@ -1,17 +1,25 @@
-"""A connection whose head is limited, in bytes and in seconds; uvicorn limits neither.
+"""A connection whose head is limited, in bytes and in seconds, and one of not too many.
 
 A head that does not end would fill the memory, one that does not come would hold a connection
-forever. The body is limited where it is read.
+forever: uvicorn limits neither. The body is limited where it is read. And a process that has no
+file descriptor left could neither accept a connection nor open a bundle, so the last connections
+that it could hold are turned away.
 """
 
 from __future__ import annotations
 
 import asyncio
+import resource
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 32 << 10
 HEAD_SECONDS = 10.0
+OTHER_FILES = 256  # of bundles, journals, libraries
+TURNED_AWAY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n"
+    b"Connection: close\r\n\r\n"
+)
 
 
 class Connection(HttpToolsProtocol):
@@ -24,6 +32,10 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head."""
         super().connection_made(transport)
+        if len(self.connections) > _most_connections():
+            transport.write(TURNED_AWAY)
+            transport.close()
+            return
         self._begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -58,3 +70,8 @@ class Connection(HttpToolsProtocol):
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
+
+
+def _most_connections() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(files - OTHER_FILES, files // 2)

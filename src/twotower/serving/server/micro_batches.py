@@ -145,10 +145,14 @@ class MicroBatches(Generic[Work, Result]):
                 self._mean_seconds *= 1 - NEWEST
                 self._deviation *= 1 - NEWEST_DEVIATION
                 continue
-            _deliver(list(zip(rest, self._results(rest), strict=True)))
-            off = time.monotonic() - started - self._mean_seconds
-            self._mean_seconds += NEWEST * off
-            self._deviation += NEWEST_DEVIATION * (abs(off) - self._deviation)
+            results = list(zip(rest, self._results(rest), strict=True))
+            _deliver(results, partial(self._took, started))
+
+    def _took(self, started: float) -> None:
+        """A batch begun at some time is in the hands of those who asked, whose loop may be busy."""
+        off = time.monotonic() - started - self._mean_seconds
+        self._mean_seconds += NEWEST * off
+        self._deviation += NEWEST_DEVIATION * (abs(off) - self._deviation)
 
     def _take(self) -> list[Waiting[Work, Result]]:
         """The next batch, oldest first; empty when the queue is closed and done."""
@@ -175,8 +179,11 @@ class MicroBatches(Generic[Work, Result]):
         return [result for one in batch for result in self._results([one])]
 
 
-def _deliver(pairs: Sequence[tuple[Waiting[Work, Result], Result | Exception]]) -> None:
-    """Tell the loops that wait; one call a loop, for a call wakes it."""
+def _deliver(
+    pairs: Sequence[tuple[Waiting[Work, Result], Result | Exception]],
+    told: Callable[[], None] | None = None,
+) -> None:
+    """Tell the loops that wait, then each calls `told`; one call a loop, for a call wakes it."""
     by_loop: dict[
         asyncio.AbstractEventLoop, list[tuple[Waiting[Work, Result], Result | Exception]]
     ] = {}
@@ -184,12 +191,17 @@ def _deliver(pairs: Sequence[tuple[Waiting[Work, Result], Result | Exception]]) 
         by_loop.setdefault(one.answered.get_loop(), []).append((one, result))
     for loop, some in by_loop.items():
         with suppress(RuntimeError):  # The loop is closed: nobody waits.
-            loop.call_soon_threadsafe(partial(_give_all, some))
+            loop.call_soon_threadsafe(partial(_give_all, some, told))
 
 
-def _give_all(pairs: Sequence[tuple[Waiting[Work, Result], Result | Exception]]) -> None:
+def _give_all(
+    pairs: Sequence[tuple[Waiting[Work, Result], Result | Exception]],
+    told: Callable[[], None] | None,
+) -> None:
     for one, result in pairs:
         _give(one, result)
+    if told is not None:
+        told()
 
 
 def _give(one: Waiting[Work, Result], result: Result | Exception) -> None:

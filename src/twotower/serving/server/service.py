@@ -82,6 +82,11 @@ class Service:
         """Whether there is a thread that answers."""
         return self._batches.is_alive
 
+    @property
+    def is_full(self) -> bool:
+        """Whether one more request would be refused."""
+        return len(self._batches) >= self.settings.max_waiting
+
     async def answer(self, request: Request, *, deadline: float | None = None) -> Reply:
         """Answer a request, together with others that wait.
 
