@@ -25,6 +25,7 @@ from twotower.models.shared_tables import start_from_tables
 from twotower.models.two_tower import TwoTower
 from twotower.training.batches import TrainingBatches, TrainingExamples
 from twotower.training.context import Context
+from twotower.training.cpu_products import float32_by_onednn
 from twotower.training.cross_version import OldVersion, Space, new_space
 from twotower.training.distributed import agreed
 from twotower.training.evaluation import catalogue_metrics
@@ -281,13 +282,14 @@ def _fit(
     if context.trainer.device().type == "cpu":
         keep_freed_memory()
     task.carried = context.carried
-    return fit_stage(
-        stage=stage,
-        task=task,
-        loader=loader,
-        evaluate=lambda: agreed(evaluate(), context.ranks),
-        settings=settings.stretched(len(loader)),
-        trainer_settings=context.trainer,
-        folder=context.folder,
-        progress=context.progress,
-    )
+    with float32_by_onednn(context.trainer.device()):
+        return fit_stage(
+            stage=stage,
+            task=task,
+            loader=loader,
+            evaluate=lambda: agreed(evaluate(), context.ranks),
+            settings=settings.stretched(len(loader)),
+            trainer_settings=context.trainer,
+            folder=context.folder,
+            progress=context.progress,
+        )
