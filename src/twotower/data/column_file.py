@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-
-from twotower.data.prepared import CHECKSUM_BYTES
 
 Array = npt.NDArray[Any]
 
@@ -25,7 +23,7 @@ class ColumnFile:
     def __init__(self, path: Path, num_rows: int) -> None:
         self._num_rows = num_rows
         self._missing = num_rows
-        self._digest = blake2b(digest_size=CHECKSUM_BYTES)
+        self._digest = sha256()
         self._file: BinaryIO = path.open("wb")
         self._has_header = False
 

@@ -17,7 +17,7 @@ import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,9 @@ from twotower.data.leakage import FittedOn
 from twotower.data.schema import MICROSECONDS, TRAIN, VALIDATION, DataError
 from twotower.data.workers import Threads
 
-PREPARED_VERSION = 1
+PREPARED_VERSION = 2
 MANIFEST = "manifest.json"
 FEATURES_FOLDER = "features"
-CHECKSUM_BYTES = 16
 
 Array = npt.NDArray[Any]
 
@@ -256,8 +255,11 @@ def verify_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def checksum(path: Path) -> str:
-    """Digest of a file's bytes."""
-    digest = blake2b(digest_size=CHECKSUM_BYTES)
+    """SHA-256 of a file's bytes, as `sha256sum` prints it.
+
+    Processors have instructions for it: 1.6 GB a second and core, where BLAKE2b has 0.9.
+    """
+    digest = sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

@@ -17,7 +17,7 @@ from typing import Any
 from twotower.data.prepared import checksum
 from twotower.data.workers import Threads
 
-FORMAT = 3
+FORMAT = 4
 
 MANIFEST = "manifest.json"
 CURRENT = "current"
@@ -156,7 +156,7 @@ def tower_hash(query_tower: str, item_tower: str) -> str:
 def file_digests(folder: Path) -> dict[str, str]:
     """Digest of every file under a folder but the manifest, by its path, in order.
 
-    A core digests about a gigabyte a second; files are shared out to all cores.
+    Files are shared out to all cores.
     """
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     files = {name: p for name, p in paths.items() if p.is_file() and name != MANIFEST}

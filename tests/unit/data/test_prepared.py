@@ -91,9 +91,9 @@ def test_there_is_no_folder(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (json.dumps({"version": 0}), "version 0, this release reads 1; delete the folder"),
-        (json.dumps({}), "version None, this release reads 1"),
-        (json.dumps({"version": 1}), "manifest.json: changed since it was written"),
+        (json.dumps({"version": 0}), "version 0, this release reads 2; delete the folder"),
+        (json.dumps({}), "version None, this release reads 2"),
+        (json.dumps({"version": 2}), "manifest.json: changed since it was written"),
         ("{", "manifest.json: changed since it was written"),
         ("[1]", "manifest.json: changed since it was written"),
         ("null", "manifest.json: changed since it was written"),
@@ -114,7 +114,7 @@ def test_a_manifest_that_is_no_text_is_refused(tmp_path):
 def test_a_manifest_comes_back(tmp_path):
     document = {"counts": {"events": None, "train": 3}, "label": {"minimum": 0.1}}
     write_manifest(tmp_path, document)
-    assert read_manifest(tmp_path) == {"version": 1} | document
+    assert read_manifest(tmp_path) == {"version": 2} | document
 
 
 def test_all_damaged_files_are_named(prepare_tables):

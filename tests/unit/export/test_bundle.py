@@ -202,7 +202,7 @@ def test_features_of_another_run_are_refused(copy: Path, resign: Callable[..., N
 
 def test_another_format_is_refused(copy: Path, resign: Callable[..., None]) -> None:
     resign(copy, format=1)
-    with pytest.raises(BundleError, match="format version 1, this release reads 3"):
+    with pytest.raises(BundleError, match="format version 1, this release reads 4"):
         open_bundle(copy)
 
 

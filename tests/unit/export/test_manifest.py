@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from twotower.export.manifest import (
 )
 
 SAMPLE = Manifest(
-    format=3,
+    format=4,
     name="world",
     version="2026-01-02_03-04-05",
     created="2026-01-02T03:04:05+00:00",
@@ -92,7 +92,7 @@ def test_a_manifest_without_a_digest_is_refused(tmp_path: Path, digest: object) 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     write(tmp_path, replace(SAMPLE, format=7))
-    with pytest.raises(BundleError, match="format version 7, this release reads 3"):
+    with pytest.raises(BundleError, match="format version 7, this release reads 4"):
         read_manifest(tmp_path)
 
 
@@ -114,8 +114,8 @@ def test_digests_of_files(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(b"one")
     (tmp_path / "manifest.json").write_bytes(b"not counted")
     assert file_digests(tmp_path) == {
-        "a.npy": blake2b(b"one", digest_size=16).hexdigest(),
-        "b/.hidden": blake2b(b"two", digest_size=16).hexdigest(),
+        "a.npy": sha256(b"one").hexdigest(),
+        "b/.hidden": sha256(b"two").hexdigest(),
     }
 
 

@@ -14,7 +14,7 @@ from twotower.export.manifest import BundleError, Manifest, read_manifest
 from twotower.export.writer import bundle_writer, publish, published
 
 FACTS = Manifest(
-    format=3,
+    format=4,
     name="world",
     version="",
     created="",
