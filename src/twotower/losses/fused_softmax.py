@@ -25,7 +25,6 @@ Shapes: B queries, N targets, C candidates, D width of the vectors, b queries of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -41,8 +40,10 @@ from twotower.losses.softmax_kernels import Kernels, cpu_precision, kernel_preci
 CPU_BLOCK, GPU_BLOCK = 2**20, 2**27
 # Queries at least: the gradient of all candidates is rewritten for every block.
 SMALLEST_BLOCK = 64
-# Exponentials of numbers between minus this and 0 are normal in float32 and bfloat16.
-SPAN = 80.0
+# Logit of a column more, above the largest of the row: small beside the sum, and exact to the last
+# bit for a sum over millions.
+GUARD = -16.0
+LINE = 16  # columns more, so that rows begin where cache lines do if C is a multiple
 
 
 Places: TypeAlias = slice | Tensor
@@ -66,31 +67,9 @@ class Logits:
     block: int | None = None
     products: torch.dtype | None = None
 
-    def bound(self, queries: Tensor, candidates: Tensor) -> float | None:
-        """A number that no logit is above, nor more than `SPAN` below, but for masked ones.
-
-        Known without the logits where vectors are short, such as those of cosines: no dot product
-        is longer than both lengths together.
-
-        Returns:
-            None where logits may lie further apart; and on a GPU, which would be waited for.
-        """
-        if queries.device.type != "cpu" or not len(queries):
-            return None
-        lengths = (float(vectors.norm(dim=1).max()) for vectors in (queries, candidates))
-        reach = math.prod(lengths) / self.temperature
-        smallest, largest = (float(edge) for edge in self.log_expected_count.aminmax())
-        return reach - smallest if 2 * reach + largest - smallest <= SPAN else None
-
-    def of(
-        self, queries: Tensor, candidates: Tensor, start: int, out: Tensor, *, less: float = 0.0
-    ) -> Tensor:
-        """Logits ``(b, C)`` of the queries ``(b, D)`` that begin at `start`, written to `out`.
-
-        A number can be taken off them on the way.
-        """
-        offset = -self.log_expected_count.to(queries.dtype) - less
-        scale = 1 / self.temperature
+    def of(self, queries: Tensor, candidates: Tensor, start: int, out: Tensor) -> Tensor:
+        """Logits ``(b, C)`` of the queries ``(b, D)`` that begin at `start`, written to `out`."""
+        offset, scale = -self.log_expected_count.to(queries.dtype), 1 / self.temperature
         logits = torch.addmm(offset, queries, candidates.T, alpha=scale, out=out)  # (b, C)
         # Not minus infinity: a query without candidates shall have a gradient, zero.
         lowest = torch.finfo(logits.dtype).min
@@ -235,26 +214,18 @@ def _by_blocks(
     log_sums, of_further = torch.empty_like(further), torch.empty_like(further)  # (B,)
     starts = logits.starts(queries, candidates)
     blocks = _targets_by_block(owners, starts, len(own))
-    room = queries.new_empty(min(starts.step, len(queries)), len(candidates))  # (b, C)
-    bound = logits.bound(queries, candidates)
+    room = queries.new_empty(min(starts.step, len(queries)), len(candidates) + LINE)
     for start, mine in zip(starts, blocks, strict=True):
         block = queries[start : start + starts.step]  # (b, D)
-        values = logits.of(block, candidates, start, room[: len(block)], less=bound or 0.0)
-        if bound is None:
-            highest = values.amax(dim=1)  # (b,)
-            values.sub_(highest.unsqueeze(1))
-        else:
-            highest = torch.full_like(further[:1], bound)
-        values.exp_()
         stop = start + len(block)
-        others = values.sum(dim=1).log_().add_(highest)  # (b,)
-        others = torch.logaddexp(others, further[start:stop])
+        logits.of(block, candidates, start, room[: len(block), : len(candidates)])
+        values, own_sums, total = _softmax(room[: len(block)], len(candidates))
+        others = torch.logaddexp(own_sums, further[start:stop])
         log_sums[start:stop] = others
         pull = _pull(shares[mine], own[mine], others, owners, start, mine)  # (b,) g
         of_further[start:stop] = pull * (further[start:stop] - others).exp()
         # The factor of a query goes to the narrow side of both products.
-        # A query without candidates has minus infinity or the lowest number, and no pull.
-        scale = (pull * (highest - others).clamp_max_(SPAN).exp_()).unsqueeze(1)  # (b, 1)
+        scale = (pull * (own_sums - others).exp() / total).unsqueeze(1)  # (b, 1)
         values = values.to(narrow)
         torch.mul(torch.mm(values, factors), scale, out=of_queries[start:stop])
         of_candidates.add_(torch.mm((block * scale).T.to(narrow), values))  # (D, C)
@@ -264,6 +235,30 @@ def _by_blocks(
         of_candidates=of_candidates.T,
         of_further=of_further,
     )
+
+
+def _softmax(room: Tensor, num_candidates: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Shares of candidates in the sum over all of a query, in place of their logits.
+
+    `torch.softmax` is done with a row while it is in the nearest cache; exponentials of a block,
+    with a pass for each thing that is done to them, take twice as long. The sum that it does not
+    tell follows from a column more: with logit x and share p there, it is exp(x) (1 - p) / p.
+
+    Args:
+        room: ``(b, C + LINE)``, logits first; overwritten.
+        num_candidates: C.
+
+    Returns:
+        Shares ``(b, C)``, the logarithm of the sum over the candidates ``(b,)``, and what the
+        shares add up to ``(b,)``.
+    """
+    candidates, others = room[:, :num_candidates], room[:, num_candidates:]
+    guard = candidates.amax(dim=1) + GUARD  # (b,)
+    others.fill_(torch.finfo(room.dtype).min)[:, 0] = guard
+    # A row is read before it is written on a CPU; of GPUs torch does not say so.
+    room = torch.softmax(room, dim=1, out=room if room.device.type == "cpu" else None)
+    share = room[:, num_candidates]
+    return room[:, :num_candidates], guard - torch.logit(share), 1 - share
 
 
 def _by_kernels(

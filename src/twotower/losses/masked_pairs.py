@@ -39,10 +39,16 @@ class MaskedPairs:
         return marked
 
     def hide_(self, logits: Tensor, start: int, value: float) -> None:
-        """Put a value in the place of the masked logits ``(b, C)`` of queries from `start` on."""
-        pairs = slice(self.starts[start], self.starts[start + len(logits)])
-        places = (self.queries[pairs] - start) * self.num_candidates + self.columns[pairs]
-        logits.view(-1).index_fill_(0, places, value)
+        """Put a value in the place of the masked logits ``(b, C)`` of queries from `start` on.
+
+        Rows of the logits may lie apart, not their columns.
+        """
+        if not len(logits):
+            return
+        pairs, apart = slice(self.starts[start], self.starts[start + len(logits)]), logits.stride(0)
+        places = (self.queries[pairs] - start) * apart + self.columns[pairs]
+        flat = logits.as_strided(((len(logits) - 1) * apart + self.num_candidates,), (1,))
+        flat.index_fill_(0, places, value)
         if self.never is not None:
             logits.index_fill_(1, self.never, value)
 

@@ -44,7 +44,7 @@ def logits(block: int | None) -> Logits:
     )
 
 
-@pytest.mark.parametrize("longest", [3.0, 4.0])
+@pytest.mark.parametrize("longest", [3.0, 15.0])
 @pytest.mark.parametrize("with_further", [False, True])
 @pytest.mark.parametrize("owners", [None, OWNERS])
 @pytest.mark.parametrize("weighted", [False, True])
@@ -54,12 +54,10 @@ def test_value_and_gradients_are_those_of_the_plain_formula(
 ) -> None:
     """A further sum is that of one more candidate, of every query its own; here but for one.
 
-    Vectors of length 3 can give logits of 30, whose exponentials need no maximum taken off; of
-    length 4 they can give more than 50, above and below.
+    Vectors of length 15 give logits of 750, above and below, whose exponentials are not to be had.
     """
     num_targets = QUERIES if owners is None else len(owners)
     leaves = inputs(num_targets, longest)
-    assert (logits(block).bound(leaves[0].detach(), leaves[2].detach()) is None) == (longest > 3)
     weights = draw(num_targets, seed=9).abs() if weighted else None
     queries, targets, candidates = leaves
     found = dot_products(queries, candidates)
@@ -87,27 +85,6 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(
         lambda *leaves: fused_softmax(*leaves, logits(4), owners=OWNERS), inputs(len(OWNERS))
     )
-
-
-def test_a_bound_that_is_far_above_all_logits_loses_nothing() -> None:
-    """The only long query and the only long candidate are at right angles: 40 below the bound."""
-    queries = torch.tensor([[1.0, 0.0], [0.1, 0.1]])
-    candidates = torch.tensor([[0.0, 1.0], [0.0, -1.0], [-0.02, 0.01]])
-    targets = torch.tensor([[-1.0, 0.3], [0.2, 0.1]])
-    losses, gradients = [], []
-    for dtype in (torch.float32, torch.float64):
-        leaves = [one.to(dtype).requires_grad_() for one in (queries, targets, candidates)]
-        asked = Logits(
-            temperature=1 / 39,
-            log_expected_count=torch.tensor([0.5, 0.0, -0.5]),
-            masked=torch.tensor([[True, True, False], [False, False, True]]),
-        )
-        assert asked.bound(leaves[0].detach(), leaves[2].detach()) == pytest.approx(39.5)
-        losses.append(fused_softmax(*leaves, asked))
-        gradients.append(torch.autograd.grad(losses[-1], leaves))
-    torch.testing.assert_close(losses[0].double(), losses[1], rtol=1e-6, atol=0)
-    for narrow, wide in zip(*gradients, strict=True):
-        torch.testing.assert_close(narrow.double(), wide, rtol=2e-5, atol=1e-7)
 
 
 def test_hand_arithmetic() -> None:
@@ -167,7 +144,7 @@ def test_no_more_than_a_block_of_scores_or_of_the_mask_is_ever_there(later: bool
     )
     with Largest() as largest:
         fused_softmax(*vectors, asked).backward()
-    assert 2**19 < largest.numel < 2**20 + 1000
+    assert 2**19 < largest.numel <= 2**20 + 512 * 16  # of 512 queries, with a line more
 
 
 def test_a_gradient_of_the_gradient_is_refused() -> None:
