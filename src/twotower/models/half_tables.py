@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from twotower.models.row_gradients import read_rows
+
 # Sets whose rows are widened at once on a CPU, so that they are still in its cache when averaged.
 SETS_OF_A_BLOCK = 128
 
@@ -36,8 +38,7 @@ class HalfTable(nn.Embedding):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows ``(...)`` to ``(..., D)`` float32."""
-        found: Tensor = _Rows.apply(self.weight, rows, self.sparse)  # type: ignore[no-untyped-call]
-        return found
+        return read_rows(self.weight, rows, sparse=self.sparse)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HalfTable:
         """Torch's own, of which `to` is made; the weight may be another afterwards."""
@@ -52,35 +53,6 @@ class HalfTable(nn.Embedding):
 
     def _take_wide_gradients(self) -> None:
         self.weight.grad_dtype = torch.float32
-
-
-class _Rows(torch.autograd.Function):
-    """Rows of a narrow table, with a gradient that is not narrowed."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401 - torch's own context
-        weight: Tensor,
-        rows: Tensor,
-        sparse: bool,
-    ) -> Tensor:
-        """Rows ``(...)`` of ``(V, D)`` as ``(..., D)`` float32."""
-        ctx.save_for_backward(rows)
-        ctx.shape, ctx.sparse = weight.shape, sparse
-        return functional.embedding(rows, weight).float()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: ANN401
-        """Of every place, or summed by row."""
-        (rows,) = ctx.saved_tensors
-        rows, values = rows.flatten(), gradient.reshape(-1, ctx.shape[1])  # (K,), (K, D)
-        if ctx.sparse:
-            found = torch.sparse_coo_tensor(
-                rows.unsqueeze(0), values, ctx.shape, check_invariants=False
-            )
-        else:
-            found = values.new_zeros(ctx.shape).index_add_(0, rows, values)
-        return found, None, None
 
 
 def half_means(weight: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:

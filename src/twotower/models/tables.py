@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from twotower.models.half_tables import HalfTable, half_means
+from twotower.models.row_gradients import as_gradient, narrowed, read_rows, sum_by_row
 
 TABLE_STD = 0.05
 
@@ -77,6 +78,8 @@ class TableGroup(nn.Module):
             ``(..., F, D)``.
         """
         shifted = rows + self.starts[first : first + rows.shape[-1]]  # (..., F)
+        if isinstance(self.rows, nn.Embedding) and self.rows.sparse:
+            return read_rows(self.rows.weight, shifted, sparse=True)
         found: Tensor = self.rows(shifted)
         return found
 
@@ -139,8 +142,7 @@ class _Means(torch.autograd.Function):
         sparse: bool,
     ) -> Tensor:
         """Means ``(B, D)`` of rows ``(E,)`` of ``(V, D)``."""
-        if len(weight) < torch.iinfo(torch.int32).max:  # half the bytes to sort
-            rows, offsets = rows.int(), offsets.int()
+        rows, offsets = narrowed(rows, len(weight)), narrowed(offsets, len(rows))
         ctx.save_for_backward(rows, offsets)
         ctx.shape, ctx.sparse = weight.shape, sparse
         if weight.dtype != torch.float32:
@@ -158,46 +160,4 @@ class _Means(torch.autograd.Function):
         owners = torch.arange(len(counts), dtype=rows.dtype, device=rows.device)
         owners = owners.repeat_interleave(counts, output_size=len(rows))  # (E,)
         touched, summed = sum_by_row(rows, shares, owners)
-        if ctx.sparse:
-            found = torch.sparse_coo_tensor(
-                touched.unsqueeze(0), summed, ctx.shape, check_invariants=False
-            )
-        else:
-            found = shares.new_zeros(ctx.shape).index_add_(0, touched, summed)
-        return found, None, None, None
-
-
-def sum_by_row(
-    rows: Tensor, gradients: Tensor, sources: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Sum gradients over equal rows.
-
-    On a GPU nothing is waited for: there are as many sums as rows were given, those beyond the
-    distinct rows are zero and stand at the largest row.
-
-    Args:
-        rows: ``(K,)`` rows, repeats allowed.
-        gradients: ``(G, D)``.
-        sources: ``(K,)`` which of the gradients each row has; None for that of its place.
-
-    Returns:
-        Rows ``(R,)`` int64, ascending, and their sums ``(R, D)``; R distinct rows on a CPU, K on a
-        GPU.
-    """
-    if not len(rows):
-        return rows.long(), gradients.new_zeros(0, gradients.shape[1])
-    ordered, order = rows.sort(stable=True)
-    chosen = order if sources is None else sources[order]
-    if rows.device.type == "cpu":
-        touched, counts = torch.unique_consecutive(ordered, return_counts=True)
-        offsets = functional.pad(counts.cumsum(0), (1, 0))  # (R + 1,)
-    else:
-        is_first = functional.pad(ordered[1:] != ordered[:-1], (1, 0), value=True)
-        segments = is_first.cumsum(0) - 1  # (K,)
-        places = torch.arange(len(rows) + 1, device=rows.device)
-        offsets = torch.searchsorted(segments, places)  # (K + 1,)
-        touched = ordered[offsets[:-1].clamp(max=len(rows) - 1)]
-    summed = functional.embedding_bag(
-        chosen, gradients, offsets.to(chosen.dtype), mode="sum", include_last_offset=True
-    )
-    return touched.long(), summed
+        return as_gradient(touched, summed, ctx.shape, ctx.sparse), None, None, None

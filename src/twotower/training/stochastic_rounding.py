@@ -48,7 +48,7 @@ def add_rounded(
         change: Float32 ``(K, D)``.
         noise: Where random bits come from, on the device of the table.
         rows: ``(K,)`` distinct rows, ascending; on a GPU further changes of the last one may
-            follow and are left out, as `twotower.models.tables.sum_by_row` fills up with zeros.
+            follow and are left out: `twotower.models.row_gradients.sum_by_row` fills up with zeros.
             None for all rows.
     """
     # A CPU copies number by number: four in one are twice as fast.

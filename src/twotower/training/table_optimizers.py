@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from twotower.models.tables import sum_by_row
+from twotower.models.row_gradients import by_row
 from twotower.training.stochastic_rounding import add_rounded
 
 # The state of a narrow table that counts its steps.
@@ -127,7 +127,7 @@ class RowWiseAdagrad(_TableOptimizer):
         lr, eps = group["lr"], group["eps"]
         if gradient.is_sparse:
             # Rows that a GPU fills up with are there again, with zeros: nothing but sums will do.
-            rows, values = sum_by_row(_narrow(gradient), gradient._values())  # (K,), (K, D)
+            rows, values = by_row(gradient)  # (K,), (K, D)
             accumulator.index_add_(0, rows, values.pow(2).mean(dim=1))
             total = accumulator.index_select(0, rows)  # (K,)
             change = values * (-lr / (total.sqrt() + eps)).unsqueeze(1)  # (K, D)
@@ -226,9 +226,3 @@ class LazyAdam(_TableOptimizer):
                 add_rounded(table, -rate * mean / spread, noise)
             else:
                 table.addcdiv_(mean, spread, value=-rate)
-
-
-def _narrow(gradient: Tensor) -> Tensor:
-    """Rows of a sparse gradient, repeats among them; as int32 there is half to sort."""
-    rows = gradient._indices()[0]
-    return rows.int() if len(gradient) <= torch.iinfo(torch.int32).max else rows

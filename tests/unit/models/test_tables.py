@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from twotower.models.tables import TableGroup, sum_by_row
+from twotower.models.row_gradients import sum_by_row
+from twotower.models.tables import TableGroup
 
 
 def test_sums_by_hand() -> None:
