@@ -255,10 +255,7 @@ def verify_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file's bytes, as `sha256sum` prints it.
-
-    Processors have instructions for it: 1.6 GB a second and core, where BLAKE2b has 0.9.
-    """
+    """SHA-256 of a file's bytes, which processors have instructions for."""
     digest = sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -33,17 +33,14 @@ import torch
 from torch import Tensor
 
 from twotower.losses.masks import CandidateMask, hide_, tiles_of
+from twotower.losses.row_softmax import COLUMNS_MORE, softmax_in_place
 from twotower.losses.scores import target_scores, widened
 from twotower.losses.softmax_kernels import Kernels, cpu_precision, kernel_precision
 
-# Logits of a block: what a cache holds, and what fills a GPU.
-CPU_BLOCK, GPU_BLOCK = 2**20, 2**27
+# Logits of a block: what a cache holds, and what fills a GPU, which holds them twice.
+CPU_BLOCK, GPU_BLOCK = 2**20, 2**26
 # Queries at least: the gradient of all candidates is rewritten for every block.
 SMALLEST_BLOCK = 64
-# Logit of a column more, above the largest of the row: small beside the sum, and exact to the last
-# bit for a sum over millions.
-GUARD = -16.0
-LINE = 16  # columns more, so that rows begin where cache lines do if C is a multiple
 
 
 Places: TypeAlias = slice | Tensor
@@ -214,12 +211,12 @@ def _by_blocks(
     log_sums, of_further = torch.empty_like(further), torch.empty_like(further)  # (B,)
     starts = logits.starts(queries, candidates)
     blocks = _targets_by_block(owners, starts, len(own))
-    room = queries.new_empty(min(starts.step, len(queries)), len(candidates) + LINE)
+    room = queries.new_empty(min(starts.step, len(queries)), len(candidates) + COLUMNS_MORE)
     for start, mine in zip(starts, blocks, strict=True):
         block = queries[start : start + starts.step]  # (b, D)
         stop = start + len(block)
         logits.of(block, candidates, start, room[: len(block), : len(candidates)])
-        values, own_sums, total = _softmax(room[: len(block)], len(candidates))
+        values, own_sums, total = softmax_in_place(room[: len(block)], len(candidates))
         others = torch.logaddexp(own_sums, further[start:stop])
         log_sums[start:stop] = others
         pull = _pull(shares[mine], own[mine], others, owners, start, mine)  # (b,) g
@@ -235,30 +232,6 @@ def _by_blocks(
         of_candidates=of_candidates.T,
         of_further=of_further,
     )
-
-
-def _softmax(room: Tensor, num_candidates: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Shares of candidates in the sum over all of a query, in place of their logits.
-
-    `torch.softmax` is done with a row while it is in the nearest cache; exponentials of a block,
-    with a pass for each thing that is done to them, take twice as long. The sum that it does not
-    tell follows from a column more: with logit x and share p there, it is exp(x) (1 - p) / p.
-
-    Args:
-        room: ``(b, C + LINE)``, logits first; overwritten.
-        num_candidates: C.
-
-    Returns:
-        Shares ``(b, C)``, the logarithm of the sum over the candidates ``(b,)``, and what the
-        shares add up to ``(b,)``.
-    """
-    candidates, others = room[:, :num_candidates], room[:, num_candidates:]
-    guard = candidates.amax(dim=1) + GUARD  # (b,)
-    others.fill_(torch.finfo(room.dtype).min)[:, 0] = guard
-    # A row is read before it is written on a CPU; of GPUs torch does not say so.
-    room = torch.softmax(room, dim=1, out=room if room.device.type == "cpu" else None)
-    share = room[:, num_candidates]
-    return room[:, :num_candidates], guard - torch.logit(share), 1 - share
 
 
 def _by_kernels(
