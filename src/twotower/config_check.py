@@ -11,6 +11,7 @@ The idea is that of torchtune's `config.validate`; the types are added here.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Collection
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -37,6 +38,9 @@ NOT_RUNNING = "HydraConfig was not set"
 # What Hydra says to `${hydra:...}` before the job runs; the value cannot be checked until then.
 ONLY_IN_A_JOB = ("HydraConfig was not set", "Unsupported interpolation type hydra")
 ALLOWED_TARGETS = (OWN, "torch.optim.", "torch.nn.", "pytorch_lightning.")
+# Packages of the user that configs may name, `shop` or `shop,other`. It stands in the environment
+# and not in a config, because configs and runs may come from somebody else.
+PACKAGES = "TWOTOWER_PACKAGES"
 
 
 def find_problems(cfg: DictConfig, runtime: Collection[str] = ()) -> list[str]:
@@ -66,6 +70,12 @@ def unknown(path: str, name: str, valid: Collection[str]) -> str:
     return f"`{path}`: unknown{hint}; valid: {', '.join(sorted(valid)) or 'none'}"
 
 
+def allowed_targets() -> tuple[str, ...]:
+    """What dotted paths in configs may begin with: our packages, and those the user names."""
+    named = (name.strip(" .") for name in os.environ.get(PACKAGES, "").split(","))
+    return (*ALLOWED_TARGETS, *(f"{name}." for name in named if name))
+
+
 def locate(name: str) -> Callable[..., Any]:
     """The class or function behind a dotted path.
 
@@ -78,14 +88,23 @@ def locate(name: str) -> Callable[..., Any]:
     Raises:
         ValueError: When the path may not be used in a config, or leads nowhere.
     """
-    allowed = f"allowed: {', '.join(prefix + '*' for prefix in ALLOWED_TARGETS)}"
-    if not name.startswith(ALLOWED_TARGETS):
+    prefixes = allowed_targets()
+    allowed = (
+        f"allowed: {', '.join(prefix + '*' for prefix in prefixes)}; a package of your own is "
+        f"allowed by the environment: {PACKAGES}={name.partition('.')[0]}"
+    )
+    if not name.startswith(prefixes):
         raise ValueError(f"`{name}` may not be built from a config; {allowed}")
     module_name, _, attribute = name.rpartition(".")
     try:
         module = import_module(module_name)
     except ImportError as error:
-        raise ValueError(f"`{name}` cannot be imported: {error}") from error
+        top = name.partition(".")[0]
+        hint = "; put the folder that holds it on PYTHONPATH, or install it"
+        lacking = isinstance(error, ModuleNotFoundError) and error.name == top
+        raise ValueError(
+            f"`{name}` cannot be imported: {error}{hint if lacking else ''}"
+        ) from error
     found = getattr(module, attribute, None)
     if not (inspect.isclass(found) or inspect.isroutine(found)):
         names = [k for k, v in vars(module).items() if getattr(v, "__module__", "") == module_name]
@@ -93,7 +112,7 @@ def locate(name: str) -> Callable[..., Any]:
         hint = f", did you mean `{module_name}.{close[0]}`" if close else ""
         raise ValueError(f"`{name}` is not a class or function{hint}")
     # An allowed module may have imported something that is not allowed.
-    if not f"{found.__module__}.".startswith(ALLOWED_TARGETS):
+    if not f"{found.__module__}.".startswith(prefixes):
         raise ValueError(f"`{name}` is `{found.__module__}.{found.__qualname__}`; {allowed}")
     return found
 

@@ -215,6 +215,40 @@ class TestCheck:
         (problem,) = problems_of({"_target_": target})
         assert message in problem
 
+    def test_a_package_of_the_user_is_allowed_by_the_environment_alone(
+        self, tmp_path, monkeypatch
+    ):
+        (tmp_path / "shop_of_tests").mkdir()
+        (tmp_path / "shop_of_tests" / "towers.py").write_text(
+            "import os\nfrom json import loads\n\ndef tower(*, depth: int):\n    return depth\n"
+        )
+        target = {"_target_": "shop_of_tests.towers.tower", "depth": 2}
+        (problem,) = problems_of(target)
+        assert "may not be built from a config" in problem
+        assert problem.endswith("allowed by the environment: TWOTOWER_PACKAGES=shop_of_tests")
+        monkeypatch.setenv("TWOTOWER_PACKAGES", "other, shop_of_tests")
+        (problem,) = problems_of(target)
+        assert problem.endswith(
+            "No module named 'shop_of_tests'; put the folder that holds it on PYTHONPATH, or "
+            "install it"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        check(OmegaConf.create(target))
+        assert build(OmegaConf.create(target)) == 2
+        (problem,) = problems_of(target | {"depth": "two"})
+        assert problem == "`depth`: must be int, got 'two'"
+        (problem,) = problems_of({"_target_": "shop_of_tests.towers.loads"})
+        assert "is `json.loads`; allowed" in problem
+        for outside in ("shop_of_tests_too.tower", "os.system"):
+            (problem,) = problems_of({"_target_": outside})
+            assert "may not be built from a config" in problem
+
+    @pytest.mark.parametrize("nothing", ["", " ", ",", ".", "..,"])
+    def test_a_name_of_nothing_allows_nothing(self, nothing, monkeypatch):
+        monkeypatch.setenv("TWOTOWER_PACKAGES", nothing)
+        (problem,) = problems_of({"_target_": "os.system"})
+        assert "may not be built from a config" in problem
+
     def test_own_class_with_kwargs_is_refused(self):
         (problem,) = problems_of(node("Swallows", anything=1))
         assert "takes *args or **kwargs, so its arguments cannot be checked" in problem

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 # What is known only when a training run is put together: features, widths, and the folder.
 TRAINING_NEEDS = (
-    "inputs", "width", "input_width", "num_tasks", "cross", "deep", "params", "lr", "output_dir",
+    "inputs", "width", "input_width", "output_width", "num_tasks", "cross", "deep", "params", "lr", "output_dir",
 )  # fmt: skip
 
 DONE, UNEXPECTED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130

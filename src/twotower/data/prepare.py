@@ -21,6 +21,7 @@ from typing import get_args
 
 from twotower.data.build import Built, build
 from twotower.data.entities import Catalogue
+from twotower.data.memory import check_source, check_tables
 from twotower.data.prepared import (
     PREPARED_VERSION,
     Prepared,
@@ -74,6 +75,7 @@ def prepare(
     """
     if catalogue not in get_args(Catalogue):
         raise ValueError(f"catalogue: got {catalogue!r}; allowed: {', '.join(get_args(Catalogue))}")
+    check_source(source)
     fingerprint = _fingerprint(source, splitter, encoders, catalogue)
     folder = root / f"{source.name}-{fingerprint[:12]}"
     is_new = not root.exists()
@@ -97,7 +99,7 @@ def prepare(
             if isinstance(source, StreamedSource):
                 tables = source.stream(work)
             else:
-                tables = spill(source.read(), work)
+                tables = spill(check_tables(source.read(), source), work)
             done = build(built, Log.of(tables, scratch), splitter, encoders, catalogue, work)
             _write_manifest(built, done, fingerprint)
             if folder.exists():

@@ -23,6 +23,8 @@ _DATE = (
     r"|02-(0[1-9]|1\d|2[0-8]))"
     r"|(\d\d(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)"
 )
+_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+_LIST = rf"^\[\s*{_NUMBER}(\s*[,\s]\s*{_NUMBER})*\s*\]$"
 _ZONE = r"( UTC|Z|[+-]([01]\d|2[0-3])(:?[0-5]\d)?)"
 ISO = rf"^{_DATE}([T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d{{1,9}})?)?{_ZONE}?)?$"
 
@@ -37,7 +39,8 @@ class TextKind:
         numbers: Whether all values are numbers.
         instants: Whether all values are ISO 8601 times.
         whole: Whether all values are whole numbers, with or without a decimal point.
-        dotted: Whether a value has a decimal point.
+        dotted: Whether a value has a decimal point, or in a list an exponent.
+        lists: Whether all values are numbers in brackets, ``[0.5, -1e-3]`` or ``[0.5 -1e-3]``.
     """
 
     keeps: bool = False
@@ -46,6 +49,7 @@ class TextKind:
     instants: bool = True
     whole: bool = True
     dotted: bool = False
+    lists: bool = True
 
     def __or__(self, other: TextKind) -> TextKind:
         return TextKind(
@@ -55,6 +59,7 @@ class TextKind:
             instants=self.instants and other.instants,
             whole=self.whole and other.whole,
             dotted=self.dotted or other.dotted,
+            lists=self.lists and other.lists,
         )
 
 
@@ -65,20 +70,22 @@ def text_kind(column: Column) -> TextKind:
     plain = plain_text(column)
     numbers = _is_castable(plain, pa.float64())
     parts = (plain.slice(0, 1000), plain)  # the first rows spare most columns the long look
+    lists = all(_all_match(part, _LIST) for part in parts)
     return TextKind(
         integers=numbers and _is_castable(plain, pa.int64()),
         numbers=numbers,
         instants=all(_all_match(part, ISO) for part in parts),
         whole=numbers and _all_match(plain, _WHOLE_FLOAT),
-        dotted=numbers and bool(pc.any(pc.match_substring(plain, ".")).as_py()),
+        dotted=(numbers and _any_match(plain, r"\.")) or (lists and _any_match(plain, r"[.eE]")),
+        lists=lists,
     )
 
 
 def infer(column: Column, kind: TextKind | None = None) -> Column:
-    """A column of text as integers, numbers, ISO times, or else as the text itself.
+    """A column of text as integers, numbers, ISO times, lists of numbers, or else as it is.
 
-    Words such as ``NA`` are null in numbers and times and stay as they are in text. Text with
-    leading zeros is no number.
+    Words such as ``NA`` are null in numbers, times and lists and stay as they are in text. Text
+    with leading zeros is no number. Lists are of integers where no number has a decimal point.
 
     Args:
         column: Text.
@@ -91,6 +98,8 @@ def infer(column: Column, kind: TextKind | None = None) -> Column:
         return plain_text(column).cast(pa.int64() if kind.integers else pa.float64())
     if kind.instants:
         return parse_iso(plain_text(column)).cast(pa.timestamp("us", "UTC"))
+    if kind.lists:
+        return _parse_lists(plain_text(column), pa.float64() if kind.dotted else pa.int64())
     return column
 
 
@@ -113,6 +122,12 @@ def parse_iso(text: Column) -> Column:
     return pc.coalesce(with_zone.cast(pa.int64()), without.cast(pa.int64()))
 
 
+def _parse_lists(text: Column, values: pa.DataType) -> Column:
+    """Lists of text that matches `_LIST`, or null."""
+    inner = pc.utf8_trim(text, characters="[] \t\r\n")
+    return pc.split_pattern_regex(inner, r"\s*[,\s]\s*").cast(pa.list_(values))
+
+
 def _is_castable(plain: Column, kind: pa.DataType) -> bool:
     try:
         plain.cast(kind)
@@ -123,3 +138,7 @@ def _is_castable(plain: Column, kind: pa.DataType) -> bool:
 
 def _all_match(plain: Column, pattern: str) -> bool:
     return not pc.any(pc.invert(pc.match_substring_regex(plain, pattern))).as_py()
+
+
+def _any_match(plain: Column, pattern: str) -> bool:
+    return bool(pc.any(pc.match_substring_regex(plain, pattern)).as_py())

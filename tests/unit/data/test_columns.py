@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from twotower.data.columns import decode, to_ids, to_numbers, to_splits, to_timestamps
-from twotower.data.text_kind import infer
+from twotower.data.text_kind import infer, text_kind
 
 TOP = 2**63 - 1
 
@@ -314,3 +314,43 @@ def test_empty_columns_have_no_faults():
     ):
         assert len(converted.values) == 0
         assert converted.faults == ()
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["[0.5, -1.25]", "[ 1,2e-1 ]"], [[0.5, -1.25], [1.0, 0.2]]),
+        (["[0.5 -1.]", "[ 1.  .25]", "[1.\n 2.]"], [[0.5, -1.0], [1.0, 0.25], [1.0, 2.0]]),
+        (["[2e3, 4]", "[1E-1]"], [[2000.0, 4.0], [0.1]]),
+        (["[0.5]", None, "", "nan", "[2]"], [[0.5], None, None, None, [2.0]]),
+    ],
+)
+def test_numbers_in_brackets_are_vectors(texts, expected):
+    column = infer(chunked(texts))
+    assert column.type == pa.list_(pa.float64())
+    assert column.to_pylist() == expected
+
+
+def test_whole_numbers_in_brackets_are_lists_of_integers():
+    column = infer(chunked(["[3, 17]", "[4]", "[9007199254740993]"]))
+    assert column.type == pa.list_(pa.int64())
+    assert column.to_pylist() == [[3, 17], [4], [2**53 + 1]]
+
+
+@pytest.mark.parametrize(
+    "odd", ["[0.1, x]", "0.1, 0.2", "[]", "[0.1", "[0.1, 0.2] a", "[0.1,, 0.2]", "[0.1, NaN]"]
+)
+def test_a_column_with_one_value_that_is_no_list_stays_text(odd):
+    texts = ["[0.1, 0.2]"] * 1200 + [odd]
+    column = infer(chunked(texts))
+    assert column.type == pa.string()
+    assert column.to_pylist() == texts
+
+
+def test_lists_are_told_from_all_blocks():
+    """One block has a point and one has none; together they are vectors."""
+    whole, dotted = chunked(["[1, 2]"]), chunked(["[0.5, 2]"])
+    kind = text_kind(whole) | text_kind(dotted)
+    assert infer(whole, kind).to_pylist() == [[1.0, 2.0]]
+    assert infer(whole, kind).type == infer(dotted, kind).type
+    assert infer(whole, text_kind(whole) | text_kind(chunked(["a"]))).type == pa.string()
