@@ -17,7 +17,7 @@ from twotower.features.spec import spec_from_dict
 
 SPEC_HEADER = """\
 # The features of this data set. Edit this file and give it back:
-#   python train.py features=file features.path=<this file>
+#   twotower train features=file features.path=<this file>
 # side: user, item, context   kind: id, categorical, tags, numeric, vector, time
 # options: dim, min_count, stages: [retrieval, ranking], log, separator, max_tags
 """

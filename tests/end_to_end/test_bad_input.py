@@ -379,7 +379,7 @@ def test_a_sweep_leaves_no_folder_of_a_refused_job(work: Path, capsys) -> None:
 
 def test_a_run_that_is_not_there(refused) -> None:
     assert refused("export", "run=gone") == [
-        "gone: no run here (no config.yaml); runs are written by train.py"
+        "gone: no run here (no config.yaml); runs are written by `twotower train`"
     ]
     (line,) = refused("train", "resume=gone")
     assert line == "`resume`: no run folder `gone`"
@@ -401,7 +401,7 @@ def test_a_bundle_that_is_not_there(refused) -> None:
     for command in ("recommend", "evaluate"):
         (line,) = refused(command, "bundle=gone")
         assert line.startswith("gone: no bundle here")
-        assert "run `python export.py run=<run>`" in line
+        assert "run `twotower export run=<run>`" in line
 
 
 def test_an_unknown_user(tiny_run, refused) -> None:

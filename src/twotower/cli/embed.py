@@ -45,7 +45,7 @@ def embed(cfg: DictConfig) -> Embedded:
         Console().print(
             f"written: {path}\n{embedded.num_items} items, vectors of width {embedded.width} in "
             f"column {cfg.vector}, {embedded.num_missing} without one\n"
-            f"next:    python train.py data=tables data.items={path} data.interactions=<log>",
+            f"next:    twotower train data=tables data.items={path} data.interactions=<log>",
             highlight=False,
             soft_wrap=True,
             markup=False,

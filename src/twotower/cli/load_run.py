@@ -84,12 +84,16 @@ def load_run(folder: Path) -> LoadedRun:
         ValueError: When there is no run, a stage was not finished, or its data set is gone.
     """
     if not (folder / CONFIG).is_file():
-        raise DataError([f"{folder}: no run here (no {CONFIG}); runs are written by train.py"])
+        raise DataError(
+            [f"{folder}: no run here (no {CONFIG}); runs are written by `twotower train`"]
+        )
     config = read_yaml(folder / CONFIG)
     unfinished = [stage for stage in config.stages if not (folder / stage / FINISHED).is_file()]
     if unfinished:
         names = ", ".join(unfinished)
-        raise DataError([f"{folder}: not finished: {names}; go on with train.py resume={folder}"])
+        raise DataError(
+            [f"{folder}: not finished: {names}; go on with twotower train resume={folder}"]
+        )
     pipeline = FeaturePipeline.load(folder / FEATURES_FOLDER)
     state: dict[str, Any] = {}
     if "ranking" in config.stages:

@@ -157,7 +157,7 @@ def _published_bundle(path: Path) -> Bundle:
         )  # fmt: skip
     if bundle.query_tower is None:
         raise DataError(
-            [f"bundle={path}: holds no retrieval stage; train.py warm_start=<run> and export.py "
+            [f"bundle={path}: holds no retrieval stage; `twotower train warm_start=<run>` and `twotower export` "
              "renew a ranker alone"]
         )  # fmt: skip
     return bundle

@@ -108,7 +108,7 @@ def print_results(
     best = best_first(study)[0]
     if best.state == TrialState.COMPLETE:
         flags = [part for path in config_dirs for part in ("--config-dir", path)]
-        command = shlex.join(["python", "train.py", *space.overrides(best.params), *flags])
+        command = shlex.join(["twotower", "train", *space.overrides(best.params), *flags])
         lines += [f"best run: {folder / str(best.number)}", f"again:    {command}"]
-        lines += [f"next:     python export.py run={folder / str(best.number)}"]
+        lines += [f"next:     twotower export run={folder / str(best.number)}"]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

@@ -208,7 +208,7 @@ class TrainingRun:
             Console().print(
                 f"run folder: {folder}\n"
                 f"curves:     tensorboard --logdir {folder}\n"
-                f"next:       python export.py run={folder}",
+                f"next:       twotower export run={folder}",
                 highlight=False,
                 soft_wrap=True,
             )

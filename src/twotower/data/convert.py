@@ -22,6 +22,7 @@ from twotower.data.raw_table import ColumnFault, Found, Piece, RawTable, rejecte
 from twotower.data.schema import (
     ITEM_ID,
     LABEL,
+    POSITION,
     SPLIT,
     TIMESTAMP,
     TITLE,
@@ -142,13 +143,13 @@ def _convert_all(plan: Plan, raw: RawTable) -> tuple[pa.Table, list[ColumnFault]
 
 def _convert(name: str, raw: RawTable, source: str, plan: Plan) -> Converted:
     column, text, label = raw.data.column(source), source in raw.text, plan.reading.label
-    if name not in plan.sources:
+    if name not in plan.sources or name == POSITION:
         if plan.kind == INTERACTIONS and name in plan.reading.tasks:
             low, high = -MAX_FLOAT32, MAX_FLOAT32
             return to_numbers(
                 column, text=text, minimum=low, maximum=high, allowed="finite numbers"
             )
-        return Converted(values=infer(column, plan.kinds[name]) if text else column)
+        return Converted(values=infer(column, plan.kinds[source]) if text else column)
     if name in (USER_ID, ITEM_ID):
         return to_ids(column, text=text, kind=plan.kinds.get(source))
     if name == TIMESTAMP:

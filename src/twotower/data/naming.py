@@ -14,6 +14,7 @@ from twotower.data.raw_table import RawPieces, RawTable
 from twotower.data.schema import (
     ITEM_ID,
     LABEL,
+    POSITION,
     RESERVED_COLUMNS,
     SPLIT,
     TIMESTAMP,
@@ -27,11 +28,11 @@ OnBadRows = Literal["fail", "quarantine"]
 
 INTERACTIONS, USERS, ITEMS = "interactions", "users", "items"
 OWN_COLUMNS: dict[str, tuple[str, ...]] = {
-    INTERACTIONS: RESERVED_COLUMNS,
+    INTERACTIONS: (*RESERVED_COLUMNS, POSITION),
     USERS: (USER_ID,),
     ITEMS: (ITEM_ID, TITLE),
 }
-MAPPABLE = (USER_ID, ITEM_ID, TIMESTAMP, WEIGHT, SPLIT, TITLE)
+MAPPABLE = (USER_ID, ITEM_ID, TIMESTAMP, WEIGHT, SPLIT, POSITION, TITLE)
 UNKNOWN_AT_REQUEST = (LABEL, WEIGHT, SPLIT)
 
 

@@ -38,7 +38,7 @@ from twotower.data.raw_table import (
     join,
     sum_up,
 )
-from twotower.data.schema import ITEM_ID, USER_ID, DataError, Tables
+from twotower.data.schema import ITEM_ID, POSITION, USER_ID, DataError, Tables
 from twotower.data.text_kind import TextKind
 from twotower.data.workers import Threads, Workers
 
@@ -122,7 +122,7 @@ def _plan(
             why = f"because `{sources[name]}` is read as `{name}`"
             log.warning("%s: column `%s` is left out, %s", raw.location, name, why)
     free = [name for name in others if name not in sources]
-    untyped = {sources[name] for name in (USER_ID, ITEM_ID) if name in sources}
+    untyped = {sources[name] for name in (USER_ID, ITEM_ID, POSITION) if name in sources}
     untyped |= {name for name in free if name not in tasks}
     return Plan(
         kind=kind,

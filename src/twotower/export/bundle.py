@@ -207,7 +207,7 @@ def resolve(path: Path) -> Path:
     versions = sorted(found.parent.name for found in path.glob(f"[!.]*/{names.MANIFEST}"))
     hint = f"; versions, none of them published: {', '.join(versions)}" if versions else ""
     raise BundleError(
-        [f"{path}: no bundle here (no {names.MANIFEST}); run `python export.py run=<run>`{hint}"]
+        [f"{path}: no bundle here (no {names.MANIFEST}); run `twotower export run=<run>`{hint}"]
     )
 
 

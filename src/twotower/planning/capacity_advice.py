@@ -173,7 +173,7 @@ def _serving(plan: Plan) -> Iterator[str]:
     where = "on CPUs" if option.place == "cpu" else f"on {counted(chosen.gpus, 'GPU')}"
     found = "exact" if option.recall == 1.0 else f"recall {option.recall:.2f} or better"
     yield (
-        f"Index: {option.kind} {where}, `python export.py run=<run> {index_command(chosen)}`: "
+        f"Index: {option.kind} {where}, `twotower export run=<run> {index_command(chosen)}`: "
         f"{found}, {chosen.milliseconds:.1f} ms a request alone, "
         f"{in_bytes(option.ram + option.gpu)}."
     )

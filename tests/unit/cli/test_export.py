@@ -177,7 +177,7 @@ def refused(run: Path, capsys) -> str:
 
 def test_no_run(tmp_path: Path, capsys) -> None:
     assert refused(Path("gone"), capsys) == (
-        "error: gone: no run here (no config.yaml); runs are written by train.py\n"
+        "error: gone: no run here (no config.yaml); runs are written by `twotower train`\n"
     )
 
 
@@ -185,7 +185,7 @@ def test_a_run_that_was_not_finished(tiny_run, tmp_path: Path, capsys) -> None:
     run = copied_run(tiny_run, tmp_path)
     shutil.rmtree(run / "ranking")
     assert refused(run, capsys) == (
-        f"error: {run}: not finished: ranking; go on with train.py resume={run}\n"
+        f"error: {run}: not finished: ranking; go on with twotower train resume={run}\n"
     )
 
 

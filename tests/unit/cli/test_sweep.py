@@ -218,7 +218,7 @@ def check_command_of_the_best(best, sweep, printed):
     assert f"best run: {sweep.relative_to(Path.cwd()) / best['trial']}\n" in printed
     (line,) = (line for line in printed.splitlines() if line.startswith("again: "))
     program, script, *overrides, flag, place = shlex.split(line.partition(":")[2])
-    assert (program, script, flag) == ("python", "train.py", "--config-dir")
+    assert (program, script, flag) == ("twotower", "train", "--config-dir")
     again = compose("train", [*overrides, "output_dir=x"], extra_dir=place)
     trained = OmegaConf.load(sweep / best["trial"] / "config.yaml")
     del trained.trainer["pruning"]

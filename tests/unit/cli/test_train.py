@@ -173,7 +173,7 @@ def test_console_is_short(tiny, data, folder, capfd):
     assert "retrieval, epoch 4/4: 100%" in out
     assert "ranking/test/auc" in out
     assert f"run folder: {only_run(folder)}" in out
-    assert f"python export.py run={only_run(folder)}" in out
+    assert f"twotower export run={only_run(folder)}" in out
     lines = err.splitlines()
     assert any(line.startswith("retrieval: 4 epochs, ") for line in lines)
     for chatter in ("GPU available", "litlogger", "treespec", "logging interval", "[20"):
