@@ -162,6 +162,17 @@ def compose(
     return cfg
 
 
+def options_of(group: str, extra_dir: str | None = None) -> list[str]:
+    """Names of the options of a group, sorted.
+
+    Args:
+        group: Such as ``losses/retrieval``.
+        extra_dir: A further folder of configs.
+    """
+    folders = [config_dir(), *([] if extra_dir is None else [Path(extra_dir)])]
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+
+
 def check(cfg: DictConfig, runtime: Collection[str] = ()) -> None:
     """Refuse a config whose objects could not be built; nothing is built here.
 

@@ -8,11 +8,11 @@ the names that exist. All functions need Hydra to be initialised with the config
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose
-from hydra.core.config_loader import ConfigLoader
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -82,7 +82,7 @@ def misspelt_choices(overrides: Sequence[str]) -> list[str]:
         if isinstance(parsed, str) or "." not in parsed.key_or_group or parsed.value() is None:
             continue
         group = parsed.key_or_group.replace(".", "/")
-        if group in _groups():
+        if _is_group(group):
             options = ", ".join(_loader().get_group_options(group))
             problems.append(
                 f"`{text}`: `{group}` is a group; choose with `{group}=<option>`, one of {options}"
@@ -185,5 +185,10 @@ def _groups(parent: str = "") -> list[str]:
     return found
 
 
-def _loader() -> ConfigLoader:
-    return GlobalHydra.instance().config_loader()
+def _is_group(name: str) -> bool:
+    """Whether there is such a group; a look at folders, where the list of all takes 0.4 seconds."""
+    return _loader().repository.group_exists(name)
+
+
+def _loader() -> ConfigLoaderImpl:
+    return cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader())

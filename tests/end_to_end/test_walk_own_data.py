@@ -113,3 +113,34 @@ def test_features_are_told_from_the_columns_as_the_page_shows_them(walked: Walke
     }
     [position] = [one for one in found["features"] if one["name"] == "position"]
     assert position["stages"] == ["ranking"]  # no retrieval knows the slot
+
+
+def test_what_was_learned_is_better_than_what_is_popular(walked: Walked):
+    current = walked.folder / "bundles/shop/current"
+    [path] = (walked.folder / "evaluations/shop").glob("*/evaluation.json")
+    figures = json.loads(path.read_text())
+    assert path.parent.name == current.resolve().name
+    assert figures["two_stage/test/hit_rate@10"] > 2 * figures["popularity/test/hit_rate@10"]
+    assert figures["retrieval_index/test/ndcg@10"] > 2 * figures["popularity/test/ndcg@10"]
+    assert figures["ranking/test/auc"] > 0.75  # 0.80; of the truth 0.85
+    assert figures["two_stage/test/cold_recall@10"] > 0.5  # new products, by their pictures
+
+
+def test_the_bundle_has_the_ids_and_titles_of_the_files(walked: Walked):
+    bundle = open_bundle(walked.folder / "bundles/shop/current")
+    assert set(bundle.items.ids.to_pylist()) <= {f"LMP-{n:05}" for n in range(WORLD.num_items)}
+    assert len(np.unique(bundle.items.table["title"].to_pylist())) > 100
+    terminal = Terminal(walked.folder)
+    said = terminal.run("twotower recommend bundle=bundles/shop/current user=v-000017")
+    assert said.count("LMP-") == 10
+
+
+def test_what_is_printed_leads_on(walked: Walked):
+    """Every command names the next one, as it can be called in this folder."""
+    trained, exported, evaluated = walked.said
+    lines = " ".join(walked.said).splitlines()
+    offered = [line.partition("twotower ")[2].split()[0] for line in lines if "next:" in line]
+    assert offered == ["export", "evaluate"]
+    assert "nearly every value is different" in trained  # the title, which is said not to be used
+    assert "Traceback" not in trained + exported + evaluated
+    assert "evaluations/shop" in evaluated

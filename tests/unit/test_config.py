@@ -215,9 +215,7 @@ class TestCheck:
         (problem,) = problems_of({"_target_": target})
         assert message in problem
 
-    def test_a_package_of_the_user_is_allowed_by_the_environment_alone(
-        self, tmp_path, monkeypatch
-    ):
+    def test_a_package_of_the_user_is_allowed_by_the_environment_alone(self, tmp_path, monkeypatch):
         (tmp_path / "shop_of_tests").mkdir()
         (tmp_path / "shop_of_tests" / "towers.py").write_text(
             "import os\nfrom json import loads\n\ndef tower(*, depth: int):\n    return depth\n"

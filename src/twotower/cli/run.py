@@ -34,6 +34,7 @@ from hydra.core.utils import env_override
 from hydra.errors import HydraException
 from omegaconf.errors import InterpolationResolutionError
 
+from twotower.cli.help import help_text
 from twotower.config import VERSION_BASE, ConfigError, Refused, check, compose, config_dir
 from twotower.config_compose import first_values, with_params
 
@@ -116,6 +117,9 @@ def run_command(
 
     try:
         options = get_args_parser().parse_intermixed_args(arguments)
+        if options.help:
+            print(help_text(config_name, options.overrides, options.config_dir))
+            return DONE
         _check_jobs(config_name, options, needs)
         flags = [a for a in arguments if a not in options.overrides]
         sys.argv = [own_argv[0], *options.overrides, *flags]  # Hydra wants the overrides together.
@@ -130,7 +134,7 @@ def run_command(
 
 def _check_jobs(config_name: str, options: argparse.Namespace, needs: Collection[str]) -> None:
     """Compose and check every job, before Hydra makes a folder for the first."""
-    if options.help or options.hydra_help or options.info or options.shell_completion:
+    if options.hydra_help or options.info or options.shell_completion:
         return
     if options.config_path or options.experimental_rerun:
         raise ConfigError(

@@ -133,9 +133,7 @@ def check_tables(tables: object, source: Source) -> Tables:
 def _problems(tables: Tables) -> Iterator[str]:
     kinds = {INTERACTIONS: tables.interactions, USERS: tables.users, ITEMS: tables.items}
     there = {kind: table for kind, table in kinds.items() if table is not None}
-    reading = Reading(
-        columns={}, label=tables.label, context=tables.context, on_bad_rows="fail"
-    )
+    reading = Reading(columns={}, label=tables.label, context=tables.context, on_bad_rows="fail")
     for kind, table in there.items():
         names = set(table.column_names)
         needed = required_columns(kind, frozenset(there), reading)

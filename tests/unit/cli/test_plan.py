@@ -120,10 +120,10 @@ def test_it_does_without_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_the_readme_shows_what_is_printed(capsys, monkeypatch) -> None:
+def test_the_page_on_capacity_shows_what_is_printed(capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    section = text.split("## Planning")[1].split("\n## ")[0]
+    page = Path(__file__).parents[3] / "docs" / "capacity.md"
+    section = page.read_text(encoding="utf-8").split("## A billion items")[1].split("\n## ")[0]
     command = section.split("```bash\n")[1].splitlines()[0].split()
     shown = [line for line in section.split("```text\n")[1].split("```")[0].splitlines() if line]
     assert main(command[1:]) == 0

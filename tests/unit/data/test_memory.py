@@ -106,9 +106,7 @@ def test_what_is_not_canonical_is_refused(change, problem, tmp_path):
 
 def test_users_and_context_are_looked_at_too():
     log = pa.table({"user_id": [1], "item_id": [2], "timestamp": [3]})
-    tables = Tables(
-        interactions=log, users=pa.table({"visitor": [1]}), context=("device",)
-    )
+    tables = Tables(interactions=log, users=pa.table({"visitor": [1]}), context=("device",))
     with pytest.raises(DataError) as caught:
         check_tables(tables, Own(tables))
     first, second = caught.value.problems
