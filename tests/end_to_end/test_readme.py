@@ -1,7 +1,7 @@
 """Whatever README and docs/ show can be done: every command is composed and checked.
 
-Nothing is trained here; the walks beside this file run the commands of three pages from the first to
-the last. A line of a ``bash`` block must be of a kind that `check_line` knows, so none is shown
+Nothing is trained here; the walks beside this file run the commands of three pages, all of them in
+order. A line of a ``bash`` block must be of a kind that `check_line` knows, so none is shown
 unchecked. Examples in Python name what there is, examples in YAML and JSON can be read.
 """
 
@@ -140,7 +140,7 @@ def check_line(line: str, page: str = "README.md") -> None:
     if program.startswith(ELSEWHERE.get(page, ("nothing",))):
         assert subprocess.run(["bash", "-n", "-c", line]).returncode == 0
         return
-    if [program, *arguments][:4] == ["OMP_NUM_THREADS=1", *"taskset -c 0".split()]:
+    if [program, *arguments][:4] == ["OMP_NUM_THREADS=1", *["taskset", "-c", "0"]]:
         program, *arguments = arguments[3:]
     if program in OTHERS:
         OTHERS[program](arguments)

@@ -42,7 +42,7 @@ def write_database(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Walked:
-    """The terminal of the reader, and what the first command said before the package was allowed."""
+    """The reader's terminal, and what the first command said while nobody allowed the package."""
 
     terminal: Terminal
     refused: str
@@ -67,7 +67,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walked]:
     terminal.run(train)
     for line in others:
         terminal.run(line)
-    yield Walked(terminal, refused)
+    return Walked(terminal, refused)
 
 
 def test_the_files_are_those_that_the_page_lists():

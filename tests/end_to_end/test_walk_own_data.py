@@ -38,8 +38,10 @@ def write_shop(folder: Path) -> None:
     write(
         folder / "impressions.csv",
         shown["impressions.csv"],
-        (visitors(log["user_id"]), skus(log["item_id"]), seconds, log["position"], log["device"])
-        + (clicks,),
+        (
+            *(visitors(log["user_id"]), skus(log["item_id"]), seconds),
+            *(log["position"], log["device"], clicks),
+        ),
     )
     pictures = [f"[{', '.join(f'{x:.4f}' for x in v)}]" for v in items["image_vector"].to_pylist()]
     prices = [f"{price:.2f}" for price in items["price"].to_pylist()]
@@ -85,7 +87,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walked]:
     folder = tmp_path_factory.mktemp("shop")
     write_shop(folder)
     terminal = Terminal(folder)
-    yield Walked(folder, [terminal.run(line) for line in commands(PAGE, after=SECTION)])
+    return Walked(folder, [terminal.run(line) for line in commands(PAGE, after=SECTION)])
 
 
 def test_it_takes_three_commands_and_no_yaml():

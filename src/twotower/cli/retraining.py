@@ -157,8 +157,8 @@ def _published_bundle(path: Path) -> Bundle:
         )  # fmt: skip
     if bundle.query_tower is None:
         raise DataError(
-            [f"bundle={path}: holds no retrieval stage; `twotower train warm_start=<run>` and `twotower export` "
-             "renew a ranker alone"]
+            [f"bundle={path}: holds no retrieval stage; `twotower train warm_start=<run>` and "
+             "`twotower export` renew a ranker alone"]
         )  # fmt: skip
     return bundle
 

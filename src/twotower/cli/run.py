@@ -34,7 +34,6 @@ from hydra.core.utils import env_override
 from hydra.errors import HydraException
 from omegaconf.errors import InterpolationResolutionError
 
-from twotower.cli.help import help_text
 from twotower.config import VERSION_BASE, ConfigError, Refused, check, compose, config_dir
 from twotower.config_compose import first_values, with_params
 
@@ -43,7 +42,8 @@ if TYPE_CHECKING:
 
 # What is known only when a training run is put together: features, widths, and the folder.
 TRAINING_NEEDS = (
-    "inputs", "width", "input_width", "output_width", "num_tasks", "cross", "deep", "params", "lr", "output_dir",
+    "inputs", "width", "input_width", "output_width", "num_tasks", "cross", "deep", "params", "lr",
+    "output_dir",
 )  # fmt: skip
 
 DONE, UNEXPECTED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -118,6 +118,8 @@ def run_command(
     try:
         options = get_args_parser().parse_intermixed_args(arguments)
         if options.help:
+            from twotower.cli.help import help_text
+
             print(help_text(config_name, options.overrides, options.config_dir))
             return DONE
         _check_jobs(config_name, options, needs)

@@ -120,6 +120,8 @@ def test_something_else_than_tables_is_named():
 
 
 def test_an_object_that_is_no_source_is_named():
-    with pytest.raises(DataError, match="builtins.dict is no source, it has no name, fingerprint"):
+    with pytest.raises(
+        DataError, match=r"builtins\.dict is no source, it has no name, fingerprint"
+    ):
         check_source({})
     check_source(Own(None))

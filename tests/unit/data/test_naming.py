@@ -112,7 +112,7 @@ def test_mappings_that_lead_nowhere():
     assert "the label is named by data.label.column" in problems["label"]
     assert problems["genre"] == (
         "data.columns.genre=g: cannot be mapped; allowed: user_id, item_id, timestamp, weight, "
-        "split, title"
+        "split, position, title"
     )
     assert "no table that needs it" in problems["title"]
 

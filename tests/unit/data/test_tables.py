@@ -224,3 +224,22 @@ class TestFurtherOutcomes:
 def test_a_label_range_without_a_column_is_refused():
     with pytest.raises(ValueError, match=r"a range is given and no column; .*data\.label\.column"):
         declared_label(maximum=5.0)
+
+
+def test_the_position_may_have_another_name_and_keeps_its_type(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp,slot\na,b,1,1\na,c,2,12\n")
+    tables = TableSource(
+        interactions=str(path), columns={"position": "slot"}, context=["position"]
+    ).read()
+    assert tables.interactions["position"].to_pylist() == [1, 12]
+    assert tables.interactions.column_names == ["user_id", "item_id", "timestamp", "position"]
+    table = pa.table(
+        {"user_id": ["a"], "item_id": ["b"], "timestamp": [1], "slot": ["top"], "position": [3]}
+    )
+    pq.write_table(table, tmp_path / "log.parquet")
+    tables = TableSource(
+        interactions=str(tmp_path / "log.parquet"), columns={"position": "slot"}
+    ).read()
+    assert tables.interactions["position"].to_pylist() == ["top"]
+    assert "slot" not in tables.interactions.column_names
