@@ -9,6 +9,9 @@ from rich.console import Console
 
 from twotower.cli.run import TRAINING_NEEDS, run_command
 
+# The config is that of `train`; these parts of it would load torch and Lightning.
+UNUSED = ("models", "losses", "training", "trainer", "evaluation")
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -33,4 +36,4 @@ def prepare(cfg: DictConfig) -> Prepared:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run_command("prepare", prepare, argv, needs=TRAINING_NEEDS)
+    return run_command("prepare", prepare, argv, needs=TRAINING_NEEDS, unused=UNUSED)

@@ -32,6 +32,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from twotower.config import VERSION_BASE, ConfigError, Refused, check, compose, config_dir
@@ -81,6 +82,7 @@ def run_command(
     *,
     needs: Collection[str] = (),
     prelude: Collection[str] = (),
+    unused: Collection[str] = (),
 ) -> int:
     """Run a command and say how it ended.
 
@@ -91,6 +93,8 @@ def run_command(
         needs: Names of arguments that `function` passes to `build`, so that YAML need not.
         prelude: What `function` writes into the run folder before its work begins; bad input takes
             away a folder that holds no more than that.
+        unused: Fields of the config that `function` builds nothing of; they are not checked, so that
+            what they name need not be imported.
 
     Returns:
         The exit status; see the table of this module.
@@ -122,7 +126,7 @@ def run_command(
 
             print(help_text(config_name, options.overrides, options.config_dir))
             return DONE
-        _check_jobs(config_name, options, needs)
+        _check_jobs(config_name, options, needs, unused)
         flags = [a for a in arguments if a not in options.overrides]
         sys.argv = [own_argv[0], *options.overrides, *flags]  # Hydra wants the overrides together.
         with env_override({FULL_ERROR: "1"}):  # Hydra shall raise instead of reporting.
@@ -134,7 +138,12 @@ def run_command(
     return max(outcomes)
 
 
-def _check_jobs(config_name: str, options: argparse.Namespace, needs: Collection[str]) -> None:
+def _check_jobs(
+    config_name: str,
+    options: argparse.Namespace,
+    needs: Collection[str],
+    unused: Collection[str],
+) -> None:
     """Compose and check every job, before Hydra makes a folder for the first."""
     if options.hydra_help or options.info or options.shell_completion:
         return
@@ -149,6 +158,8 @@ def _check_jobs(config_name: str, options: argparse.Namespace, needs: Collection
         jobs = [*first_values(with_params(cfg.hydra.sweeper.params or {}, options.overrides))]
     for overrides in jobs:
         cfg = compose(name, overrides, extra_dir=options.config_dir)
+        if unused:
+            cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in unused])
         if not options.cfg:
             check(cfg, needs)
 
