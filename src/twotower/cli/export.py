@@ -31,9 +31,9 @@ def export(cfg: DictConfig) -> ExportResult:
 
     from twotower.cli.load_run import load_run
     from twotower.cli.tables import gates_table
-    from twotower.cli.training_run import read_metrics
     from twotower.export.build import export_bundle
     from twotower.export.triton import repository_folder, write_repository
+    from twotower.training.run_folder import read_metrics
 
     root = Path(cfg.output_dir)
     run = load_run(Path(cfg.run))

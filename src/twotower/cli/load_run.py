@@ -24,8 +24,7 @@ from twotower.models.tables import halve_tables
 from twotower.models.two_tower import TwoTower
 from twotower.monitoring.reference import write_reference
 from twotower.training.cross_version import Space
-from twotower.training.fit import BEST, FINISHED
-from twotower.training.run_folder import CONFIG, PREPARED, RANKER_STATE
+from twotower.training.run_folder import BEST, CONFIG, FINISHED, PREPARED, RANKER_STATE
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -21,7 +21,6 @@ from omegaconf import OmegaConf
 from twotower.cli.load_run import load_run, open_data
 from twotower.cli.run import TRAINING_NEEDS
 from twotower.cli.train import train
-from twotower.cli.training_run import read_metrics
 from twotower.config import build, check
 from twotower.config_files import read_yaml
 from twotower.data.prepared import FEATURES_FOLDER
@@ -34,7 +33,7 @@ from twotower.features.pipeline import FeaturePipeline
 from twotower.serving.comparison import Compared, compare_bundles
 from twotower.serving.recommender import Recommender
 from twotower.training.cross_version import Space
-from twotower.training.run_folder import CONFIG, write_json
+from twotower.training.run_folder import CONFIG, read_metrics, write_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -23,6 +23,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,8 +94,8 @@ def run_command(
         needs: Names of arguments that `function` passes to `build`, so that YAML need not.
         prelude: What `function` writes into the run folder before its work begins; bad input takes
             away a folder that holds no more than that.
-        unused: Fields of the config that `function` builds nothing of; they are not checked, so that
-            what they name need not be imported.
+        unused: Fields of the config that `function` builds nothing of; they are not checked, so
+            that what they name need not be imported.
 
     Returns:
         The exit status; see the table of this module.
@@ -126,7 +127,8 @@ def run_command(
 
             print(help_text(config_name, options.overrides, options.config_dir))
             return DONE
-        _check_jobs(config_name, options, needs, unused)
+        with _starting(config_name, options.overrides):
+            _check_jobs(config_name, options, needs, unused)
         flags = [a for a in arguments if a not in options.overrides]
         sys.argv = [own_argv[0], *options.overrides, *flags]  # Hydra wants the overrides together.
         with env_override({FULL_ERROR: "1"}):  # Hydra shall raise instead of reporting.
@@ -136,6 +138,15 @@ def run_command(
     finally:
         sys.argv = own_argv
     return max(outcomes)
+
+
+def _starting(config_name: str, overrides: Sequence[str]) -> AbstractContextManager[object]:
+    """Something to look at on a terminal, while what the config names is imported."""
+    if "quiet=true" in overrides or not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(f"{config_name}: loading what the config names")
 
 
 def _check_jobs(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,7 +31,6 @@ from twotower.training.processes import Place
 from twotower.training.report import report_ranking, report_retrieval
 from twotower.training.run_folder import (
     CONFIG,
-    METRICS,
     RANKER_STATE,
     point_latest,
     start_run,
@@ -263,18 +261,3 @@ def config_to_resume(cfg: DictConfig) -> DictConfig:
     if "trainer.devices" in names or Place.of_environment() is not None:
         saved.trainer.devices = cfg.trainer.devices
     return saved
-
-
-def read_metrics(folder: Path) -> dict[str, float]:
-    """The figures of a finished run.
-
-    Raises:
-        DataError: When the run was not finished.
-    """
-    path = folder / METRICS
-    if not path.is_file():
-        raise DataError(
-            [f"{folder}: no {METRICS}; the run was not finished, resume={folder} goes on"]
-        )
-    values: dict[str, float | None] = json.loads(path.read_text())
-    return {name: float("nan") if value is None else value for name, value in values.items()}

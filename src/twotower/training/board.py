@@ -18,7 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from twotower.data.schema import ITEM_ID, TITLE
 from twotower.metrics.calibration import ReliabilityTable
-from twotower.training.fit import TENSORBOARD
+from twotower.training.run_folder import TENSORBOARD
 
 PROJECTOR_ITEMS = 5_000
 MAX_COLOURS = 50  # the projector offers no column with more values for its colours

@@ -35,17 +35,12 @@ from twotower.training.checkpoints import BestWeights, WholeFiles
 from twotower.training.distributed import DistributedRanks, agreed, take_part
 from twotower.training.processes import PATIENCE, StartedTogether
 from twotower.training.profile import Profile
-from twotower.training.run_folder import write_json
+from twotower.training.run_folder import BEST, FINISHED, LAST, TENSORBOARD, write_json
 from twotower.training.settings import HALF, StageSettings, TrainerSettings
 from twotower.training.split_tables import SplitTables
 from twotower.training.task import StageTask
 
 log = logging.getLogger(__name__)
-
-BEST = "best"
-LAST = "last"
-FINISHED = "finished.json"
-TENSORBOARD = "tensorboard"
 
 # What Lightning says that a user can do nothing about, or that is always so here.
 EXPECTED_WARNINGS = (

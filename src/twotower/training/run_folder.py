@@ -36,6 +36,10 @@ PREPARED = "prepared.json"
 METRICS = "metrics.json"
 VERSIONS = "versions.json"
 RANKER_STATE = "ranker.json"
+BEST = "best"
+LAST = "last"
+FINISHED = "finished.json"
+TENSORBOARD = "tensorboard"
 
 LIBRARIES = ("twotower", "torch", "pytorch-lightning", "hydra-core", "numpy", "pyarrow", "onnx")
 
@@ -103,3 +107,18 @@ def write_whole(path: Path, text: str) -> None:
     staged = path.with_name(f".{path.name}-{os.getpid()}")
     staged.write_text(text)
     staged.replace(path)
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """The figures of a finished run.
+
+    Raises:
+        DataError: When the run was not finished.
+    """
+    path = folder / METRICS
+    if not path.is_file():
+        raise DataError(
+            [f"{folder}: no {METRICS}; the run was not finished, resume={folder} goes on"]
+        )
+    values: dict[str, float | None] = json.loads(path.read_text())
+    return {name: float("nan") if value is None else value for name, value in values.items()}

@@ -245,3 +245,13 @@ def test_job_is_named_after_the_command(folder):
     assert start(train) == 0
     (log,) = folder.glob("runs/x/*/train.log")
     assert "hello" in Path(log).read_text()
+
+
+def test_a_terminal_shows_at_once_that_something_happens(monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    assert start(lambda cfg: None) == 0
+    assert "loading what the config names" in capsys.readouterr().err
+    assert start(lambda cfg: None, "quiet=true") in (0, 2)  # a field that this config may lack
+    assert "loading" not in capsys.readouterr().err

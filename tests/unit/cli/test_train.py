@@ -17,9 +17,10 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from twotower.cli import train as command
-from twotower.cli.training_run import headline_figures, read_metrics
+from twotower.cli.training_run import headline_figures
 from twotower.config import compose
 from twotower.data.schema import DataError
+from twotower.training.run_folder import read_metrics
 
 ROOT = Path(__file__).parents[3]
 TINY = """\
