@@ -54,7 +54,7 @@ HOMES = {
     "onnx": ("export",),
     "onnxscript": ("export",),
     "onnxruntime": ("serving", "export"),
-    "PIL": ("serving",),
+    "PIL": ("training", "serving"),
     "fastapi": ("serving",),
     "starlette": ("serving",),
     "uvicorn": ("serving",),

@@ -2,11 +2,13 @@
 
 import csv
 import json
-from pathlib import Path
+import re
 
 import pytest
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from twotower.cli.train import train
 from twotower.config import compose
@@ -112,10 +114,38 @@ class TestTensorBoard:
         _, folder = trained
         board = folder / "tensorboard" / "retrieval"
         assert "metadata.tsv" in (board / "projector_config.pbtxt").read_text()
-        (path,) = board.glob("*/items/metadata.tsv")
+        path = board / "items" / "metadata.tsv"
         with path.open() as file:
             header, *rows = csv.reader(file, delimiter="\t")
         assert header[:2] == ["title", "item_id"]
         assert len(rows) == 200
         assert all(title.startswith("The ") and item.startswith("i") for title, item, *_ in rows)
-        assert len((Path(path).parent / "tensors.tsv").read_text().splitlines()) == 200
+        assert len((path.parent / "tensors.tsv").read_text().splitlines()) == 200
+        assert header[2:] == ["events", "popularity decile", "category", "tags", "first of tags"]
+
+    def test_every_chart_of_the_layout_finds_its_curves(self, boards):
+        for stage, board in boards.items():
+            (event,) = board.Tensors("custom_scalars__config__")
+            [category] = Layout.FromString(event.tensor_proto.string_val[0]).category
+            assert category.title == stage
+            curves = board.Tags()["scalars"]
+            for chart in category.chart:
+                for tag in chart.multiline.tag:
+                    assert any(re.match(tag, curve) for curve in curves), tag
+            laid_out = [tag for chart in category.chart for tag in chart.multiline.tag]
+            assert [c for c in curves if not any(re.match(t, c) for t in laid_out)] == ["epoch"]
+
+    def test_hparams_hold_the_settings_and_the_final_figures(self, trained):
+        metrics, folder = trained
+        final = EventAccumulator(str(folder / "tensorboard" / "final")).Reload()
+        content = final.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+        settings = HParamsPluginData.FromString(content).session_start_info.hparams
+        assert settings["training.retrieval.max_epochs"].number_value == EPOCHS
+        assert settings["losses.retrieval.loss"].string_value == "SampledSoftmax"
+        assert settings["data"].string_value == "SyntheticSource"
+        assert not any("output_dir" in key or key.endswith("_target_") for key in settings)
+        shown = {tag: final.Scalars(tag)[0].value for tag in final.Tags()["scalars"]}
+        for name in ("retrieval/recall@100", "retrieval/ndcg@10", "ranking/auc"):
+            stage, _, metric = name.partition("/")
+            expected = metrics[f"{stage}/test/{metric}"]
+            assert shown[f"final/{name}"] == pytest.approx(expected, abs=1e-6)

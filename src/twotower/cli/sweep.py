@@ -28,7 +28,7 @@ from twotower.cli.sweep_results import REASON, SECONDS, print_results, write_res
 from twotower.cli.sweep_space import Space, read_space
 from twotower.config import RUN_CONFIG, ConfigError, build
 from twotower.config_compose import with_params
-from twotower.training.board import Board
+from twotower.training.board import compare_runs
 from twotower.training.pruning import PRUNED, STUDY_NAME, open_trial, study_url
 from twotower.training.stages import STAGES
 
@@ -199,12 +199,13 @@ class Sweep:
         return self.objective.value(self.sweeper.launch([*overrides, place], trial.number))
 
     def _show(self, trial: optuna.Trial, value: float, seconds: float) -> None:
-        """Let TensorBoard compare the trials; a link to the last one would count as one more."""
+        """Let TensorBoard compare the trials by what is searched and by validation alone.
+
+        A link to the last one would count as one more.
+        """
         (self.folder / "latest").unlink(missing_ok=True)
-        board = Board(self.folder / str(trial.number), self.objective.stage)
         figures = {self.objective.name.rpartition("/")[2]: value, "seconds": seconds}
-        board.hparams(self.space.shown(trial.params), figures)
-        board.close()
+        compare_runs(self.folder / str(trial.number), self.space.shown(trial.params), figures)
 
 
 def start_sweep(sweeper: OptunaSweeper, arguments: Sequence[str]) -> None:

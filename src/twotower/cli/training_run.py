@@ -12,6 +12,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
+from twotower.cli.compared_runs import run_figures, run_settings
 from twotower.cli.data import prepare_from
 from twotower.cli.tables import figures_table
 from twotower.cli.training_checks import check_parts, check_settings
@@ -22,12 +23,14 @@ from twotower.data.prepared import FEATURES_FOLDER, Prepared
 from twotower.data.schema import TEST, DataError
 from twotower.features.pipeline import FeaturePipeline
 from twotower.losses.ranks import Ranks
+from twotower.metrics.top_k import metric_names
 from twotower.training.baselines import ITEM_KNN, POPULARITY
-from twotower.training.board import Board
+from twotower.training.board import Board, compare_runs
 from twotower.training.context import Context
 from twotower.training.distributed import wait_for_all
 from twotower.training.fit import Fitted, seed_everything
 from twotower.training.processes import Place
+from twotower.training.ranking import CLICK_METRICS
 from twotower.training.report import report_ranking, report_retrieval
 from twotower.training.run_folder import (
     CONFIG,
@@ -118,6 +121,7 @@ class TrainingRun:
     def retrieval(self) -> Trained:
         """Train and test the two towers."""
         inputs = self.pipeline.inputs(RETRIEVAL)
+        self._open_board(RETRIEVAL, metric_names(self.context.evaluation.ks))
         seed_everything(self.cfg.seed)
         model = build(self.cfg.models.retrieval, inputs=inputs)
         objective = build(self.cfg.losses.retrieval)
@@ -144,7 +148,6 @@ class TrainingRun:
         self._record(RETRIEVAL, dict(report.metrics) | crossed, trained.fitted, model)
         _, _, items = self.context.prepared.require_events()
         board = Board(self.context.folder, RETRIEVAL)
-        board.config(to_yaml(self.cfg))
         board.metrics(report.metrics)
         board.recall_by_popularity(report.deciles, max(self.context.evaluation.ks))
         counts = torch.from_numpy(trained.frequency.counts)
@@ -156,6 +159,7 @@ class TrainingRun:
         """Train and test the ranker."""
         tasks = tuple(self.context.prepared.interactions.tasks)
         inputs = replace(self.pipeline.inputs(RANKING), tasks=tasks)
+        self._open_board(RANKING, CLICK_METRICS)
         seed_everything(self.cfg.seed)
         wanted = self.cfg.models.ranking
         if trained is None and (wanted.retrieval_score or wanted.retrieval_rank):
@@ -188,10 +192,17 @@ class TrainingRun:
         }
         write_json(self.context.folder / RANKER_STATE, state)
         board = Board(self.context.folder, RANKING)
-        board.config(to_yaml(self.cfg))
         board.metrics(report.metrics)
         board.reliability(report.reliability)
         board.close()
+
+    def _open_board(self, stage: str, names: Sequence[str]) -> None:
+        """Show in TensorBoard what a stage is and how its curves are laid out, before it trains."""
+        if self.context.ranks.rank == 0:
+            board = Board(self.context.folder, stage)
+            board.config(to_yaml(self.cfg))
+            board.layout(names)
+            board.close()
 
     def finish(self) -> dict[str, float]:
         """Write the figures and print the short table."""
@@ -200,6 +211,8 @@ class TrainingRun:
             return self.metrics
         write_metrics(folder, self.metrics)
         point_latest(folder)
+        figures = run_figures(self.metrics, self.context.evaluation.ks)
+        compare_runs(folder, run_settings(self.cfg), figures)
         if not self.cfg.quiet:
             names = headline_figures(self.context.evaluation.ks)
             Console().print(figures_table("Test part", self.metrics, names))

@@ -6,6 +6,7 @@
   systems", PNAS 2010).
 - popularity lift: mean popularity of a list over that of the items the user chose, less one
   (Abdollahpouri et al., "The unfairness of popularity bias in recommendation", 2019, by user).
+- popularity deciles: ten groups of equally many items, the least popular first.
 - concentration: Gini coefficient of how often items are shown, and the share that the most shown
   ones have.
 
@@ -17,6 +18,8 @@ from __future__ import annotations
 import numpy as np
 
 from twotower.metrics.top_k import NO_ITEM, FloatArray, IntArray, Relevant
+
+NUM_DECILES = 10
 
 
 def catalogue_coverage(ranked: IntArray, num_items: int) -> float:
@@ -82,6 +85,20 @@ def popularity_lift(ranked: IntArray, chosen: Relevant, item_counts: IntArray) -
     totals = np.bincount(chosen.query_index, popularity[chosen.item_rows], len(ranked))
     usual = _ratio(totals.astype(np.float64), chosen.counts)
     return _ratio(_list_means(ranked, popularity), usual) - 1
+
+
+def popularity_deciles(item_counts: IntArray) -> IntArray:
+    """The decile (N,) of every item by its count (N,): 0 the least popular tenth, 9 the most.
+
+    Groups differ by one item at most; of equal counts the later item counts as more popular.
+
+    >>> popularity_deciles(np.array([7, 0, 3, 3, 9])).tolist()
+    [6, 0, 2, 4, 8]
+    """
+    deciles = np.empty(len(item_counts), np.int64)
+    order = np.argsort(item_counts, kind="stable")
+    deciles[order] = np.arange(len(item_counts)) * NUM_DECILES // max(len(item_counts), 1)
+    return deciles
 
 
 def gini(counts: IntArray) -> float:

@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from twotower.data.schema import USER_ID
 from twotower.features.transforms import Categorical
+from twotower.metrics.catalogue import NUM_DECILES, popularity_deciles
 from twotower.monitoring.scoring import UNKNOWN, BundleModels, WindowRows
 from twotower.monitoring.windows import Window
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
-NUM_DECILES = 10
 ALL = "all"
 
 
@@ -61,17 +61,16 @@ def item_slices(models: BundleModels, item_rows: Array) -> Iterator[tuple[str, M
     warm = (models.item_counts[places] > 0) & (item_rows != UNKNOWN)
     yield "items=new", ~warm
     yield "items=warm", warm
-    decile = popularity_deciles(models.item_counts)[places]
+    decile = warm_deciles(models.item_counts)[places]
     for number in range(NUM_DECILES):
         yield f"popularity_decile={number + 1}", warm & (decile == number)
 
 
-def popularity_deciles(counts: Array) -> Array:
-    """Decile (N,) of every item with a count above 0, from 0 for the least popular; else -1."""
-    order = np.lexsort((np.arange(len(counts)), counts))
-    order = order[counts[order] > 0]
+def warm_deciles(counts: Array) -> Array:
+    """Decile (N,) of items with a count (N,) above 0, from 0 for the least popular; else -1."""
+    warm = counts > 0
     deciles = np.full(len(counts), -1)
-    deciles[order] = np.arange(len(order)) * NUM_DECILES // max(len(order), 1)
+    deciles[warm] = popularity_deciles(counts[warm])
     return deciles
 
 

@@ -1,27 +1,26 @@
-"""What TensorBoard shows of a stage beside the curves: plots, item vectors, the config."""
+"""What TensorBoard shows beside the curves: their layout, plots, item vectors, runs in a table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from twotower.data.schema import ITEM_ID, TITLE
 from twotower.metrics.calibration import ReliabilityTable
+from twotower.training.projector import write_projector
 from twotower.training.run_folder import TENSORBOARD
 
-PROJECTOR_ITEMS = 5_000
-MAX_COLOURS = 50  # the projector offers no column with more values for its colours
+FINAL = "final"
 
 
 class Board:
@@ -41,19 +40,33 @@ class Board:
         lines = "\n".join("    " + line for line in text.splitlines())
         self._writer.add_text("config", lines)
 
-    def hparams(self, settings: Mapping[str, float | str], figures: Mapping[str, float]) -> None:
-        """Show settings of a trial and its figures in the table and the plots of HPARAMS.
+    def layout(self, names: Iterable[str]) -> None:
+        """Lay out the curves of the stage, for the tab CUSTOM SCALARS: a chart a question.
 
         Args:
-            settings: By key; the same keys in all trials that are compared.
-            figures: What came out, by name; below ``trial/``, apart from the curves.
+            names: Metrics of every epoch, such as ``recall@20``; those that differ by the length of
+                the list alone share a chart.
         """
-        tagged = {f"trial/{name}": value for name, value in figures.items()}
-        file: Any = self._writer.file_writer
-        for summary in hparams(dict(settings), tagged):  # type: ignore[no-untyped-call]
-            file.add_summary(summary)
-        for tag, value in tagged.items():
-            self._writer.add_scalar(tag, value)
+        families: dict[str, list[str]] = {}
+        for name in names:
+            family, _, k = name.partition("@")
+            families.setdefault(family + " by length of the list" * bool(k), []).append(name)
+        tags = {
+            "loss in training": ["train/loss"],
+            **{
+                f"{title.replace('_', ' ')}, on validation": [
+                    f"validation/{name}" for name in group
+                ]
+                for title, group in families.items()
+            },
+            "learning rates": ["train/learning_rate", "train/table_learning_rate"],
+            "examples per second": ["train/examples_per_second"],
+        }
+        charts = {
+            title: ["Multiline", [f"^{re.escape(f'{self._stage}/{tag}')}$" for tag in group]]
+            for title, group in tags.items()
+        }
+        self._writer.add_custom_scalars({self._stage: charts})
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Show test figures as one table: as scalars they would bury the curves under dots."""
@@ -94,37 +107,40 @@ class Board:
         self._writer.add_figure(f"{self._stage}/test/reliability", figure)
 
     def items(self, vectors: Tensor, ids: pa.Array, table: pa.Table, counts: Tensor) -> None:
-        """Show item vectors in the projector, the most popular ones, with titles and categories.
+        """Show item vectors in the projector; see `twotower.training.projector`.
 
         Args:
             vectors: (C, D) item vectors.
-            ids: External ids of all items.
+            ids: (C,) external ids of all items.
             table: Rows of the items table.
             counts: (C,) training events.
         """
-        shown = torch.argsort(counts, descending=True, stable=True)[:PROJECTOR_ITEMS].cpu()
-        rows = table.take(pa.array(shown.numpy()))
-        ids = ids.take(pa.array(shown.numpy()))
-        columns = {TITLE: rows.column(TITLE) if TITLE in rows.column_names else ids}
-        columns |= {ITEM_ID: ids, "events": pa.array(counts.cpu()[shown].numpy())}
-        columns |= {n: rows.column(n) for n in rows.column_names if _is_category(rows.column(n))}
-        self._writer.add_embedding(
-            vectors.cpu()[shown],
-            metadata=[
-                [" ".join(str(value).split()) for value in row]
-                for row in zip(*(column.to_pylist() for column in columns.values()), strict=True)
-            ],
-            metadata_header=list(columns),
-            tag="items",
-        )
+        write_projector(Path(self._writer.log_dir), vectors, ids, table, counts)
 
     def close(self) -> None:
         """Write everything out."""
         self._writer.close()
 
 
-def _is_category(column: pa.ChunkedArray) -> bool:
-    """Whether the projector can colour items by a column."""
-    if not pa.types.is_string(column.type):
-        return False
-    return bool(1 < pc.count_distinct(column).as_py() <= MAX_COLOURS)
+def compare_runs(
+    folder: Path, settings: Mapping[str, float | str], figures: Mapping[str, float]
+) -> None:
+    """Show a run as one line of the tab HPARAMS, in the place of what was shown of it before.
+
+    Every run lists its own settings and figures, and none those of all: TensorBoard would take the
+    list of whichever run it finds first for that of all of them.
+
+    Args:
+        folder: The run folder.
+        settings: By key.
+        figures: What came out, by name; below ``final/``, apart from the curves.
+    """
+    place = folder / TENSORBOARD / FINAL
+    shutil.rmtree(place, ignore_errors=True)
+    with SummaryWriter(str(place)) as writer:
+        _, started, ended = hparams(dict(settings), {})  # type: ignore[no-untyped-call]
+        file: Any = writer.file_writer
+        file.add_summary(started)
+        file.add_summary(ended)
+        for name, value in figures.items():
+            writer.add_scalar(f"{FINAL}/{name}", value)

@@ -18,7 +18,12 @@ from twotower.metrics.calibration import (
     expected_calibration_error,
     reliability,
 )
-from twotower.metrics.catalogue import catalogue_coverage, novelty
+from twotower.metrics.catalogue import (
+    NUM_DECILES,
+    catalogue_coverage,
+    novelty,
+    popularity_deciles,
+)
 from twotower.metrics.cold_start import cold_start
 from twotower.metrics.top_k import contains, top_k_metrics
 from twotower.models.dcn import DCNv2
@@ -30,8 +35,6 @@ from twotower.training.ranking import click_metrics, probabilities, task_metrics
 from twotower.training.stages import RANKING, RETRIEVAL, Trained
 
 Array = npt.NDArray[Any]
-
-NUM_DECILES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +161,7 @@ def recall_by_popularity(ranked: Array, queries: Queries, counts: Array) -> Arra
         (10,), least popular items first; deciles hold equal numbers of items.
     """
     hits = contains(ranked, relevant(queries))  # (R,)
-    order = np.lexsort((np.arange(len(counts)), counts))
-    decile = np.empty(len(counts), np.int64)
-    decile[order] = np.arange(len(counts)) * NUM_DECILES // len(counts)
+    decile = popularity_deciles(counts)
     inside = queries.truth.item_rows < len(counts)
     groups = decile[queries.truth.item_rows[inside]]
     totals = np.bincount(groups, minlength=NUM_DECILES)

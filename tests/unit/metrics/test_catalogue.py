@@ -3,7 +3,12 @@ import math
 import numpy as np
 import pytest
 
-from twotower.metrics.catalogue import catalogue_coverage, novelty, popularity_lift
+from twotower.metrics.catalogue import (
+    catalogue_coverage,
+    novelty,
+    popularity_deciles,
+    popularity_lift,
+)
 from twotower.metrics.top_k import Relevant
 
 
@@ -68,3 +73,12 @@ def test_other_mistakes_are_refused():
     two = Relevant.from_pairs(np.array([0]), np.array([0]), 2)
     with pytest.raises(ValueError, match="the same queries, got 1 and 2"):
         popularity_lift(one, two, np.array([1, 1]))
+
+
+def test_popularity_deciles_hold_as_many_items_each_whatever_their_counts():
+    counts = np.random.default_rng(0).integers(0, 4, 203)
+    deciles = popularity_deciles(counts)
+    assert np.ptp(np.bincount(deciles)) == 1
+    assert all(counts[deciles == n].max() <= counts[deciles == n + 1].min() for n in range(9))
+    assert popularity_deciles(np.zeros(20, int)).tolist() == [row // 2 for row in range(20)]
+    assert popularity_deciles(np.zeros(0, int)).tolist() == []

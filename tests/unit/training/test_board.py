@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import csv
+import re
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import pytest
-import torch
 from matplotlib import image
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from twotower.metrics.calibration import ReliabilityTable
-from twotower.training import board as module
-from twotower.training.board import Board
+from twotower.training.board import Board, compare_runs
 
 
 @pytest.fixture
@@ -47,18 +51,66 @@ def test_figures(written):
     assert text.splitlines()[2:] == ["| a | 0.5000 | 0.4000 .. 0.6000 |", "| b | nan |  |"]
 
 
-def test_settings_and_figures_of_a_trial(written):
-    settings, figures = {"rate": 0.25, "model": "gru"}, {"ndcg@10": 0.5, "seconds": 3.0}
-    events = written(lambda board: board.hparams(settings, figures))
+def read_final(folder):
+    """Settings and figures of a run, as the tab HPARAMS finds them."""
+    events = EventAccumulator(str(folder / "tensorboard" / "final")).Reload()
     content = events.PluginTagToContent("hparams")
     begin = HParamsPluginData.FromString(content["_hparams_/session_start_info"])
-    shown = begin.session_start_info.hparams
-    assert (shown["rate"].number_value, shown["model"].string_value) == (0.25, "gru")
-    experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
-    assert [info.name for info in experiment.hparam_infos] == ["rate", "model"]
-    tags = [info.name.tag for info in experiment.metric_infos]
-    assert tags == ["trial/ndcg@10", "trial/seconds"]
-    assert [[event.value for event in events.Scalars(tag)] for tag in tags] == [[0.5], [3.0]]
+    figures = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
+    assert "_hparams_/experiment" not in content
+    return begin.session_start_info.hparams, figures
+
+
+def test_settings_and_figures_of_a_run(tmp_path):
+    compare_runs(tmp_path, {"rate": 0.25, "model": "gru"}, {"ndcg@10": 0.5})
+    settings, figures = read_final(tmp_path)
+    assert settings.keys() == {"rate", "model"}
+    assert (settings["rate"].number_value, settings["model"].string_value) == (0.25, "gru")
+    assert figures == {"final/ndcg@10": 0.5}
+
+
+def test_what_is_shown_of_a_run_takes_the_place_of_what_was(tmp_path):
+    compare_runs(tmp_path, {"rate": 0.25}, {"auc": 0.5})
+    compare_runs(tmp_path, {"dim": 8.0}, {"recall@10": 0.75})
+    settings, figures = read_final(tmp_path)
+    assert settings.keys() == {"dim"}
+    assert figures == {"final/recall@10": 0.75}
+
+
+def test_runs_with_other_settings_stand_in_one_table(tmp_path):
+    """TensorBoard joins the columns of all runs itself, so long as no run lists those of all."""
+    compare_runs(tmp_path / "a", {"rate": 0.25, "dim": 8.0}, {"auc": 0.5})
+    compare_runs(tmp_path / "b", {"rate": 0.5, "dim": 8.0, "loss": "bpr"}, {"recall@10": 0.25})
+    plugins = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    flags = SimpleNamespace(generic_data="true")
+    provider = MultiplexerDataProvider(plugins, str(tmp_path))
+    table = Context(TBContext(multiplexer=plugins, data_provider=provider, flags=flags))
+    runs = table.hparams_metadata(RequestContext(), "")
+    columns = table.experiment_from_metadata(RequestContext(), "", True, runs, [])
+    assert {i.name: i.differs for i in columns.hparam_infos} == {
+        **{"rate": True, "dim": False, "loss": False}
+    }
+    assert {i.name.tag for i in columns.metric_infos} == {"final/auc", "final/recall@10"}
+    assert {i.name.group for i in columns.metric_infos} == {""}
+
+
+def test_layout_has_a_chart_for_every_curve(written):
+    names = ["recall@5", "ndcg@5", "recall@50", "ndcg@50", "auc"]
+    events = written(lambda board: board.layout(names))
+    (event,) = events.Tensors("custom_scalars__config__")
+    [category] = Layout.FromString(event.tensor_proto.string_val[0]).category
+    assert category.title == "retrieval"
+    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
+    assert list(charts) == [
+        *("loss in training", "recall by length of the list, on validation"),
+        *("ndcg by length of the list, on validation", "auc, on validation"),
+        *("learning rates", "examples per second"),
+    ]
+    [at_5, at_50] = charts["recall by length of the list, on validation"]
+    assert re.match(at_5, "retrieval/validation/recall@5")
+    assert not re.match(at_5, "retrieval/validation/recall@50")
+    assert re.match(at_50, "retrieval/validation/recall@50")
+    assert len(charts["learning rates"]) == 2
 
 
 def test_plots(written):
@@ -77,48 +129,3 @@ def test_plots(written):
         (event,) = events.Images(tag)
         pixels = image.imread(BytesIO(event.encoded_image_string), format="png")
         assert pixels.std() > 0.05
-
-
-def items(num_items, titled):
-    columns = {
-        "item_id": [f"i{row}" for row in range(num_items)],
-        "category": ["red" if row % 2 else "blue" for row in range(num_items)],
-        "tags": [["x"]] * num_items,
-    }
-    if titled:
-        columns["title"] = [f"The\t{row}\nth" for row in range(num_items)]
-    return pa.table(columns)
-
-
-def projected(tmp_path):
-    folder = tmp_path / "tensorboard" / "retrieval" / "00000" / "items"
-    with (folder / "metadata.tsv").open() as file:
-        rows = list(csv.reader(file, delimiter="\t"))
-    with (folder / "tensors.tsv").open() as file:
-        vectors = [[float(x) for x in row] for row in csv.reader(file, delimiter="\t")]
-    return rows, np.array(vectors)
-
-
-def test_most_popular_items_are_projected(written, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PROJECTOR_ITEMS", 3)
-    table = items(5, titled=True)
-    vectors, counts = torch.arange(10.0).reshape(5, 2), torch.tensor([4, 9, 0, 4, 1])
-    written(
-        lambda board: board.items(vectors, table.column("item_id").combine_chunks(), table, counts)
-    )
-    rows, shown = projected(tmp_path)
-    assert rows == [
-        ["title", "item_id", "events", "category"],
-        ["The 1 th", "i1", "9", "red"],
-        ["The 0 th", "i0", "4", "blue"],
-        ["The 3 th", "i3", "4", "red"],
-    ]
-    assert shown.tolist() == [[2, 3], [0, 1], [6, 7]]
-
-
-def test_items_without_titles_go_by_their_id(written, tmp_path):
-    table = items(4, titled=False)
-    ids = table.column("item_id").combine_chunks()
-    written(lambda board: board.items(torch.ones(4, 2), ids, table, torch.tensor([4, 3, 2, 1])))
-    rows, _ = projected(tmp_path)
-    assert [row[0] for row in rows[1:]] == ["i0", "i1", "i2", "i3"]
