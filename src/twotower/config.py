@@ -28,10 +28,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from twotower.config_check import find_problems
+from twotower.config_check import find_problems, refuse_targets
 from twotower.config_compose import COMPOSE_ERRORS, misspelt_choices, override_problems
+from twotower.config_hydra import hydra_problems
 from twotower.config_schema import SCHEMAS
 from twotower.config_types import PARTIAL, TARGET
 
@@ -177,8 +178,8 @@ def check(cfg: DictConfig, runtime: Collection[str] = ()) -> None:
     """Refuse a config whose objects could not be built; nothing is built here.
 
     Args:
-        cfg: A composed config. Values that only exist inside a running job, ``${hydra:...}``, are
-            taken as given.
+        cfg: A composed config, with or without Hydra's own part. Values that only exist inside a
+            running job, ``${hydra:...}``, are taken as given.
         runtime: Names of arguments that are passed to `build` and so may be missing.
 
     Raises:
@@ -187,7 +188,13 @@ def check(cfg: DictConfig, runtime: Collection[str] = ()) -> None:
     job = HydraConfig.instance()
     outer, job.cfg = job.cfg, None  # The values of an earlier job must not stand in.
     try:
-        problems = find_problems(cfg, runtime)
+        problems = []
+        if "hydra" in cfg:
+            problems = hydra_problems(cfg.hydra)
+            cfg = cfg.copy()
+            with read_write(cfg), open_dict(cfg):
+                del cfg["hydra"]
+        problems += find_problems(cfg, runtime)
     finally:
         job.cfg = outer
     if problems:
@@ -209,10 +216,15 @@ def build(node: DictConfig, **runtime: Any) -> Any:  # noqa: ANN401
         The object; a factory when `node` itself is marked ``_partial_: true``.
 
     Raises:
-        ConfigError: When a nested constructor refuses its arguments.
+        ConfigError: When a nested constructor refuses its arguments, or something is named that no
+            config may name; also in a config that was read from a run and not checked.
     """
     if TARGET not in node:
         raise ConfigError([f"nothing to build: no `{TARGET}` among {', '.join(map(str, node))}"])
+    try:
+        refuse_targets(OmegaConf.to_container(node, resolve=True))
+    except ValueError as error:
+        raise ConfigError(str(error).splitlines()) from None
     try:
         factory = instantiate(node, _partial_=True, _convert_="all")
     except InstantiationException as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -42,6 +42,13 @@ ALLOWED_TARGETS = (OWN, "torch.optim.", "torch.nn.", "pytorch_lightning.")
 # and not in a config, because configs and runs may come from somebody else.
 PACKAGES = "TWOTOWER_PACKAGES"
 
+# Parts of these that start processes, write files or build what no one has checked.
+NEVER_TARGETS = (
+    *("twotower.cli.", "twotower.config.", "twotower.config_check.", "twotower.config_compose."),
+    *("twotower.planning.", "twotower.data.download."),
+    *("twotower.training.run_folder.", "pytorch_lightning.cli."),
+)
+
 
 def find_problems(cfg: DictConfig, runtime: Collection[str] = ()) -> list[str]:
     """Everything that would fail when the objects of a config are built.
@@ -54,7 +61,7 @@ def find_problems(cfg: DictConfig, runtime: Collection[str] = ()) -> list[str]:
         One sentence each, beginning with the path of the key; empty when the config is right.
     """
     problems: list[str] = []
-    _walk(_plain(cfg, "", problems), "", runtime, problems)
+    _walk(as_plain(cfg, "", problems), "", runtime, problems)
     return problems
 
 
@@ -95,6 +102,8 @@ def locate(name: str) -> Callable[..., Any]:
     )
     if not name.startswith(prefixes):
         raise ValueError(f"`{name}` may not be built from a config; {allowed}")
+    if name.startswith(NEVER_TARGETS) or any(part.startswith("_") for part in name.split(".")):
+        raise ValueError(f"`{name}` may not be built from a config; it is no part of a model")
     module_name, _, attribute = name.rpartition(".")
     try:
         module = import_module(module_name)
@@ -117,8 +126,44 @@ def locate(name: str) -> Callable[..., Any]:
     return found
 
 
-def _plain(node: object, path: str, problems: list[str]) -> object:
-    """A config as lists and dicts with interpolations resolved; what has no value is `UNKNOWN`."""
+def refuse_targets(value: object) -> None:
+    """Refuse a config that names something to be called which no config may name.
+
+    Args:
+        value: A config or a part of one, as lists and dicts.
+
+    Raises:
+        ValueError: With every such name.
+    """
+    problems = []
+    for name in _targets(value):
+        try:
+            locate(name)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(dict.fromkeys(problems)))
+
+
+def _targets(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        if TARGET in value:
+            yield str(value[TARGET])
+        for child in value.values():
+            yield from _targets(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from _targets(child)
+
+
+def as_plain(node: object, path: str, problems: list[str]) -> object:
+    """A config as lists and dicts with interpolations resolved; what has no value is `UNKNOWN`.
+
+    Args:
+        node: A config or a part of one.
+        path: Its key.
+        problems: What is wrong is appended.
+    """
     if isinstance(node, ListConfig):
         return [_value(node, index, f"{path}[{index}]", problems) for index in range(len(node))]
     if not isinstance(node, DictConfig):
@@ -137,7 +182,7 @@ def _value(node: Any, key: Any, path: str, problems: list[str]) -> object:  # no
         problems.append(f"`{path}`: missing, a value must be given")
         return UNKNOWN
     try:
-        return _plain(node[key], path, problems)
+        return as_plain(node[key], path, problems)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         if not any(text in reason for text in ONLY_IN_A_JOB):

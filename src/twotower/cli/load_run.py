@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from twotower.config import build
+from twotower.cli.run import TRAINING_NEEDS
+from twotower.config import build, check
 from twotower.config_files import read_yaml
 from twotower.data.prepared import FEATURES_FOLDER, Prepared, open_prepared
 from twotower.data.schema import DataError
@@ -141,6 +142,7 @@ def _model(
     if stage not in config.stages:
         return None
     inputs = replace(pipeline.inputs(stage), tasks=tuple(tasks))
+    check(config.models[stage], TRAINING_NEEDS)  # The run may come from somebody else.
     model = build(config.models[stage], inputs=inputs)
     path = folder / stage / f"{BEST}.ckpt"
     weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]

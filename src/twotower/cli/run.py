@@ -168,7 +168,7 @@ def _check_jobs(
         cfg = compose(name, first, extra_dir=options.config_dir, with_hydra=True)
         jobs = [*first_values(with_params(cfg.hydra.sweeper.params or {}, options.overrides))]
     for overrides in jobs:
-        cfg = compose(name, overrides, extra_dir=options.config_dir)
+        cfg = compose(name, overrides, extra_dir=options.config_dir, with_hydra=True)
         if unused:
             cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in unused])
         if not options.cfg:
