@@ -13,13 +13,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 HERE = Path(__file__).resolve().parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-SIZE = {"width": 1280, "height": 800}
 # The projector draws with WebGL, which a machine without a screen does in software.
 SOFTWARE_GL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
 SETTLED_MS = 3_000  # charts and points go on moving after the last answer has come
@@ -43,32 +43,54 @@ def tensorboard(runs: Path) -> Iterator[str]:
         process.stderr.close()
 
 
+@contextmanager
+def short_names(runs: Path) -> Iterator[Path]:
+    """A folder in which the runs below another one are numbered, each of them once."""
+    with TemporaryDirectory() as folder:
+        found = sorted({path.parent.resolve() for path in runs.glob("**/metrics.json")})
+        for number, run in enumerate(found, 1):
+            (Path(folder) / f"run {number}").symlink_to(run / "tensorboard")
+        yield Path(folder)
+
+
 def scalars(page: Page) -> None:
     """The charts of the retrieval, without those of the ranking before them."""
+    page.get_by_text("ranking", exact=True).first.click()
 
 
 def hparams(page: Page) -> None:
-    """The table of the runs."""
+    """The table of the runs: the settings that differ and the figures."""
+    for name in ("data", "data.launched_from", "data.launched_share"):
+        page.locator("tf-hparams-query-pane paper-checkbox").get_by_text(name, exact=True).click()
 
 
 def projector(page: Page) -> None:
     """The items in the colours of their categories, one of them with its neighbours."""
+    frame = page.frame(url=re.compile("projector_binary"))
+    assert frame is not None  # noqa: S101 - the tab is nothing but this frame
+    frame.locator("#colorby #menuButton").click()
+    frame.locator("#colorby paper-item", has_text="category").click()
+    frame.locator("vz-projector-inspector-panel input").first.fill("Midnight")
+    page.wait_for_timeout(SETTLED_MS)
+    frame.locator("vz-projector-inspector-panel .matches-list a").first.click()
+    page.mouse.move(640, 30)  # away from what would explain itself
 
 
-VIEWS: dict[str, tuple[str, Callable[[Page], None]]] = {
-    "tensorboard_scalars": ("custom_scalars", scalars),
-    "tensorboard_hparams": ("hparams", hparams),
-    "tensorboard_projector": ("projector", projector),
+# Name of the picture: the tab, width and height, and what is done before it is taken.
+VIEWS: dict[str, tuple[str, int, int, Callable[[Page], None]]] = {
+    "tensorboard_scalars": ("custom_scalars", 1280, 800, scalars),
+    "tensorboard_hparams": ("hparams", 1920, 480, hparams),
+    "tensorboard_projector": ("projector", 1280, 800, projector),
 }
 
 
 def take(runs: Path, folder: Path) -> None:
     """Take all pictures of some runs."""
     root = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with tensorboard(runs) as url, sync_playwright() as playwright:
+    with short_names(runs) as named, tensorboard(named) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*root, *SOFTWARE_GL])
-        for name, (tab, prepare) in VIEWS.items():
-            page = browser.new_page(viewport=SIZE)
+        for name, (tab, width, height, prepare) in VIEWS.items():
+            page = browser.new_page(viewport={"width": width, "height": height})
             page.goto(f"{url}/?darkMode=false#{tab}", wait_until="networkidle")
             page.wait_for_timeout(SETTLED_MS)
             prepare(page)

@@ -494,6 +494,7 @@ def test_a_version_removed_just_before_it_becomes_current_does_not(redis_url: st
 
 def test_a_server_that_cannot_be_reached_is_named_without_the_password() -> None:
     store = RedisStore(url="redis://me:secret@127.0.0.1:1/0", name="demo")
+    assert "secret" not in repr(store)
     assert store.location == "redis://127.0.0.1:1/0#demo"
     for use in (
         lambda: reader(store).lookup(1),

@@ -46,6 +46,7 @@ from twotower.export.manifest import (
     Manifest,
     file_digests,
     file_problems,
+    link_problems,
     read_manifest,
     tower_hash,
 )
@@ -175,11 +176,13 @@ def open_bundle(path: Path) -> Bundle:
         path: A version folder, ``current``, or the folder ``bundles/<name>`` for its ``current``.
 
     Raises:
-        BundleError: Lists every file that was changed, is missing or is not listed, and every
-            contradiction between towers, index and features.
+        BundleError: Lists every file that was changed, is missing, is not listed or is a link, and
+            every contradiction between towers, index and features.
     """
     folder = resolve(path)
     manifest = read_manifest(folder)
+    if links := link_problems(folder):
+        raise BundleError(links)
     digests = file_digests(folder)
     problems = file_problems(folder, manifest, digests) + _tower_problems(folder, manifest, digests)
     if problems:

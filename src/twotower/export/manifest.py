@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from twotower.data.prepared import checksum
@@ -145,7 +145,41 @@ def read_manifest(folder: Path) -> Manifest:
     digest = document.pop(DIGEST, None)
     if not isinstance(digest, str) or digest != _digest(written.replace(digest.encode(), b"")):
         raise BundleError([f"{path}: changed since it was written; export the run again"])
-    return Manifest(**document | {"stages": tuple(document["stages"])})
+    manifest = Manifest(**document | {"stages": tuple(document["stages"])})
+    problems = [
+        f"{path}: `{key}` names folders and must be a relative path without `..`, got {value!r}"
+        for key, value in (("name", manifest.name), ("version", manifest.version))
+        if not is_inside(value)
+    ]
+    if problems:
+        raise BundleError(problems)
+    return manifest
+
+
+def is_inside(name: object) -> bool:
+    """Whether a name that is put behind the path of a folder stays within that folder.
+
+    Example:
+        >>> is_inside("team/shop"), is_inside("../shop"), is_inside("/etc"), is_inside("")
+        (True, False, False, False)
+    """
+    if not isinstance(name, str) or not name.strip() or "\0" in name or "\\" in name:
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and path != PurePosixPath(".")
+
+
+def link_problems(folder: Path) -> list[str]:
+    """What of a bundle is no file and no folder of its own.
+
+    Args:
+        folder: The version folder.
+    """
+    return [
+        f"{path}: is a link; a bundle holds its files itself, or they could lie anywhere"
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink()
+    ]
 
 
 def tower_hash(query_tower: str, item_tower: str) -> str:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -51,7 +51,7 @@ class RedisStore:
         ValueError: When the client is not installed, or the name or URL is none.
     """
 
-    url: str = "redis://localhost:6379/0"
+    url: str = field(default="redis://localhost:6379/0", repr=False)  # It may hold a password.
     name: str
 
     def __post_init__(self) -> None:

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from twotower.data.prepared import Prepared
+from twotower.data.prepared import Prepared, checksum
 from twotower.export.build import ExportResult
 from twotower.export.bundle import Golden, open_bundle, resolve
 from twotower.export.manifest import BundleError, read_manifest
@@ -135,6 +136,47 @@ def test_a_renamed_file_is_missing_and_not_listed(copy: Path) -> None:
         "popular.npy: missing",
         "unpopular.npy: not listed in manifest.json",
     ]
+
+
+@pytest.mark.parametrize("name", ["ranker.onnx", "users", "new"])
+def test_a_link_is_refused_by_name_even_to_the_very_same_bytes(copy: Path, name: str) -> None:
+    """A folder behind a link is no part of what is digested."""
+    aside = copy.parent / "aside"
+    if (copy / name).exists():
+        (copy / name).rename(aside)
+    else:
+        aside.mkdir()
+    (copy / name).symlink_to(aside, target_is_directory=aside.is_dir())
+    with pytest.raises(BundleError) as caught:
+        open_bundle(copy)
+    [problem] = caught.value.problems
+    assert problem.startswith(f"{copy / name}: is a link")
+
+
+@pytest.mark.parametrize("key", ["name", "version"])
+@pytest.mark.parametrize("value", ["../shop", "/etc", "a/../../b", "", ".", "a\\b", "a\0b", 3])
+def test_a_manifest_names_no_folder_outside(copy: Path, key: str, value: object) -> None:
+    """Reports, stores and traffic are written below folders of these names."""
+    manifest = replace(read_manifest(copy), **{key: value})
+    (copy / "manifest.json").write_bytes(manifest.to_bytes())
+    with pytest.raises(BundleError, match=f"`{key}` names folders and must be a relative path"):
+        open_bundle(copy)
+
+
+def test_a_manifest_may_name_a_folder_in_a_folder(copy: Path) -> None:
+    manifest = replace(read_manifest(copy), name="team/shop")
+    (copy / "manifest.json").write_bytes(manifest.to_bytes())
+    assert open_bundle(copy).manifest.name == "team/shop"
+
+
+def test_a_manifest_that_lists_files_outside_opens_none_of_them(copy: Path) -> None:
+    manifest = read_manifest(copy)
+    (copy.parent / "outside.npy").write_bytes(b"x")
+    for name in ("../outside.npy", str(copy.parent / "outside.npy")):
+        files = {**manifest.files, name: checksum(copy.parent / "outside.npy")}
+        (copy / "manifest.json").write_bytes(replace(manifest, files=files).to_bytes())
+        with pytest.raises(BundleError, match="missing"):
+            open_bundle(copy)
 
 
 def test_an_index_of_another_tower_is_refused(copy: Path, resign: Callable[..., None]) -> None:
