@@ -1,6 +1,6 @@
 # make demo    train both stages on the built-in world, export, evaluate, recommend
-# make test    what CI runs: lint, types, tests
-# make check   lint and types alone
+# make test    what CI runs: the check and the tests
+# make check   lint, types and code that nobody calls
 # make clean   remove the environment, caches and the demo's output
 #
 # An active environment (venv or conda) is used as it is; otherwise one is made in .venv.
@@ -58,6 +58,7 @@ check: $(STAMP)
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
+	$(PYTHON) tests/dead_code.py
 
 test: check
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m 'not slow'

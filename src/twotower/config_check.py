@@ -33,8 +33,6 @@ from twotower.config_types import (
 )
 
 OWN = "twotower."
-# What Hydra says of ``${hydra:...}`` before a job runs; the value exists once it does.
-NOT_RUNNING = "HydraConfig was not set"
 # What Hydra says to `${hydra:...}` before the job runs; the value cannot be checked until then.
 ONLY_IN_A_JOB = ("HydraConfig was not set", "Unsupported interpolation type hydra")
 ALLOWED_TARGETS = (OWN, "torch.optim.", "torch.nn.", "pytorch_lightning.")

@@ -190,7 +190,7 @@ class Sorting:
         return all(name in self.ids for name in IDS)
 
     def sort(self, bucket: int) -> dict[str, Array]:
-        """The columns of a bucket by the path of their file."""
+        """The columns ``(R, ...)`` of a bucket of R rows, by the path of their file."""
         table = self._gather(bucket)
         numbers = {n: table.column(n).to_numpy() for n in (ROW, PART, *self.ids)}
         times = self._numbers(table, TIMESTAMP, np.int64)

@@ -177,7 +177,7 @@ class Log:
         return self.numbers(block, LABEL, np.float32) >= self.tables.label.positive_from
 
     def write_parts(self, block: int, codes: npt.NDArray[np.int8]) -> None:
-        """Say of which part each row of a block is."""
+        """Say of which part each row of a block is, codes ``(B,)``."""
         np.save(self.folder / f"parts-{block:06}.npy", codes)
 
     def parts(self, block: int) -> npt.NDArray[np.int8]:
@@ -225,5 +225,5 @@ class LogBlock:
 
 
 def column_numbers(column: pa.ChunkedArray, dtype: type) -> Array:
-    """A column without nulls as numbers."""
+    """A column without nulls as numbers ``(R,)``."""
     return np.asarray(column.to_numpy(), dtype)

@@ -70,7 +70,7 @@ class Encoder(Protocol):
         """Columns of a table that `encode` reads, where they are there."""
 
     def encode(self, side: Literal["user", "item", "context"], table: pa.Table) -> dict[str, Array]:
-        """Encoded columns of one table, one row a row of the table.
+        """Encoded columns ``(R, ...)`` of one table of R rows.
 
         A long table is encoded in parts; the values of a row do not depend on other rows.
         """

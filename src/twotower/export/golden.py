@@ -194,7 +194,7 @@ def blocks(batch: Batch) -> list[Batch]:
 
 
 def spaced(num_rows: int) -> Array:
-    """Positions of `NUM_GOLDEN` rows at most, evenly spaced over all."""
+    """Positions ``(n,)`` of `NUM_GOLDEN` rows at most, evenly spaced over all."""
     return np.linspace(0, num_rows - 1, min(num_rows, NUM_GOLDEN)).astype(np.int64)
 
 

@@ -44,7 +44,7 @@ def quantised(model: onnx.ModelProto, batches: Iterable[Mapping[str, Array]]) ->
 
     Args:
         model: As `twotower.export.onnx.export_ranker` writes it, for queries and pairs.
-        batches: Inputs of the model such as it will be given.
+        batches: Inputs of the model ``(Q, ...)`` and ``(B, ...)`` such as it will be given.
 
     Raises:
         ValueError: When no product is large enough to gain from it.

@@ -17,7 +17,7 @@ def pairwise_sum(blocks: Iterator[npt.NDArray[np.float64]], count: int) -> float
     floating point summation"); here the halving stops at what fits in memory, for NumPy to go on.
 
     Args:
-        blocks: The values in order.
+        blocks: The values ``(n,)`` in order.
         count: How many there are.
     """
     waiting = np.empty(0)

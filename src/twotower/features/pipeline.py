@@ -14,7 +14,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
@@ -274,16 +273,3 @@ def _restore(feature: Feature, state: Mapping[str, Any], folder: Path) -> Transf
     if feature.kind == "tags":
         return Tags(vocabulary, state["width"], feature.separator)
     return Categorical(vocabulary)
-
-
-def empty_query(inputs: ModelInputs) -> dict[str, Array]:
-    """One query about which nothing is known: (1, ...) zeros, numbers marked as missing."""
-    columns: dict[str, Array] = {}
-    for feature in inputs.of("user", "context"):
-        shape = (1,) if feature.width == 0 else (1, feature.width)
-        columns[feature.name] = np.zeros(
-            shape, np.int32 if feature.kind in TABLE_KINDS else np.float32
-        )
-        if feature.kind == "numeric":
-            columns[feature.name][:, 1] = 1.0
-    return columns

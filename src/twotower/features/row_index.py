@@ -59,7 +59,7 @@ class RowIndex:
         return int(self.rows([value])[0])
 
     def rows(self, values: Sequence[int | str]) -> npt.NDArray[np.int64]:
-        """Rows of some values, -1 where they are unknown.
+        """Rows ``(n,)`` of some values, -1 where they are unknown.
 
         Args:
             values: Integers of 64 bits where the values are integers, else text.

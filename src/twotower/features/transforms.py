@@ -40,7 +40,7 @@ class Transform(Protocol):
         """Second dimension of the encoded column; 0 for (R,)."""
 
     def apply(self, values: Values) -> Array:
-        """Encode raw values."""
+        """Encode R raw values, ``(R,)`` or ``(R, width)``."""
 
 
 @dataclass(frozen=True)

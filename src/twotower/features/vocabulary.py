@@ -49,7 +49,7 @@ class Vocabulary:
         return len(self.values) + 1
 
     def rows(self, values: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int32]:
-        """Row of every value, 0 where it is null or unknown.
+        """Row ``(R,)`` of every value, 0 where it is null or unknown.
 
         Raises:
             ValueError: When the values are of a type that cannot be compared with the known ones.

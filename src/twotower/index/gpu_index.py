@@ -114,7 +114,7 @@ def filled(index: Handle, items: FloatArray, place: Place, num_shards: int = 1) 
 
 
 def trained(index: Handle, items: FloatArray, place: Place, num_shards: int = 1) -> Handle:
-    """An empty FAISS index at its place, trained once for all shards; arguments as of `filled`."""
+    """An empty FAISS index at its place, trained on ``(N, D)`` for all shards; see `filled`."""
     if place == "gpu":
         index = to_gpu(index)
     index.train(items)

@@ -93,13 +93,13 @@ class Aligned:
     _embedded: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def saw(self, vectors: Tensor, rows: Tensor) -> Tensor:
-        """Take down what a step has embedded; the vectors, as they are."""
+        """Take down what a step embeds, ``(n, D)`` of rows ``(n,)``; the vectors, as they are."""
         if vectors.requires_grad:
             self._embedded.append((vectors, rows))
         return vectors
 
     def loss(self) -> Tensor:
-        """Of all that was seen since the last call, at least one vector."""
+        """Scalar, of all that was seen since the last call, at least one vector."""
         vectors, rows = (torch.cat(parts) for parts in zip(*self._embedded, strict=True))
         self._embedded.clear()
         return self.alignment(vectors, rows, self.frozen)

@@ -86,7 +86,7 @@ class Logits:
         )
 
     def starts(self, queries: Tensor, candidates: Tensor) -> range:
-        """Where the blocks begin."""
+        """Where the blocks of queries ``(B, D)`` begin, for candidates ``(C, D)``."""
         budget = CPU_BLOCK if queries.device.type == "cpu" else GPU_BLOCK
         size = self.block or max(SMALLEST_BLOCK, budget // len(candidates))
         return range(0, len(queries), size)

@@ -87,7 +87,7 @@ class Matches:
 
 
 def expanded(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """All places of some ranges: which range each is of, and the place; as long as all together."""
+    """All n places of ranges ``(R,)``: ``(n,)`` which range each is of, ``(n,)`` the place."""
     device = counts.device
     ranges = torch.arange(len(counts), device=device).repeat_interleave(counts)
     shift = first - (counts.cumsum(0) - counts)

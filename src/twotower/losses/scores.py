@@ -83,5 +83,5 @@ def paired_products(queries: Tensor, vectors: Tensor) -> Tensor:
 
 
 def widened(vectors: Tensor) -> Tensor:
-    """Half-precision vectors in float32, others as they are."""
+    """Half-precision vectors ``(..., D)`` in float32, others as they are."""
     return vectors.to(torch.promote_types(vectors.dtype, torch.float32))

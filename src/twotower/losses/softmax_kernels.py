@@ -70,7 +70,12 @@ def kernel_precision(queries: Tensor, candidates: Tensor) -> torch.dtype | None:
 
 
 def cpu_precision(queries: Tensor, candidates: Tensor) -> torch.dtype | None:
-    """What a CPU narrows the factors of a gradient to; None where it leaves them as they are."""
+    """What a CPU narrows the factors of a gradient to; None where it leaves them as they are.
+
+    Args:
+        queries: ``(B, D)``.
+        candidates: ``(C, D)``.
+    """
     on_cpu = queries.device.type == "cpu"
     return torch.bfloat16 if on_cpu and _narrow(queries, candidates) else None
 

@@ -95,7 +95,7 @@ class FeatureEmbedder(nn.Module):
         return sum(self._widths[name] for name in names)
 
     def learned(self) -> dict[str, list[Tensor]]:
-        """What is learned of a feature alone: its table, as a view, or its projection."""
+        """What is learned of a feature alone: its table ``(V, D)``, a view, or its projection."""
         tables = {name: [group.table(name)] for name, group in self._group_of.items()}
         named = {feature.name: _layer_name(feature.name) for feature in self.features}
         return tables | {

@@ -64,7 +64,7 @@ class TableGroup(nn.Module):
         return self._places[name]
 
     def table(self, name: str) -> Tensor:
-        """The rows of one table ``(V_t, D)``, a view."""
+        """The rows of one table of V_t rows, ``(V_t, D)``, a view."""
         return self.rows.weight[self._slices[name]]
 
     def lookup(self, first: int, rows: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class Clusters:
         return Clusters(keys=found, codes=codes)
 
     def take(self, rows: Array) -> Clusters:
-        """Those of some events."""
+        """Those of some events (n,)."""
         return Clusters(keys=self.keys, codes=self.codes[rows])
 
     def estimate(self, value: float, influences: Floats) -> Estimate:

@@ -43,7 +43,7 @@ def lay_bins(prepared: Prepared, pipeline: FeaturePipeline, scores: Array | None
     Args:
         prepared: The data set.
         pipeline: Its features.
-        scores: Scores of a model on the validation part; None without a ranker.
+        scores: (R,) of a model on the validation part; None without a ranker.
     """
     sample = _sample(prepared)
     found = [

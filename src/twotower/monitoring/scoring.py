@@ -8,7 +8,6 @@ Shape letters: R rows of a window, Q queries of a block, U users, N items, D wid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -262,11 +261,6 @@ def find_ids(table: pa.Table, name: str, ids: pa.Array | None) -> tuple[Integers
         rows = np.asarray(pc.fill_null(places, UNKNOWN), np.int64)
     keys = np.where(rows == UNKNOWN, -2 - np.arange(len(rows)), rows)
     return rows[codes], keys[codes]
-
-
-def take_columns(columns: Mapping[str, Array], rows: Array) -> Columns:
-    """Some rows of encoded columns."""
-    return {name: np.asarray(values[rows]) for name, values in columns.items()}
 
 
 def _first_not_before(

@@ -52,7 +52,7 @@ class Quantiles:
         return int(self._sketch.n)
 
     def add(self, numbers: npt.NDArray[np.float64]) -> None:
-        """Take up numbers; NaN does not count."""
+        """Take up numbers (R,); NaN does not count."""
         self._sketch.update(np.ascontiguousarray(numbers, np.float64))
 
     def merge(self, other: Quantiles) -> None:

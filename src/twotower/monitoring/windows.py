@@ -205,7 +205,6 @@ class _Seen:
         self.start, self.end = 0, 0
         self._hashes: Hashes = np.empty(0, np.uint64)  # sorted
         self._shift = 0  # only hashes that end in so many zero bits are kept
-        self._num_hashed = self._num_repeated = 0
 
     def add(self, rows: pa.Table) -> None:
         if not rows.num_rows:

@@ -47,7 +47,7 @@ class Catalogue(Protocol):
     def __len__(self) -> int: ...
 
     def find(self, wanted: Sequence[ItemId]) -> npt.NDArray[np.int64]:
-        """Rows of external ids, -1 where unknown; text finds a number and vice versa."""
+        """Rows (n,) of external ids, -1 where unknown; text finds a number and vice versa."""
 
     def values(self, row: int) -> dict[str, Any]:
         """The item's row of the item table."""

@@ -37,7 +37,7 @@ class SearchableIndex(Protocol):
         """Number of rows, ``N``."""
 
     def search(self, queries: FloatArray, k: int) -> SearchResult:
-        """Find the items with the largest inner products."""
+        """Find the k items with the largest inner products for queries (Q, D)."""
 
 
 class SelectiveIndex(Protocol):
@@ -50,7 +50,7 @@ class SelectiveIndex(Protocol):
     def search(
         self, queries: FloatArray, k: int, allowed: AllowedRows | None = None
     ) -> SearchResult:
-        """Find the allowed items with the largest inner products."""
+        """Find the k allowed items with the largest inner products for queries (Q, D)."""
 
 
 def search_filtered(
@@ -104,7 +104,7 @@ def _search_among(
 
 
 def first_allowed(rows: Array, k: int, allowed: AllowedRows | None) -> Array:
-    """The first `k` of some rows, in their order, that are allowed; None allows all."""
+    """The first `k` of some rows (n,), in their order, that are allowed; None allows all."""
     if allowed is None:
         return rows[:k]
     parts: list[Array] = [rows[:0]]

@@ -56,7 +56,7 @@ class OnnxModel:
 
 
 def as_models_take(columns: Mapping[str, Array]) -> dict[str, Array]:
-    """Encoded columns in the types that models take, so that several need not convert them."""
+    """Encoded columns (Q, ...) in the types of models, so that several need not convert them."""
     return {
         name: values.astype(np.int64) if values.dtype == np.int32 else values
         for name, values in columns.items()

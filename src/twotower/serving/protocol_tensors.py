@@ -107,7 +107,7 @@ def from_binary(spec: TensorSpec, shape: tuple[int, int], data: bytes) -> Array:
 
 
 def to_json(values: Array) -> list[Any]:
-    """The contents as one list; what is no number is null."""
+    """Contents of any shape as one list; what is no number is null."""
     flat: list[Any] = values.ravel().tolist()
     return [None if isinstance(v, float) and not math.isfinite(v) else v for v in flat]
 

@@ -33,7 +33,7 @@ class TritonTensor(Protocol):
         ...
 
     def as_numpy(self) -> Array:
-        """Its values; texts as bytes."""
+        """Its values (B, ...); texts as bytes."""
         ...
 
 

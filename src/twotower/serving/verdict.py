@@ -25,7 +25,7 @@ def left_out(
         items: The catalogue.
         request: The request.
         row: The item.
-        seen: Item rows that are not shown because the user has taken them.
+        seen: (n,) item rows that are not shown because the user has taken them.
     """
     if items.is_removed(row):
         return "removed", "Left out: it was removed from the catalogue."

@@ -79,7 +79,7 @@ class Board:
         self._writer.add_text(f"{self._stage}/test/figures", "\n".join(lines))
 
     def recall_by_popularity(self, deciles: npt.NDArray[Any], k: int) -> None:
-        """Show the recall@k of test positives by popularity decile of the item."""
+        """Show the recall@k of test positives by popularity decile (10,) of the item."""
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
         places = np.arange(1, len(deciles) + 1)

@@ -58,11 +58,11 @@ class DistributedRanks:
         return self._generators[device.type]
 
     def random_states(self) -> dict[str, Tensor]:
-        """States of the shared generators, by type of device."""
+        """States (bytes,) of the shared generators, by type of device."""
         return {device: state.get_state() for device, state in self._generators.items()}
 
     def set_random_states(self, states: Mapping[str, Tensor]) -> None:
-        """Put the shared generators back; those of devices that are not there are left out."""
+        """Put the shared generators back, (bytes,) each; of devices that are there."""
         for device, state in states.items():
             if device in self._generators:
                 self._generators[device].set_state(state.cpu())
@@ -93,13 +93,13 @@ class DistributedRanks:
         return self.sum(value) / self.size
 
     def sum(self, value: Tensor) -> Tensor:
-        """Sum over all processes, without gradient."""
+        """Sum over all processes, without gradient; in the same shape."""
         total = value.detach().clone()
         dist.all_reduce(total, group=self.group)
         return total
 
     def first(self, value: Tensor) -> Tensor:
-        """What the first process has, in all of them; shapes and types must be the same."""
+        """What the first process has, in all of them; any shape, but the same type in all."""
         sent = value.detach().clone()
         if sent.numel():
             dist.broadcast(sent, group=self.group, group_src=0)
@@ -231,7 +231,7 @@ def arrays_of_first(
     """Arrays that the first process has, in all processes.
 
     Args:
-        arrays: The arrays by name; of the first process, the others' are not looked at.
+        arrays: Of any shape, by name; of the first process, the others' are not looked at.
         ranks: The processes.
     """
     given = arrays or {}

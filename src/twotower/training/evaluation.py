@@ -174,5 +174,5 @@ def _embedded(
 
 
 def mean_metrics(ranked: Array, queries: Queries, ks: Sequence[int]) -> dict[str, float]:
-    """Means over queries of all top-k metrics."""
+    """Means over queries of all top-k metrics of lists (Q, K)."""
     return mean_over_queries(top_k_metrics(ranked, relevant(queries), ks))

@@ -160,7 +160,7 @@ def _initial(table_optimizer: TableOptimizer) -> float:
 
 
 def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Tables and dense weights of a model."""
+    """Tables ``(V, D)`` and dense weights, of any shape, of a model."""
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     known = {id(table) for table in tables}
     return tables, [p for p in model.parameters() if id(p) not in known]

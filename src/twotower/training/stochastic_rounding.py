@@ -23,19 +23,24 @@ LOWER_BITS = 16
 BLOCK = 2**17
 
 
-def stochastic_round(values: Tensor, noise: torch.Generator) -> Tensor:
+def stochastic_round_(values: Tensor, noise: torch.Generator) -> Tensor:
     """Round to bfloat16, up or down at random.
 
     What bfloat16 has stays as it is, infinities and what is not a number too.
 
     Args:
-        values: Float32 numbers of any shape.
+        values: Float32 numbers of any shape, which are written over.
         noise: Where random bits come from, on the device of the values.
 
     Returns:
         bfloat16 numbers of the same shape, each one of the two neighbours of its value.
     """
-    return _rounded(values.clone(), noise)
+    # One kind of "not a number", so that what is added to its lower bits makes no number of it.
+    values.nan_to_num_(nan=math.nan, posinf=math.inf, neginf=-math.inf)
+    bits = values.view(torch.int32)
+    bits.add_(_random_bits(values, noise))
+    bits.bitwise_and_(-(2**LOWER_BITS))
+    return values.bfloat16()
 
 
 def add_rounded(
@@ -57,10 +62,12 @@ def add_rounded(
     for start in range(0, len(change), max(1, size)):
         part = slice(start, start + size)
         if rows is None:
-            table[part] = _rounded(table[part].float().add_(change[part]), noise)
+            table[part] = stochastic_round_(table[part].float().add_(change[part]), noise)
         else:
             there = rows[part]
-            moved = _rounded(table.index_select(0, there).float().add_(change[part]), noise)
+            moved = stochastic_round_(
+                table.index_select(0, there).float().add_(change[part]), noise
+            )
             if table.device.type != "cpu":
                 moved = first_of_equal(there, moved)
             wide.index_copy_(0, there, moved.view(wide.dtype))
@@ -74,16 +81,6 @@ def first_of_equal(rows: Tensor, values: Tensor) -> Tensor:
         values: ``(K, D)``.
     """
     return values[torch.searchsorted(rows, rows)]
-
-
-def _rounded(values: Tensor, noise: torch.Generator) -> Tensor:
-    """The same of values that may be written over."""
-    # One kind of "not a number", so that what is added to its lower bits makes no number of it.
-    values.nan_to_num_(nan=math.nan, posinf=math.inf, neginf=-math.inf)
-    bits = values.view(torch.int32)
-    bits.add_(_random_bits(values, noise))
-    bits.bitwise_and_(-(2**LOWER_BITS))
-    return values.bfloat16()
 
 
 def _random_bits(values: Tensor, noise: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 from twotower.data.leakage import FittedOn
 from twotower.data.prepare import TrainingPart
 from twotower.data.schema import DataError
-from twotower.features.pipeline import FeaturePipeline, empty_query
+from twotower.features.pipeline import FeaturePipeline
 from twotower.features.spec import Feature, FeatureInput, FeatureSpec, History
 
 SPEC = FeatureSpec(
@@ -115,16 +115,6 @@ def test_missing_columns_are_null(pipeline):
     assert context["timestamp"].tolist() == [[0, 0, 0, 0]] * 2
     users = pipeline.encode("user", pa.table({"other": [1]}))
     assert users["interests"].tolist() == [[0, 0]]
-
-
-def test_a_query_about_which_nothing_is_known(pipeline):
-    table = pa.table({"other": [1]})
-    encoded = pipeline.encode("user", table) | pipeline.encode("context", table)
-    empty = empty_query(pipeline.inputs("ranking"))
-    assert set(empty) == set(encoded)
-    for name, column in empty.items():
-        assert column.tolist() == encoded[name].tolist()
-        assert column.dtype == encoded[name].dtype
 
 
 def test_rows_are_encoded_one_by_one_as_all_together(pipeline):

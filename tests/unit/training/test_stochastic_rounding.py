@@ -15,7 +15,7 @@ from twotower.training.stochastic_rounding import (
     BLOCK,
     add_rounded,
     first_of_equal,
-    stochastic_round,
+    stochastic_round_,
 )
 
 DRAWS = 200_000
@@ -23,6 +23,11 @@ DRAWS = 200_000
 
 def noise_of(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def stochastic_round(values: Tensor, noise: torch.Generator) -> Tensor:
+    """The same without writing over the values."""
+    return stochastic_round_(values.clone(), noise)
 
 
 def neighbours(value: Tensor) -> tuple[Tensor, Tensor]:
