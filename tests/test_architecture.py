@@ -236,6 +236,8 @@ def check_code(path, tree):
             yield f"{path}:{node.lineno}: `{called}` runs what a text says"
         elif imported and path not in IMPORTERS and not isinstance(first, ast.Constant):
             yield f"{path}:{node.lineno}: `{called}` imports what a variable names"
+        elif called.endswith(".extractall"):
+            yield f"{path}:{node.lineno}: `{called}` writes where an archive says"
         elif called.startswith("subprocess.") and (shell or text):
             yield f"{path}:{node.lineno}: `{called}` is given a line for a shell, not a list"
 
@@ -335,6 +337,7 @@ def function_of(num_lines):
         ("cli/x.py", "import importlib\nimportlib.import_module(name)", "what a variable names"),
         ("cli/x.py", "import subprocess\nsubprocess.run(c, shell=True)", "a line for a shell"),
         ("cli/x.py", "import subprocess\nsubprocess.run('ls')", "a line for a shell"),
+        ("data/x.py", "archive.extractall(folder)", "writes where an archive says"),
         ("data/x.py", "import yaml\nyaml.load(text)", "`yaml` is read by OmegaConf"),
         ("data/x.py", "def f():\n    from yaml import unsafe_load", "`yaml` is read by OmegaConf"),
         ("data/x.py", "x = 1\n" * 301, "301 lines, more than 300"),
