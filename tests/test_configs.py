@@ -32,6 +32,7 @@ NEEDS = {
 MUST_BE_GIVEN = {
     "export": ["run=runs/x"],
     "retrain": ["bundle=bundles/x", "interactions=x.parquet"],
+    "rollback": ["bundle=bundles/x"],
     "evaluate": ["bundle=bundles/x"],
     "recommend": ["bundle=bundles/x"],
     "explain": ["bundle=bundles/x", "item=s3"],

@@ -14,13 +14,11 @@ alert names the column that drifts.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,17 +33,17 @@ from drifting import (
     shifted_number,
     vanished,
 )
+from kept import keep_rows
 
 from twotower.monitoring.data_drift import DataDriftSettings, data_drift
 
-KEPT = Path(__file__).resolve().parents[1] / "results" / "monitoring"
 PSI, SHARE = 0.2, 0.05
 RUN = 2  # windows in which a drift is to be found
 
-CHANCE_ALONE = DataDriftSettings(
-    min_psi=0, min_jensen_shannon=0, min_ks=0, min_chi_squared=0, min_rate=0
+USUAL = DataDriftSettings(false_alarm_rate=0.025)  # its half of 5 % of a whole report
+CHANCE_ALONE = replace(
+    USUAL, min_psi=0, min_jensen_shannon=0, min_ks=0, min_chi_squared=0, min_rate=0
 )
-USUAL = DataDriftSettings()
 
 Drift = Callable[[World, pa.Table, int], tuple[pa.Table, str]]
 
@@ -135,18 +133,14 @@ def keep_tables(
     alarms: dict[str, int], delays: dict[str, list[int]], windows: int, users: int, size: int
 ) -> None:
     """Write what `render.py` reads."""
-    facts = {
-        "command": f"python benchmarks/monitoring/power.py --users {users} --keep",
-        "date": datetime.now(UTC).date().isoformat(),
-        "device": f"one thread, {platform.machine()}",
-    }
-    KEPT.mkdir(parents=True, exist_ok=True)
-    false = {
-        "title": f"Data drift: false alarms of {windows} windows of about {size:,} rows of "
-        f"{users:,} users, without drift, 5 % asked for",
-        **facts,
-        "columns": {"an alert is": "", "windows": ",.0f", "with an alarm": ",.0f", "share": ".1%"},
-        "rows": [
+    command = f"power.py --users {users} --keep"
+    keep_rows(
+        f"data_false_alarms_{users}",
+        f"Data drift: false alarms of {windows} windows of about {size:,} rows of {users:,} "
+        f"users, without drift, {USUAL.false_alarm_rate:.1%} asked for",
+        command,
+        {"an alert is": "", "windows": ",.0f", "with an alarm": ",.0f", "share": ".1%"},
+        [
             {
                 "an alert is": words,
                 "windows": windows,
@@ -158,13 +152,15 @@ def keep_tables(
                 ("usual settings", "more than chance, and large enough to matter"),
             )
         ],
-    }
-    found = {
-        "title": f"Data drift: delay until it is found, in windows of about {size:,} rows of "
+        where="one thread",
+    )
+    keep_rows(
+        f"data_power_{users}",
+        f"Data drift: delay until it is found, in windows of about {size:,} rows of "
         f"{users:,} users",
-        **facts,
-        "columns": {"drift": "", "runs": ",.0f", "in the 1st": ".1%", "by the 2nd": ".1%"},
-        "rows": [
+        command,
+        {"drift": "", "runs": ",.0f", "in the 1st": ".1%", "by the 2nd": ".1%"},
+        [
             {
                 "drift": name,
                 "runs": len(of),
@@ -173,9 +169,8 @@ def keep_tables(
             }
             for name, of in delays.items()
         ],
-    }
-    for name, document in (("data_false_alarms", false), ("data_power", found)):
-        (KEPT / f"{name}_{users}.json").write_text(json.dumps(document, indent=1) + "\n")
+        where="one thread",
+    )
 
 
 if __name__ == "__main__":

@@ -71,6 +71,15 @@ class RetrainConfig:
 
 
 @dataclass
+class RollbackConfig:
+    """Fields that `rollback` reads."""
+
+    bundle: str = MISSING
+    version: str | None = None
+    quiet: bool = False
+
+
+@dataclass
 class EvaluateConfig:
     """Fields that `evaluate` reads."""
 
@@ -162,6 +171,7 @@ class ServeConfig:
     batch_max_age_hours: float | None = None
     traffic: str | None = None
     traffic_per_second: float = 10.0
+    traffic_days: int = 30
     access_log: bool = True
     page: bool = True
     quiet: bool = False
@@ -232,6 +242,7 @@ class MonitorConfig:
     max_repeated: float = 0.01
     watch: Any = False
     poll_seconds: float = 60.0
+    false_alarm_rate: float = 0.05
     output_dir: str = "monitoring"
     quiet: bool = False
     data_drift: Any = MISSING
@@ -241,5 +252,6 @@ class MonitorConfig:
 
 SCHEMAS = (
     *(TrainConfig, ExportConfig, EvaluateConfig, RecommendConfig, ExplainConfig, ServeConfig),
-    *(EmbedConfig, BatchConfig, LookupConfig, PlanConfig, MonitorConfig, RetrainConfig),
+    *(EmbedConfig, BatchConfig, LookupConfig, PlanConfig, MonitorConfig),
+    *(RetrainConfig, RollbackConfig),
 )

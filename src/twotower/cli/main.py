@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "prepared data set -> run folder with both stages",
     "export": "run folder -> bundle, published when its gates pass",
     "retrain": "bundle and new window -> next version, published when it is no worse",
+    "rollback": "bundle -> the version that was published before is published again",
     "evaluate": "bundle -> two-stage metrics with attribution",
     "recommend": "bundle and user, item or vector -> table of items",
     "explain": "bundle, user and item -> where the item was won or lost",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,14 @@ def check_what(cfg: DictConfig) -> None:
         problems.append("watch: follows a folder of interactions, not traffic")
     if not cfg.poll_seconds > 0:
         problems.append(f"poll_seconds: must be above 0, got {cfg.poll_seconds}")
+    if not 0 < cfg.false_alarm_rate < 1:
+        problems.append(f"false_alarm_rate: must lie between 0 and 1, got {cfg.false_alarm_rate}")
+    problems += [
+        f"{area}.false_alarm_rate: the rate is one of the whole report; say "
+        "false_alarm_rate=<share of windows>"
+        for area in ("data_drift", "concept_drift")
+        if "false_alarm_rate" in cfg[area]
+    ]
     if problems:
         raise ConfigError(problems)
 
@@ -66,7 +75,7 @@ def open_judge(cfg: DictConfig) -> Judge:
         bundle,
         WindowProfiler(Known.of(bundle), reference, form, described=described),
         root=Path(cfg.output_dir),
-        data=build(cfg.data_drift),
+        data=replace(build(cfg.data_drift), false_alarm_rate=cfg.false_alarm_rate),
         concept=build(cfg.concept_drift),
         reference=cfg.reference,
         previous=None if cfg.previous is None else open_bundle(Path(cfg.previous)),

@@ -45,6 +45,7 @@ def serve(cfg: DictConfig) -> None:
         batch_max_age_hours=cfg.batch_max_age_hours,
         traffic=cfg.traffic,
         traffic_per_second=cfg.traffic_per_second,
+        traffic_days=cfg.traffic_days,
         access_log=cfg.access_log,
         page=cfg.page,
     )

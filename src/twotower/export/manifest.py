@@ -24,6 +24,7 @@ CURRENT = "current"
 STAGING_PREFIX = ".staging-"
 LINK_PREFIX = ".current-"
 LOCK = ".lock"
+PUBLISHED = ".published"  # versions in the order of their publication, one a line
 
 FEATURES = "features"
 ITEMS = "items"

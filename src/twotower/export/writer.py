@@ -21,6 +21,7 @@ from twotower.export.manifest import (
     LINK_PREFIX,
     LOCK,
     MANIFEST,
+    PUBLISHED,
     STAGING_PREFIX,
     BundleError,
     Manifest,
@@ -114,12 +115,56 @@ def publish(folder: Path) -> Path | None:
     if link.exists() and not link.is_symlink():
         raise BundleError([f"{link}: not a link; remove it to publish a version"])
     previous = published(home)
+    names = _publications(home, previous)
     staged = home / f"{LINK_PREFIX}{os.getpid()}"
+    if version.name not in names:
+        staged.write_text("\n".join([*names, version.name]), encoding="utf-8")
+        _sync(staged)
+        staged.replace(home / PUBLISHED)
     staged.unlink(missing_ok=True)
     staged.symlink_to(version.name, target_is_directory=True)
     staged.replace(link)
     _sync(home)
     return previous
+
+
+def published_before(home: Path) -> Path:
+    """The version that was published before the one that ``current`` points to.
+
+    Versions that were never published, such as those that a gate refused, do not count, nor do
+    those that have been removed since. To publish it is to go back: what was published after it is
+    forgotten with the next publication of another version.
+
+    Args:
+        home: Folder of all versions of a name.
+
+    Raises:
+        BundleError: When no version is known to have been published before.
+    """
+    current = published(home)
+    for name in reversed(_publications(home, current)[:-1]):
+        if (home / name / MANIFEST).is_file():
+            return home / name
+    now = "any" if current is None else current.name
+    there = sorted(path.parent.name for path in home.glob(f"[!.]*/{MANIFEST}"))
+    others = ", ".join(name for name in there if name not in (CURRENT, now)) or "none"
+    raise BundleError(
+        [
+            f"{home}: it is not known which version was published before {now}; other versions: "
+            f"{others}; version=<one of them> publishes it"
+        ]
+    )
+
+
+def _publications(home: Path, current: Path | None) -> list[str]:
+    """Names of the versions that were published up to the one that is published now."""
+    if current is None:
+        return []
+    path = home / PUBLISHED
+    names = path.read_text(encoding="utf-8").split() if path.is_file() else []
+    while names and names[-1] != current.name:  # gone back since, or noted and then not published
+        names.pop()
+    return names or [current.name]
 
 
 def published(home: Path) -> Path | None:

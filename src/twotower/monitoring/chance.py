@@ -38,10 +38,12 @@ class Null:
     Args:
         value: The statistic.
         draws: (M,) what it could have been without drift.
+        least: A smaller value is no alarm, however unusual it is.
     """
 
     value: float
     draws: Floats
+    least: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,8 @@ class Judged:
     """How unusual a statistic is among all that are looked at.
 
     Args:
-        p_value: Probability that, without drift, any of the comparisons is as unusual.
+        p_value: Probability that, without drift, any of the comparisons would be an alarm that is
+            as unusual; no smaller than the probability of this one alone to be as large.
         threshold: Value beyond which that probability is below the false-alarm rate.
     """
 
@@ -119,6 +122,9 @@ def judge(nulls: Sequence[Null], false_alarm_rate: float) -> list[Judged]:
     distribution of chi-square", 1931). That it fits is not needed for the alarm rate to hold, as
     the draws go through the same function.
 
+    Values below the least one are no alarms, so that such draws are none either: with many rows,
+    where hardly any statistic gets there by chance, those that do are held against few others.
+
     Args:
         nulls: H statistics, none below 0.
         false_alarm_rate: Probability of any alarm without drift.
@@ -135,12 +141,17 @@ def judge(nulls: Sequence[Null], false_alarm_rate: float) -> list[Judged]:
     scores = np.where(fixed, -np.inf, (np.cbrt(draws / mean) - centre) / width)  # (M, H)
     own = np.where(fixed, -np.inf, (np.cbrt(values / mean) - centre) / width)
     own = np.where(fixed & (values > ROUNDING), np.inf, own)
-    most = np.sort(scores.max(axis=1))  # (M,) the most unusual of every draw
+    least = np.array([null.least for null in nulls])  # (H,)
+    alarming = np.where(draws >= least, scores, -np.inf)  # (M, H)
+    most = np.sort(alarming.max(axis=1))  # (M,) the most unusual alarm of every draw
     as_unusual = len(most) - np.searchsorted(most, own, side="left")
-    p_values = np.where(own == -np.inf, 1.0, (as_unusual + 1) / (len(most) + 1))
+    as_large = np.count_nonzero(draws >= values, axis=0)
+    p_values = (np.maximum(as_unusual, as_large) + 1) / (len(most) + 1)
+    p_values = np.where(own == -np.inf, 1.0, p_values)
     allowed = max(int(np.floor(false_alarm_rate * (len(most) + 1))) - 1, 0)  # draws beyond it
-    limit = most[len(most) - 1 - allowed]
-    thresholds = mean * np.maximum(limit * width + centre, 0.0) ** 3
+    last = len(most) - 1 - allowed
+    thresholds = mean * np.maximum(most[last] * width + centre, 0.0) ** 3
+    thresholds = np.maximum(thresholds, np.partition(draws, last, axis=0)[last])
     return [
         Judged(p_value=float(p), threshold=0.0 if none else float(threshold))
         for p, threshold, none in zip(p_values, thresholds, fixed, strict=True)

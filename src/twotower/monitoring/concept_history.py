@@ -14,7 +14,7 @@ import numpy as np
 from twotower.monitoring.concept_drift import AUC, CONCEPT, SHARE_SEQUENTIAL, Measured
 from twotower.monitoring.concept_settings import ConceptSettings
 from twotower.monitoring.estimates import Floats
-from twotower.monitoring.findings import Finding
+from twotower.monitoring.findings import Finding, in_words
 from twotower.monitoring.sequential import detections, detectors
 from twotower.monitoring.slices import ALL
 
@@ -151,6 +151,6 @@ def _blocks(shift: float, error: float, deviations: Floats) -> Floats:
 
 def _advice(statistic: str) -> str:
     return (
-        f"The {statistic} has moved over several windows: look at its course, and retrain on the "
-        "windows since then."
+        f"The {in_words(statistic)} has moved over several windows: look at its course, and "
+        "retrain on the windows since then."
     )

@@ -89,7 +89,6 @@ class Compared:
     statistic: str
     null: Null
     reference: float | None
-    least: float
     rises: bool = True
 
 
@@ -161,9 +160,11 @@ class Comparison:
         by_chance = np.maximum(normal + chance, 0.0)
         for name, statistic, least in wanted:
             null = Null(
-                value=float(statistic(shares[None], normal)[0]), draws=statistic(by_chance, normal)
+                value=float(statistic(shares[None], normal)[0]),
+                draws=statistic(by_chance, normal),
+                least=least,
             )
-            yield Compared(bins=self._bins, statistic=name, null=null, reference=None, least=least)
+            yield Compared(bins=self._bins, statistic=name, null=null, reference=None)
 
     def _rate(
         self, name: str, of: Callable[[ColumnProfile], Counts], normal: ColumnProfile
@@ -178,9 +179,8 @@ class Comparison:
         yield Compared(
             bins=self._bins,
             statistic=name,
-            null=Null(value=abs(rate - usual), draws=np.abs(chance)),
+            null=Null(value=abs(rate - usual), draws=np.abs(chance), least=self._settings.min_rate),
             reference=usual,
-            least=self._settings.min_rate,
             rises=rate >= usual,
         )
 

@@ -79,9 +79,9 @@ def data_drift(
     judged = judge([one.null for one in compared], settings.false_alarm_rate)
     findings = []
     for one, verdict in zip(compared, judged, strict=True):
-        threshold = max(verdict.threshold, one.least)
-        value = one.null.value
-        alert = verdict.p_value <= settings.false_alarm_rate and value >= one.least
+        value, least = one.null.value, one.null.least
+        threshold = max(verdict.threshold, least)
+        alert = verdict.p_value <= settings.false_alarm_rate and value >= least
         shown, limit = value, threshold
         if one.reference is not None:  # a rate is shown as it is, not as its difference
             shown = one.reference + (value if one.rises else -value)

@@ -53,6 +53,7 @@ from twotower.monitoring.scoring import BundleModels
 from twotower.monitoring.sequential import require_river
 from twotower.monitoring.traffic_profile import profile_traffic
 from twotower.monitoring.window_profile import WindowProfiler
+from twotower.monitoring.window_scores import with_scores
 from twotower.monitoring.windows import Window, read_window
 
 REFERENCE_FILE, PROMETHEUS_FILE, TENSORBOARD = "reference.npz", "drift.prom", "tensorboard"
@@ -78,7 +79,8 @@ class Judge:
         bundle: The bundle.
         profiler: Makes profiles of its windows.
         root: Folder of all that is monitored.
-        data: How data drift is looked for.
+        data: How data drift is looked for; its false-alarm rate is that of the whole report, of
+            which concept drift has half where it is looked for.
         concept: How concept drift is looked for, if at all.
         reference: Window that concept drift is held against, or None for the first one.
         previous: Another version of the bundle that it is compared with, or None.
@@ -102,9 +104,12 @@ class Judge:
         self.folder = root / bundle.manifest.name
         self._root = root
         self._profiler = profiler
-        self._data = data
         self._looks_for_concept = isinstance(concept, ConceptSettings)
+        self._data_alone = data
+        half = data.false_alarm_rate / 2
+        self._data = replace(data, false_alarm_rate=half) if self._looks_for_concept else data
         settings = concept if isinstance(concept, ConceptSettings) else ConceptSettings()
+        settings = replace(settings, false_alarm_rate=half)
         if label is not None:
             settings = replace(settings, positive_from=label.positive_from)
         self._concept = settings
@@ -134,7 +139,10 @@ class Judge:
         folder = window_folder(self._root, self.bundle.manifest.name, profile.span)
         name = name or folder.name
         window = read_window(location, self._profiler.form, now=now)
-        findings = [*data_drift(profile, self._reference, self._data)]
+        positive_from = self._concept.positive_from
+        profile = with_scores(profile, window, self._models, self._profiler, positive_from)
+        settings = self._data if self._can_judge(window) else self._data_alone
+        findings = [*data_drift(profile, self._reference, settings)]
         waits = pending(window, self._concept, present)
         figures = None
         if waits is None and self._can_judge(window):
@@ -171,7 +179,7 @@ class Judge:
         """
         profile = profile_traffic(traffic, self.bundle, self._reference)
         folder = window_folder(self._root, self.bundle.manifest.name, profile.span)
-        findings = since_when(data_drift(profile, self._reference, self._data), folder)
+        findings = since_when(data_drift(profile, self._reference, self._data_alone), folder)
         present = int(time.time() if now is None else now)
         start, end = profile.span or (present, present)
         entry = Entry(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from twotower.features.pipeline import FeaturePipeline
 from twotower.monitoring.bins import SCORE_COLUMN
-from twotower.monitoring.findings import Finding, alerts
+from twotower.monitoring.findings import Finding, alerts, in_words
 from twotower.monitoring.history import JUDGED, PENDING, UNUSABLE, Entry
 from twotower.monitoring.page_style import STYLE_SHEET
 from twotower.monitoring.plots import course_plot, distribution_plot
@@ -179,7 +179,7 @@ def _courses(report: Report) -> str:
             alarming,
             usual[-1] if usual else None,
         )
-        plots.append(f"<figure><figcaption>{escape(_words(name))}</figcaption>{svg}</figure>")
+        plots.append(f"<figure><figcaption>{escape(in_words(name))}</figcaption>{svg}</figure>")
     if not plots:
         return ""
     return (
@@ -230,7 +230,7 @@ def _table(findings: Sequence[Finding]) -> str:
         since = "" if one.since is None else _time(one.since)
         rows.append(
             f'<tr class="{"bad" if one.alert else ""}"><td>{escape(_subject(one))}</td>'
-            f"<td>{escape(_words(one.statistic))}</td>"
+            f"<td>{escape(in_words(one.statistic))}</td>"
             f'<td class="number">{one.value:.4g}</td><td class="number">{usual}</td>'
             f'<td class="number">{one.threshold:.4g}</td><td class="number">{chance}</td>'
             f"<td>{since}</td></tr>"
@@ -258,10 +258,6 @@ def _subject(finding: Finding) -> str:
     if finding.area == "concept":
         return "all rows" if finding.subject == ALL else finding.subject
     return finding.subject
-
-
-def _words(statistic: str) -> str:
-    return statistic.replace("_", " ")
 
 
 def _time(seconds: int) -> str:

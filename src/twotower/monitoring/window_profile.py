@@ -5,7 +5,6 @@ Shape letters: R rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any, Literal
@@ -30,7 +29,6 @@ from twotower.monitoring.reference import Reference
 from twotower.monitoring.windows import WindowForm, scan_window
 
 Array = npt.NDArray[Any]
-Score = Callable[[pa.Table], Array]  # rows in canonical form to (R,) float32, NaN where none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +72,6 @@ class WindowProfiler:
         reference: Its reference.
         form: What windows must look like.
         described: Newer tables of users and items.
-        score: Scores rows, or None.
 
     Raises:
         DataError: When a table of users or items cannot be used.
@@ -87,11 +84,9 @@ class WindowProfiler:
         form: WindowForm,
         *,
         described: Described | None = None,
-        score: Score | None = None,
     ) -> None:
         described = described or Described()
         self.form = form
-        self._score = score
         self._pipeline = known.pipeline
         users = _entities(known.pipeline, form, USERS, described.users) or known.users
         items = _entities(known.pipeline, form, ITEMS, described.items) or known.items
@@ -157,15 +152,13 @@ class WindowProfiler:
             _find(index, rows, name)
             for index, name in ((self._users, USER_ID), (self._items, ITEM_ID))
         )
-        has_users = self._users is not None and USER_ID in rows.column_names
         block = Block(
-            groups=groups_of(rows.column(USER_ID)) if has_users else groups_in_turn(len(rows)),
+            groups=self._groups(rows),
             user_rows=users,
             item_rows=items,
             encoded=self._pipeline.encode("context", rows),
             raw=rows,
             labels=_labels(rows),
-            scores=None if self._score is None else self._score(rows),
         )
         profile = self._accumulator.profile(block)
         if self._catalogue is not None:
@@ -174,6 +167,20 @@ class WindowProfiler:
             exposures = np.bincount(shown, minlength=self._num_items)[: self._num_items]
             profile = replace(profile, exposures=exposures)
         return profile
+
+    def profile_scores(self, rows: pa.Table, scores: Array) -> Profile:
+        """The profile of scores alone, to be merged with that of a window.
+
+        Args:
+            rows: (S,) some rows of the window, in canonical form.
+            scores: (S,) of a model, NaN where it has none.
+        """
+        profile = self._accumulator.profile(Block(groups=self._groups(rows), scores=scores))
+        return replace(profile, rows=np.zeros_like(profile.rows))  # they are counted already
+
+    def _groups(self, rows: pa.Table) -> npt.NDArray[np.uint8]:
+        has_users = self._users is not None and USER_ID in rows.column_names
+        return groups_of(rows.column(USER_ID)) if has_users else groups_in_turn(len(rows))
 
 
 def _find(index: RowIndex | None, rows: pa.Table, name: str) -> npt.NDArray[np.int64] | None:

@@ -4,7 +4,7 @@ What is kept is what the models were given: the encoded features of user and con
 user and the items that were found; no ids, no text. A request costs a few references here; arrays
 are put together and written by a thread of its own once there are enough of them, or a minute has
 passed. Files are ``<folder>/<version of the bundle>/<day>/<time>-<process>.npz``, complete or not
-there.
+there. With the first file of a day, the files of days that are too old are removed.
 
 Shape letters: Q requests, k items of an answer.
 """
@@ -18,7 +18,8 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class TrafficRecorder:
         bundle: The bundle that answers.
         per_second: How many requests are kept at most, over any stretch of time; those that are
             kept are spread evenly.
+        days: For how many days, of all bundles whose traffic lies in the folder.
         rows_of_a_file: Requests of one file at most.
         seconds_of_a_file: How long requests wait to be written, while there are requests.
     """
@@ -59,9 +61,11 @@ class TrafficRecorder:
         bundle: Bundle,
         *,
         per_second: float,
+        days: int = 30,
         rows_of_a_file: int = ROWS_OF_A_FILE,
         seconds_of_a_file: float = SECONDS_OF_A_FILE,
     ) -> None:
+        self._root, self._days = folder, days
         self._folder = folder / bundle.manifest.version
         self._version = bundle.manifest.version
         self._names = [f.name for f in bundle.pipeline.spec.features if f.side != "item"]
@@ -134,8 +138,26 @@ class TrafficRecorder:
         np.savez(written, allow_pickle=False, **arrays)
         at = datetime.fromtimestamp(now, UTC)
         folder = self._folder / at.strftime("%Y-%m-%d")
+        if not folder.exists():
+            _remove_before(self._root, at.date() - timedelta(days=self._days))
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{at.strftime('%H-%M-%S-%f')}-{os.getpid()}.npz"
         staging = folder / f".{name}.staging"
         staging.write_bytes(written.getvalue())
         staging.replace(folder / name)
+
+
+def _remove_before(root: Path, first: date) -> None:
+    """Remove the files of all days before one; another process may do so at the same time."""
+    for folder in root.glob("*/????-??-??"):
+        try:
+            is_old = date.fromisoformat(folder.name) < first
+        except ValueError:  # no folder of this writer
+            continue
+        if not is_old:
+            continue
+        for path in folder.glob("*.npz"):
+            path.unlink(missing_ok=True)
+        for empty in (folder, folder.parent):
+            with suppress(OSError):  # something else is in it, or it is gone already
+                empty.rmdir()

@@ -141,13 +141,16 @@ def test_a_bad_window_is_one_message_and_no_verdict(
 def test_settings_and_bundles_that_cannot_be(tiny_run, later, tmp_path, capsys) -> None:
     assert monitor(tiny_run.bundle, later, "data_drift.leave_out=[device]") == 2
     assert "leave_out: no column device; allowed: user.user_id" in capsys.readouterr().err
-    assert monitor(tiny_run.bundle, later, "data_drift.false_alarm_rate=0") == 2
-    assert "must lie between 0 and 1" in capsys.readouterr().err
-    assert monitor(tiny_run.bundle, later, "data_drift.num_draws=100", "data_drift.min_ks=-1",
-                   "data_drift.false_alarm_rate=0.01") == 2  # fmt: skip
-    err = capsys.readouterr().err
-    assert "`min_ks` must be at least 0" in err
-    assert "at least 500" in err
+    assert monitor(tiny_run.bundle, later, "false_alarm_rate=0") == 2
+    assert "false_alarm_rate: must lie between 0 and 1, got 0" in capsys.readouterr().err
+    for area in ("data_drift", "concept_drift"):
+        assert monitor(tiny_run.bundle, later, f"+{area}.false_alarm_rate=0.01") == 2
+        said = f"{area}.false_alarm_rate: the rate is one of the whole report; say false_alarm_rate"
+        assert said in capsys.readouterr().err
+    assert monitor(tiny_run.bundle, later, "data_drift.min_ks=-1") == 2
+    assert "`min_ks` must be at least 0" in capsys.readouterr().err
+    assert monitor(tiny_run.bundle, later, "data_drift.num_draws=100") == 2
+    assert "a false-alarm rate of 0.025; at least 200" in capsys.readouterr().err
 
 
 def test_a_bundle_from_before_there_was_monitoring(tiny_run, later, tmp_path, capsys) -> None:

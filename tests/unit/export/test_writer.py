@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from twotower.export import writer as module
-from twotower.export.manifest import BundleError, Manifest, read_manifest
-from twotower.export.writer import bundle_writer, publish, published
+from twotower.export.manifest import PUBLISHED, BundleError, Manifest, read_manifest
+from twotower.export.writer import bundle_writer, publish, published, published_before
 
 FACTS = Manifest(
     format=4,
@@ -53,7 +54,7 @@ def write(root: Path, content: bytes = b"x") -> Path:
 
 
 def entries(home: Path) -> set[str]:
-    return {path.name for path in home.iterdir()} - {".lock"}
+    return {path.name for path in home.iterdir()} - {".lock", ".published"}
 
 
 def test_a_finished_version_lies_under_its_time_with_all_digests(
@@ -185,3 +186,64 @@ def test_readers_always_find_a_whole_version(tmp_path: Path) -> None:
     thread.join()
     assert found <= {b"first", b"second"}
     assert entries(tmp_path / "world") == {versions[0].name, versions[1].name, "current"}
+
+
+def go_back(home: Path) -> Path:
+    publish(published_before(home))
+    return published(home)
+
+
+def test_going_back_is_to_what_was_published_before(tmp_path: Path) -> None:
+    """Published: a, b, then d; c was refused and is never gone back to."""
+    a, b, c, d = (write(tmp_path) for _ in range(4))
+    home = tmp_path / "world"
+    for version in (a, b, d):
+        publish(version)
+    assert (home / c.name).is_dir()
+    assert go_back(home) == b.resolve()
+    assert go_back(home) == a.resolve()
+    with pytest.raises(BundleError, match=f"before {a.name}; other versions: {b.name}, {c.name}"):
+        go_back(home)
+    assert published(home) == a.resolve()
+
+
+def test_what_was_gone_back_from_is_forgotten_with_the_next_publication(tmp_path: Path) -> None:
+    a, b, c = (write(tmp_path) for _ in range(3))
+    home = tmp_path / "world"
+    publish(a)
+    publish(b)
+    assert go_back(home) == a.resolve()
+    publish(c)
+    assert (home / PUBLISHED).read_text().split() == [a.name, c.name]
+    assert go_back(home) == a.resolve()
+
+
+def test_a_version_that_was_removed_is_passed_over(tmp_path: Path) -> None:
+    a, b, c = (write(tmp_path) for _ in range(3))
+    for version in (a, b, c):
+        publish(version)
+    shutil.rmtree(b)
+    assert go_back(tmp_path / "world") == a.resolve()
+
+
+def test_versions_from_before_publications_were_noted(tmp_path: Path) -> None:
+    a, b = write(tmp_path), write(tmp_path)
+    home = tmp_path / "world"
+    publish(a)
+    (home / PUBLISHED).unlink()
+    with pytest.raises(BundleError, match=f"before {a.name}; other versions: {b.name}; version=<"):
+        published_before(home)
+    publish(b)
+    assert published_before(home) == home / a.name
+    (home / "current").unlink()
+    with pytest.raises(BundleError, match="published before any; other versions"):
+        published_before(home)
+
+
+def test_a_publication_that_was_noted_and_then_killed_is_none(tmp_path: Path) -> None:
+    a, b, c = (write(tmp_path) for _ in range(3))
+    home = tmp_path / "world"
+    publish(a)
+    publish(b)
+    (home / PUBLISHED).write_text("\n".join([a.name, b.name, c.name]))
+    assert published_before(home) == home / a.name

@@ -101,6 +101,36 @@ def test_statistics_that_go_together_need_no_correction():
     assert judge(kinds, 0.05)[1].p_value == pytest.approx(expected, abs=0.02)
 
 
+def test_what_cannot_alarm_takes_nothing_from_what_can():
+    """39 statistics that would have to be 100 to matter: the 40th is as if it were alone."""
+    rng = np.random.default_rng(6)
+    draws = np.abs(rng.standard_normal((4000, 40)))
+    nulls = [Null(value=0.1, draws=draws[:, n], least=100.0) for n in range(39)]
+    nulls.append(Null(value=2.2, draws=draws[:, 39], least=1.0))
+    *others, last = judge(nulls, 0.05)
+    assert last.threshold == pytest.approx(stats.norm.isf(0.025), abs=0.1)
+    assert last.p_value == pytest.approx(2 * stats.norm.sf(2.2), abs=0.01)
+    for one in others:  # nobody is told that 0.1 is rare
+        assert one.p_value == pytest.approx(2 * stats.norm.sf(0.1), abs=0.03)
+
+
+def test_the_rate_is_that_of_alarms_where_small_values_are_none():
+    """Forty at 2.5 at least: 40 in 100 have one as large, and still 5 in 100 alarm."""
+    rng = np.random.default_rng(7)
+    draws = np.abs(rng.standard_normal((2000, 40)))
+    alarms = large = 0
+    for _ in range(300):
+        values = np.abs(rng.standard_normal(40))
+        nulls = [Null(value=float(v), draws=draws[:, n], least=2.5) for n, v in enumerate(values)]
+        judged = judge(nulls, 0.05)
+        large += values.max() >= 2.5
+        alarms += any(
+            one.p_value <= 0.05 and value >= 2.5 for one, value in zip(judged, values, strict=True)
+        )
+    assert large > 90
+    assert 3 <= alarms <= 30  # 15 expected, four standard deviations
+
+
 def test_what_never_varies_is_no_evidence():
     constant = Null(value=0.0, draws=np.zeros(200))
     varied = Null(value=9.0, draws=np.abs(np.random.default_rng(5).standard_normal(200)))

@@ -191,5 +191,6 @@ def test_what_builds_up_is_found(models, usual, reference):
         assert not alerts or number >= 6
         later += bool(alerts)
         assert all(f.statistic.endswith(("adwin", "page_hinkley")) for f in alerts)
+        assert all("_" not in f.advice and " has moved over " in f.advice for f in alerts)
     assert later
     assert sequential_findings([], SETTINGS) == []

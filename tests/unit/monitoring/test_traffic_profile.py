@@ -6,6 +6,7 @@ import json
 import logging
 from collections import Counter
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,25 @@ def test_requests_are_written_after_a_minute(bundle, recommender, tmp_path, monk
     assert recorder._kept == []
     recorder.close()
     assert len(list(tmp_path.rglob("*.npz"))) == 1
+
+
+def test_days_that_are_too_old_are_removed(bundle, recommender, tmp_path) -> None:
+    """Of all bundles; what the server did not write stays."""
+    today = datetime.now(UTC).date()
+    kept, old = (tmp_path / "other" / f"{today - timedelta(days=n)}" for n in (2, 3))
+    noted = tmp_path / "noted" / old.name
+    for folder in (kept, old, noted):
+        folder.mkdir(parents=True)
+        (folder / "12-00-00-000000-7.npz").write_bytes(b"x")
+    (noted / "notes.txt").write_text("mine")
+    (tmp_path / "gone" / old.name).mkdir(parents=True)
+    served(recommender, tmp_path, requests(bundle, 10), days=2)
+    found = {str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/*")}
+    version = bundle.manifest.version
+    assert found == {f"other/{kept.name}", f"noted/{noted.name}", f"{version}/{today}"}
+    assert not (tmp_path / "gone").exists()
+    assert [path.name for path in noted.iterdir()] == ["notes.txt"]
+    assert len(list(tmp_path.rglob("*.npz"))) == 2
 
 
 def test_a_full_disk_does_not_stop_the_server(bundle, recommender, tmp_path, caplog) -> None:

@@ -33,7 +33,7 @@ DAY = 86_400
 CONCEPT = ConceptSettings(min_users=5, min_successes=5, tolerance=0.3, recall_users=20)
 DATA = DataDriftSettings(
     **{f"min_{n}": 9 for n in ("psi", "jensen_shannon", "ks", "chi_squared", "rate")},
-    num_draws=100,
+    num_draws=200,
 )
 
 

@@ -197,6 +197,7 @@ class Service:
             Path(self.settings.traffic),
             generation.built.bundle,
             per_second=self.settings.traffic_per_second,
+            days=self.settings.traffic_days,
         )
         generation.built.observe = self._traffic.record
         if before is not None:

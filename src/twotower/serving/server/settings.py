@@ -27,6 +27,7 @@ class ServerSettings:
         batch_max_age_hours: Age from which a stored list is called stale; None for never.
         traffic: Folder in which a sample of the requests is kept for monitoring; None for none.
         traffic_per_second: How many requests a second are kept in each process, at most.
+        traffic_days: For how many days they are kept.
         access_log: Whether every request writes a line.
         page: Whether there is a page at ``/``, which shows ids and histories of users.
         threads: Threads of the models and the index in this process.
@@ -48,6 +49,7 @@ class ServerSettings:
     batch_max_age_hours: float | None = None
     traffic: str | None = None
     traffic_per_second: float = 10.0
+    traffic_days: int = 30
     access_log: bool = True
     page: bool = True
     threads: int = 1
@@ -62,6 +64,7 @@ class ServerSettings:
             "max_in_flight": 1,
             "batch_max_age_hours": 0,
             "traffic_per_second": 0.001,
+            "traffic_days": 1,
             "threads": 1,
         }
         problems = [
