@@ -1,33 +1,44 @@
 """Going on from the last run against training anew, after the tastes of the built-in world turned.
 
-A window of clicks before the shift is trained and published. Of the window after it, with items
+A window of clicks before the shift is trained on and published. Of the window after it, with items
 that were launched meanwhile,
 
-* `cold` is trained anew on it, with early stopping,
-* `warm` is what ``twotower retrain`` makes of the published bundle,
+* `cold` is trained anew on it, until early stopping ends it,
+* `warm` is what ``twotower retrain`` makes of the published bundle, with its defaults and others,
 * `broken` is the same of a window whose training part has its items shuffled.
 
-All are asked for the same users of the last tenth of the window.
+The settings of the models are those of ``experiment=demo``, which were chosen on other worlds.
+Quality is what users get: the chance, by the truth, that an item of a list of ten is clicked
+when it is looked at. NDCG, recall and AUC are those of the last tenth of the window, which knows
+only what the logging policy happened to show, and so say less of a list. Seconds are CPU seconds of
+training, evaluation of the epochs included; "whole command" is everything from reading the tables
+to the published bundle. What is in the work folder is not made again, so that seeds can be run one
+by one.
 
-    python benchmarks/monitoring/retrain.py --out benchmarks/results/monitoring/retrain.json
+    python benchmarks/monitoring/retrain.py --seeds 0 1 2 --keep
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from kept import keep_rows
+from scipy import stats
 
 from twotower.cli.load_run import load_run
 from twotower.data.queries import EvaluationSettings
@@ -35,157 +46,70 @@ from twotower.data.schema import ITEM_ID, TIMESTAMP
 from twotower.data.synthetic import SyntheticSource
 from twotower.data.world import START, Drift
 from twotower.export.bundle import open_bundle
+from twotower.serving.batch_scores import user_queries
 from twotower.serving.comparison import compare_bundles
 from twotower.serving.recommender import Recommender
 
 SHIFT_AT, TASTE_SHIFT = 0.5, 0.5
-JUDGED = "two_stage/ndcg@10"
-CROSSED = ("old_queries_new_items", "new_queries_old_items")
+LIST = 10
 HELD_OUT = 0.1  # of a window: its test part, which is not broken
 DATA = ["data=tables", "data.label.column=label", "data.context=[position,device]"]
+DEMO = [
+    *("features.history_length=50", "features.retrieval_only=[user_id]"),
+    *("models.ranking.history.num_recent=1", "training.ranking.batch_size=512"),
+    "training.ranking.optimizer.learning_rate=5e-4",
+    "training.ranking.optimizer.table_learning_rate=5e-3",
+]
 EXPORT = ["index=flat", "index.device=cpu", "gates.max_calibration_error=null", "quiet=true"]
+CPU_CLOCK = """
+import sys, time, types
+import torch
+import twotower.training.fit as fit
+from twotower.cli.main import main
+torch.set_num_threads(1)
+fit.time = types.SimpleNamespace(perf_counter=time.process_time)
+sys.exit(main(sys.argv[1:]))
+"""
+FIGURES = {
+    "clicks": ".4f",
+    "ndcg@10": ".4f",
+    "recall@200": ".4f",
+    "auc": ".4f",
+    "new items, recall@200": ".3f",
+    "CPU s of training": ".1f",
+    "steps": ",.0f",
+    "whole command, CPU s": ".0f",
+}
+SHARES = ("clicks", "ndcg@10", "auc", "CPU s of training")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run all seeds and write their figures."""
+    """Run what is missing, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("retrain-benchmark"))
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, nargs="*", default=[3], help="beside the default")
     parser.add_argument("--users", type=int, default=2000)
-    parser.add_argument("--items", type=int, default=1000)
-    parser.add_argument("--slates", type=float, default=40, help="a user, in both windows")
-    parser.add_argument("--device", default="AMD EPYC (Zen 4), one core")
-    options = parser.parse_args(argv)
+    parser.add_argument("--items", type=int, default=500)
+    parser.add_argument("--slates", type=float, default=12, help="a user, in both windows")
+    parser.add_argument("--keep", action="store_true", help="write the figures for RESULTS.md")
+    given = parser.parse_args(argv)
     found = []
-    for seed in options.seeds:
-        work = options.work.resolve() / f"seed-{seed}"
+    for seed in given.seeds:
+        work = given.work.resolve() / f"seed-{seed}"
         work.mkdir(parents=True, exist_ok=True)
-        found.append(one_seed(work, seed, options))
+        source = world_of(seed, given.users, given.items, given.slates)
+        found.append(one_seed(work, seed, source, given.epochs))
         print(json.dumps(found[-1], indent=1), flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(kept(found, options), indent=1) + "\n")
+    rows = [{"version": name, **summary(name, found)} for name in found[0]]
+    print(json.dumps(rows, indent=1))
+    if given.keep:
+        keep(rows, given)
 
 
-COLUMNS = {
-    "seed": "",
-    "version": "",
-    "seconds": ".1f",
-    "steps": ",",
-    "share_of_seconds": ".0%",
-    "two_stage/ndcg@10": ".4f",
-    "two_stage/recall@10": ".4f",
-    "two_stage/recall@100": ".4f",
-    "retrieval/recall@200": ".4f",
-    "new_items_recall@200": ".4f",
-    "share_of_quality": ".1%",
-    "old_queries_new_items": ".4f",
-    "new_queries_old_items": ".4f",
-    "status": "",
-}
-
-
-def kept(found: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
-    """The form of all results: a table of what each version is worth."""
-    rows: list[dict[str, Any]] = []
-    for one in found:
-        first = next(iter(one["warm"].values()))
-        old = {c["name"]: c["old"]["value"] for c in first["old_and_warm"]}
-        cold = {c["name"]: c["old"]["value"] for c in first["cold_and_warm"]}
-        shown = {"seed": one["seed"]}
-        rows.append(shown | {"version": "before the shift"} | figures(old))
-        cost = {what: sum(of_stage.values()) for what, of_stage in one["cold"].items()}
-        rows.append(shown | {"version": "cold", **cost} | figures(cold))
-        for epochs, warm in one["warm"].items():
-            values = {c["name"]: c["new"]["value"] for c in warm["cold_and_warm"]}
-            values |= {c["name"]: c["new"]["value"] for c in warm["old_and_warm"]}
-            cost = {what: sum(of_stage.values()) for what, of_stage in warm["cost"].items()}
-            rows.append(
-                shown
-                | {"version": f"warm, {epochs} epochs", **cost, "status": str(warm["status"])}
-                | {"share_of_seconds": warm["share_of_cold"]["seconds"]}
-                | {"share_of_quality": values[JUDGED] / cold[JUDGED]}
-                | {name: warm["space"]["recall"][name] for name in CROSSED}
-                | figures(values)
-            )
-        broken = {"version": "warm, shuffled items", "status": str(one["broken"]["status"])}
-        rows.append(shown | broken)
-    scale = f"--users {options.users} --items {options.items} --slates {options.slates:g}"
-    seeds, epochs = (" ".join(map(str, given)) for given in (options.seeds, options.epochs))
-    return {
-        "title": "Retraining after a shift of tastes",
-        "command": f"python benchmarks/monitoring/retrain.py {scale} --seeds {seeds} "
-        f"--epochs {epochs} --out benchmarks/results/monitoring/retrain.json",
-        "device": options.device,
-        "date": datetime.now(UTC).date().isoformat(),
-        "columns": COLUMNS,
-        "rows": rows,
-        "seeds": list(found),
-    }
-
-
-def figures(values: Mapping[str, float]) -> dict[str, float]:
-    """Those of a row."""
-    named = {name.replace("retrieval/new_items", "new_items"): v for name, v in values.items()}
-    return {name: named[name] for name in COLUMNS if name in named}
-
-
-def one_seed(work: Path, seed: int, options: argparse.Namespace) -> dict[str, object]:
-    """Figures of one world."""
-    write_world(work, seed, options.users, options.items, options.slates)
-    train(work, "world", "before", seed)
-    train(work, "cold", "after", seed)
-    cold = figures_of(work / "runs" / "cold" / "latest")
-    warm = {str(epochs): one_length(work, epochs, cold) for epochs in options.epochs}
-    shop = work / f"epochs-{options.epochs[-1]}"
-    before = (shop / "bundles" / "world" / "current").resolve()
-    status = retrain(work, shop, "broken", options.epochs[-1])
-    return {
-        "seed": seed,
-        "world": {"users": options.users, "items": options.items, "slates": options.slates},
-        "cold": cold,
-        "warm": warm,
-        "broken": {
-            "status": status,
-            "published_as_before": (shop / "bundles" / "world" / "current").resolve() == before,
-            "reasons": newest_report(shop)["reasons"],
-        },
-    }
-
-
-def one_length(work: Path, epochs: int, cold: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """What a retraining of so many epochs gives, beside the training anew."""
-    shop = work / f"epochs-{epochs}"
-    if shop.exists():
-        shutil.rmtree(shop)
-    shutil.copytree(work / "bundles", shop / "bundles", symlinks=True)
-    status = retrain(work, shop, "after", epochs)
-    report = newest_report(shop)
-    compared = compare_bundles(
-        Recommender(open_bundle(work / "bundles" / "cold")),
-        Recommender(open_bundle(shop / "bundles" / "world")),
-        load_run(Path(report["run"])).prepared,
-        EvaluationSettings(ks=(10, 20, 100)),
-    )
-    warm = figures_of(Path(report["run"]))
-    return {
-        "status": status,
-        "cost": warm,
-        "share_of_cold": {
-            what: sum(warm[what].values()) / sum(cold[what].values())
-            for what in ("seconds", "steps")
-        },
-        "quality_of_cold": {one.name: one.new.value / one.old.value for one in compared},
-        "cold_and_warm": [asdict(one) for one in compared],
-        "old_and_warm": report["compared"],
-        "space": report["space"],
-    }
-
-
-def write_world(work: Path, seed: int, users: int, items: int, slates: float) -> None:
-    """Windows before and after the shift, and the second one broken."""
-    source = SyntheticSource(
+def world_of(seed: int, users: int, items: int, slates: float) -> SyntheticSource:
+    """A world whose tastes turn in the middle of its period."""
+    return SyntheticSource(
         num_users=users,
         num_items=items,
         num_days=60,
@@ -194,6 +118,100 @@ def write_world(work: Path, seed: int, users: int, items: int, slates: float) ->
         seed=seed,
         drift=Drift(start_share=SHIFT_AT, taste_shift=TASTE_SHIFT),
     )
+
+
+def one_seed(
+    work: Path, seed: int, source: SyntheticSource, epochs: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """Figures of one world by version."""
+    if not (work / "broken.parquet").exists():
+        write_world(work, source, seed)
+    train(work, "shop", "before", seed)
+    train(work, "cold", "after", seed)
+    cold = work / "bundles" / "cold"
+    found: dict[str, dict[str, Any]] = {
+        "before the shift": {"clicks": clicks(work / "bundles" / "shop", source)},
+        "trained anew": cost_of(work / "runs" / "cold" / "latest")
+        | {"clicks": clicks(cold, source), **noted(work, "cold")},
+    }
+    for words in ([], *([f"max_epochs={n}"] for n in epochs)):
+        name = f"retrain {' '.join(words)}".strip()
+        shop = work / name.replace(" ", "-")
+        status = retrain(work, shop, "after", words)
+        report = reports(shop)[0]
+        run = Path(report["run"])
+        compared = compare_bundles(
+            Recommender(open_bundle(cold)),
+            Recommender(open_bundle(shop / "bundles" / "shop")),
+            load_run(run).prepared,
+            EvaluationSettings(ks=(LIST, 20, 100)),
+        )
+        values = {one.name: (one.old.value, one.new.value) for one in compared}
+        for figure, metric in (
+            (f"ndcg@{LIST}", f"two_stage/ndcg@{LIST}"),
+            ("recall@200", "retrieval/recall@200"),
+        ):
+            found["trained anew"][figure] = values[metric][0]
+            found.setdefault(name, {})[figure] = values[metric][1]
+        for one in report["compared"]:
+            if "new_items" in one["name"]:
+                found[name]["new items, recall@200"] = one["new"]["value"]
+            elif one["name"] == f"two_stage/ndcg@{LIST}":
+                found["before the shift"][f"ndcg@{LIST}"] = one["old"]["value"]
+        found[name] |= cost_of(run) | noted(shop, "shop")
+        found[name] |= {"clicks": clicks(shop / "bundles" / "shop", source), "status": status}
+    status = retrain(work, work / "broken", "broken", [])
+    found["retrain, items shuffled"] = {"status": status}
+    return found
+
+
+def summary(version: str, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Means over the worlds, and of shares of the training anew a 95 % interval."""
+    of_version = [one[version] for one in found]
+    row: dict[str, Any] = {
+        name: float(np.mean([one[name] for one in of_version]))
+        for name in FIGURES
+        if all(name in one for one in of_version)
+    }
+    if version != "trained anew":
+        for name in SHARES:
+            if name in row:
+                shares = [one[version][name] / one["trained anew"][name] for one in found]
+                row[f"{name}, of anew"] = interval(shares)
+    if "status" in of_version[0]:
+        row["exit status"] = ", ".join(str(one["status"]) for one in of_version)
+    return row
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and 95 % interval of it, by Student's t."""
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return f"{mean:.1%}"
+    half = float(stats.t.isf(0.025, count - 1) * np.std(values, ddof=1) / np.sqrt(count))
+    return f"{mean:.1%} ± {100 * half:.1f}"
+
+
+def clicks(bundle: Path, source: SyntheticSource) -> float:
+    """The chance, by the truth, that an item of a user's list is clicked when it is looked at."""
+    opened = open_bundle(bundle)
+    recommender = Recommender(opened, num_threads=1)
+    world, users = source.world, np.arange(len(opened.users.ids))
+    of_items = pc.index_in(opened.items.ids, value_set=pa.array(world.item_ids)).to_numpy()
+    of_users = pc.index_in(opened.users.ids, value_set=pa.array(world.user_ids)).to_numpy()
+    found = []
+    for start in range(0, len(users), 500):
+        rows = users[start : start + 500]
+        queries, seen = user_queries(recommender, rows, world.end)
+        lists = recommender.rank(queries, LIST, seen).rows  # (Q, LIST)
+        asking = np.repeat(of_users[rows], LIST)
+        shown = of_items[lists.ravel()]
+        found.append(world.click_probability(asking, shown, np.ones(len(shown), np.int64)))
+    return float(np.concatenate(found).mean())
+
+
+def write_world(work: Path, source: SyntheticSource, seed: int) -> None:
+    """Windows before and after the shift, and the second one broken."""
     tables = source.read()
     log = tables.interactions
     times = log.column(TIMESTAMP).to_numpy()
@@ -221,47 +239,86 @@ def train(work: Path, name: str, window: str, seed: int) -> None:
         return
     tables = {"interactions": window, "users": "users", "items": f"items-{window}"}
     paths = [f"data.{kind}={work / file}.parquet" for kind, file in tables.items()]
-    settings = ["training.ranking.batch_size=512", "trainer.accelerator=cpu", "quiet=true"]
-    command(work, "train", f"name={name}", f"seed={seed}", *DATA, *paths, *settings)
+    words = [f"name={name}", f"seed={seed}", *DATA, *paths, *DEMO, "trainer.accelerator=cpu"]
+    before = children()
+    command(work, "train", *words, "quiet=true")
     command(work, "export", f"run={work / 'runs' / name / 'latest'}", *EXPORT)
+    note(work, name, children() - before)
 
 
-def retrain(work: Path, shop: Path, window: str, epochs: int) -> int:
-    """Retrain the bundle that is published in a folder; the exit status."""
+def retrain(work: Path, shop: Path, window: str, words: Sequence[str]) -> int:
+    """Retrain a copy of the published bundle, unless it was done; the exit status."""
+    if reports(shop):
+        return 0 if reports(shop)[0]["published"] else 3
+    shutil.rmtree(shop, ignore_errors=True)
+    shutil.copytree(work / "bundles" / "shop", shop / "bundles" / "shop", symlinks=True)
     items = "after" if window == "broken" else window
-    return command(
+    before = children()
+    status = command(
         shop,
-        *("retrain", "bundle=bundles/world", f"interactions={work / window}.parquet"),
-        *(f"items={work}/items-{items}.parquet", f"max_epochs={epochs}", *EXPORT),
+        *("retrain", "bundle=bundles/shop", f"interactions={work / window}.parquet"),
+        *(f"items={work}/items-{items}.parquet", *words, *EXPORT),
         allowed=(0, 3),
     )
+    note(shop, "shop", children() - before)
+    return status
 
 
-def newest_report(shop: Path) -> dict[str, Any]:
-    """What the last retraining in a folder said."""
-    reports = shop.glob("runs/world/retrain-*/retrain.json")
-    report: dict[str, Any] = json.loads(max(reports, key=lambda p: p.stat().st_mtime).read_text())
-    return report
+def reports(shop: Path) -> list[dict[str, Any]]:
+    """What the retraining in a folder said."""
+    paths = shop.glob("runs/shop/retrain-*/retrain.json")
+    return [json.loads(path.read_text()) for path in paths]
 
 
-def figures_of(run: Path) -> dict[str, dict[str, float]]:
-    """Seconds and steps of training by stage, evaluation of the epochs included."""
-    found: dict[str, dict[str, float]] = {"seconds": {}, "steps": {}}
-    for stage in ("retrieval", "ranking"):
-        fitted = json.loads((run / stage / "finished.json").read_text())
-        for what, of_what in found.items():
-            of_what[stage] = fitted[what]
-    return found
+def cost_of(run: Path) -> dict[str, float]:
+    """Seconds and steps of both stages, and the AUC of the ranker on the test part."""
+    fitted = [
+        json.loads((run / stage / "finished.json").read_text())
+        for stage in ("retrieval", "ranking")
+    ]
+    return {
+        "CPU s of training": sum(one["seconds"] for one in fitted),
+        "steps": sum(one["steps"] for one in fitted),
+        "auc": json.loads((run / "metrics.json").read_text())["ranking/test/auc"],
+    }
+
+
+def children() -> float:
+    """CPU seconds of all commands so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def note(work: Path, name: str, seconds: float) -> None:
+    (work / f"{name}-seconds.txt").write_text(str(seconds))
+
+
+def noted(work: Path, name: str) -> dict[str, float]:
+    return {"whole command, CPU s": float((work / f"{name}-seconds.txt").read_text())}
 
 
 def command(work: Path, *words: str, allowed: Sequence[int] = (0,)) -> int:
-    """Run a command of twotower in a folder."""
-    done = subprocess.run(
-        [sys.executable, "-m", "twotower.cli.main", *words], cwd=work, check=False
-    )
+    """Run a command of twotower in a folder, its training clock counting CPU seconds."""
+    done = subprocess.run([sys.executable, "-c", CPU_CLOCK, *words], cwd=work, check=False)
     if done.returncode not in allowed:
         raise SystemExit(f"twotower {' '.join(words)}: exit status {done.returncode}")
     return done.returncode
+
+
+def keep(rows: Sequence[Mapping[str, Any]], given: argparse.Namespace) -> None:
+    """Write what `render.py` reads."""
+    columns = {"version": "", **{f"{name}, of anew": "" for name in SHARES}, **FIGURES}
+    scale = f"--users {given.users} --items {given.items} --slates {given.slates:g}"
+    seeds, epochs = (" ".join(map(str, of)) for of in (given.seeds, given.epochs))
+    keep_rows(
+        "retrain",
+        f"Retraining after a shift of tastes: means of {len(given.seeds)} worlds of "
+        f"{given.users:,} users, with 95 % intervals",
+        f"retrain.py {scale} --seeds {seeds} --epochs {epochs} --keep",
+        {**columns, "exit status": ""},
+        rows,
+        where="one thread",
+    )
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class RetrainConfig:
     users: str | None = None
     items: str | None = None
     run: str | None = None
-    max_epochs: int = 3
+    max_epochs: int = 1
     evict_vanished: bool = False
     output_dir: str = "runs"
     prepared_dir: str = "prepared"

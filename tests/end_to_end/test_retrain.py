@@ -194,6 +194,17 @@ def test_a_version_that_is_not_published_is_refused(renewed, capsys):
     assert "retraining goes on from what is published" in capsys.readouterr().err
 
 
+def test_a_ranker_alone_is_renewed_by_hand(click_run, tmp_path, capsys):
+    current = (click_run.bundle / "current").resolve()
+    with chdir(tmp_path):
+        words = [f"bundle={click_run.bundle}", "interactions=clicks.csv", *TINY_EXPORT]
+        assert main(["retrain", *words]) == 2
+        assert not list(tmp_path.iterdir())
+    said = capsys.readouterr().err
+    assert "holds no retrieval stage; train.py warm_start=<run> and export.py renew" in said
+    assert (click_run.bundle / "current").resolve() == current
+
+
 CHILD = """
 import json, os, random, signal, sys
 from pathlib import Path

@@ -1,6 +1,6 @@
 """How fast a window of logs is read, checked and profiled, and how much memory that takes.
 
-    python benchmarks/monitoring/profile.py --rows 1e6 1e7 1e8 --folder <scratch> [--keep]
+    python benchmarks/monitoring/profile_rate.py --rows 1e6 1e7 1e8 --folder <scratch> [--keep]
 
 A million users and a hundred thousand items with twelve features between them, seventeen profiled
 columns. A window of a hundred million rows is ten times the same Parquet file, which costs no less
@@ -196,7 +196,7 @@ def keep(rows: list[dict[str, float]]) -> None:
     }
     title = "Reading, checking and profiling a window of logs"
     keep_rows(
-        "profile", title, "profile.py --folder <scratch> --keep", columns, rows, where="one core"
+        "profile", title, "profile_rate.py --folder <scratch> --keep", columns, rows, where="one core"
     )
 
 
