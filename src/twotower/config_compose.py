@@ -18,7 +18,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from twotower.config_check import unknown
 
@@ -138,8 +143,11 @@ def _parse(text: str) -> Override | str:
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
-        reason = str(error).splitlines()[0] if "=" in text else "there is no `=`"
-        return f"`{text}`: not of the form key=value: {reason}"
+        if "=" not in text:
+            return f"`{text}`: not of the form key=value: there is no `=`"
+        key, _, value = text.partition("=")
+        quoted = "" if "'" in value else f"""; put the value in quotes twice: '{key}="{value}"'"""
+        return f"`{text}`: not of the form key=value: {str(error).splitlines()[0]}{quoted}"
 
 
 def _attempt(config_name: str, overrides: Sequence[str]) -> Exception | None:
@@ -165,6 +173,11 @@ def _explain(error: Exception, override: str) -> str:
             valid = sorted({*valid, *_groups()} - {"hydra"} - set(_groups("hydra")))
         return where + unknown(cause.full_key, str(cause.key), valid)
     subject = f"`{override}`: " if override else ""
+    key, _, value = override.partition("=")
+    if isinstance(cause, ValidationError) and "is not a ListConfig" in str(cause):
+        return f"{subject}{where}must be a list, got {value}; write {key}=[{value}]"
+    if below := [group for group in _groups() if group.startswith(f"{key}/")]:
+        return f"{subject}`{key}` is no group with options; groups are {', '.join(below)}"
     if cause is not None:
         return subject + where + str(cause).splitlines()[0]
     return subject + str(error).partition("\nConfig search path")[0].strip()

@@ -24,6 +24,7 @@ from twotower.models.dcn import DCNv2
 from twotower.models.tables import halve_tables
 from twotower.models.two_tower import TwoTower
 from twotower.monitoring.reference import write_reference
+from twotower.training.checkpoints import read_checkpoint
 from twotower.training.cross_version import Space
 from twotower.training.run_folder import BEST, CONFIG, FINISHED, PREPARED, RANKER_STATE
 
@@ -88,6 +89,7 @@ def load_run(folder: Path) -> LoadedRun:
             [f"{folder}: no run here (no {CONFIG}); runs are written by `twotower train`"]
         )
     config = read_yaml(folder / CONFIG)
+    check(config, TRAINING_NEEDS)  # It may be of a release with other names, or edited.
     unfinished = [stage for stage in config.stages if not (folder / stage / FINISHED).is_file()]
     if unfinished:
         names = ", ".join(unfinished)
@@ -145,7 +147,7 @@ def _model(
     check(config.models[stage], TRAINING_NEEDS)  # The run may come from somebody else.
     model = build(config.models[stage], inputs=inputs)
     path = folder / stage / f"{BEST}.ckpt"
-    weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    weights = read_checkpoint(path)["state_dict"]
     prefix = "model."
     own = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
     if any(weight.dtype == torch.bfloat16 for weight in own.values()):

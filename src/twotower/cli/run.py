@@ -3,7 +3,7 @@
 =====  ==============================================================
 0      done
 1      unexpected error, with a traceback
-2      bad configuration or input, with one message
+2      bad configuration or input, or a machine that is too small, with one message
 3      a gate or an alert said no (`Refused`)
 130    interrupted from the keyboard
 =====  ==============================================================
@@ -32,10 +32,9 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import InterpolationResolutionError
 
+from twotower.cli.failures import sentence
 from twotower.config import VERSION_BASE, ConfigError, Refused, check, compose, config_dir
 from twotower.config_compose import first_values, with_params
 
@@ -52,18 +51,6 @@ DONE, UNEXPECTED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
 # Hydra's switch for complete tracebacks; where a user has set it, bad input shows one too.
 FULL_ERROR = "HYDRA_FULL_ERROR"
-
-# What a wrong path, config or table leads to; anything else is a fault of the program.
-USER_ERRORS = (
-    ValueError,
-    HydraException,
-    FileNotFoundError,
-    FileExistsError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-)
-
 
 @dataclass(frozen=True)
 class Failed:
@@ -117,11 +104,11 @@ def run_command(
             outcomes.append(report(error, with_traceback=with_traceback))
             if outcomes[-1] == BAD_INPUT and cfg.get("resume") is None:
                 _remove_unused_folder(prelude)
-            message = str(error).strip() or type(error).__name__
+            message = sentence(error) or type(error).__name__
             return Failed(message if outcomes[-1] == BAD_INPUT else repr(error))
 
     try:
-        options = get_args_parser().parse_intermixed_args(arguments)
+        options = _options(arguments)
         if options.help:
             from twotower.cli.help import help_text
 
@@ -147,6 +134,28 @@ def _starting(config_name: str, overrides: Sequence[str]) -> AbstractContextMana
     from rich.console import Console
 
     return Console(stderr=True).status(f"{config_name}: loading what the config names")
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Hydra's own switches, and the overrides.
+
+    Raises:
+        ConfigError: When there is no such switch, or one lacks its value.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        options, unknown = parser.parse_known_intermixed_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigError([str(error)]) from error
+    if unknown:
+        raise ConfigError(
+            [
+                f"`{', '.join(unknown)}`: no such switch; settings have no dashes and are given as "
+                "key=value, such as seed=3; --help shows them all"
+            ]
+        )
+    return options
 
 
 def _check_jobs(
@@ -205,13 +214,10 @@ def report(error: BaseException, *, with_traceback: bool = False) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    expected = isinstance(error, (Refused, *USER_ERRORS))
-    if with_traceback or not expected:
+    message = sentence(error)
+    if with_traceback or message is None:
         traceback.print_exception(error)
-    if not expected:
+    if message is None:
         return UNEXPECTED
-    message = str(error)
-    if isinstance(error, InterpolationResolutionError):  # A resolver of ours refused its arguments.
-        message = message.splitlines()[0].rpartition("interpolation: ")[2]
     print(f"{'refused' if isinstance(error, Refused) else 'error'}: {message}", file=sys.stderr)
     return REFUSED if isinstance(error, Refused) else BAD_INPUT

@@ -12,9 +12,9 @@ from __future__ import annotations
 import csv
 import difflib
 import glob
-import io
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,17 +22,16 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from twotower.data.columns import decode
-from twotower.data.raw_table import NUM_EXAMPLES, RawTable, count_rows
+from twotower.data.csv_file import reading_csv
+from twotower.data.raw_table import NUM_EXAMPLES, RawTable
 from twotower.data.schema import DataError
 
 log = logging.getLogger(__name__)
 
-CSV_BLOCK = 1 << 24  # bytes
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 ENDINGS = {
     ".parquet": "parquet",
@@ -101,9 +100,11 @@ def find_files(location: str) -> Files:
         found = Files(base=Path(*fixed), paths=tuple(dict.fromkeys(paths)))
     unknown = [str(p) for p in found.paths if not file_format(p)]
     formats = {file_format(p) for p in found.paths}
-    if unknown or not found.paths:
-        what = ", ".join(unknown[:NUM_EXAMPLES]) or f"{location}, where there is no table"
-        raise DataError([f"{what}: not a supported format; allowed: {', '.join(ENDINGS)}"])
+    allowed = f"allowed: {', '.join(ENDINGS)}"
+    if not found.paths:
+        raise DataError([f"{location}: a folder without a table; {allowed}"])
+    if unknown:
+        raise DataError([f"{', '.join(unknown[:NUM_EXAMPLES])}: not a supported format; {allowed}"])
     if len(formats) > 1:
         raise DataError([f"{location}: files of several formats; allowed: one format a table"])
     return found
@@ -157,6 +158,13 @@ def concatenate(
     Raises:
         DataError: When the files disagree about the type of a column.
     """
+    problems = [
+        f"{location}: {name} has several columns called {', '.join(twice)}; allowed: a name once"
+        for (name, _), table in zip(parts, tables, strict=True)
+        if (twice := repeated(table.column_names))
+    ]
+    if problems:
+        raise DataError(problems)
     names = set().union(*(table.column_names for table in tables))
     for (name, _), table in zip(parts, tables, strict=True):
         if lacking := sorted(names - set(table.column_names)):
@@ -167,6 +175,15 @@ def concatenate(
         raise DataError(
             [f"{location}: its files disagree about a column: {_first_line(error)}"]
         ) from error
+
+
+def repeated(names: Sequence[str]) -> list[str]:
+    """Names that stand there more than once.
+
+    >>> repeated(["user_id", "item_id", "user_id"])
+    ['user_id']
+    """
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 @contextmanager
@@ -182,7 +199,12 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     """
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        found = f"byte {error.object[error.start]:#04x} at place {error.start}"
+        raise DataError(
+            [f"{path}: cannot be read as {kind}: {found} is no UTF-8; save it as text in UTF-8"]
+        ) from error
+    except (pa.ArrowException, OSError, csv.Error) as error:
         raise DataError([f"{path}: cannot be read as {kind}: {_first_line(error)}"]) from error
 
 
@@ -238,54 +260,6 @@ class ArrowBatches:
 def _read_csv(path: Path) -> pa.Table:
     with reading_csv(path) as reader:
         return reader.read_all()
-
-
-@contextmanager
-def reading_csv(path: Path) -> Iterator[pacsv.CSVStreamingReader]:
-    """All columns as text, nothing as null; quoted line breaks are allowed."""
-    with io.TextIOWrapper(pa.input_stream(str(path)), encoding="utf-8-sig", newline="") as stream:
-        header = next(csv.reader(stream), [])
-    if not header:
-        raise DataError([f"{path}: the file is empty; a header and at least one row are needed"])
-    convert = pacsv.ConvertOptions(
-        column_types=dict.fromkeys(header, pa.string()),
-        null_values=[""],
-        strings_can_be_null=True,
-    )
-    parse = pacsv.ParseOptions(newlines_in_values=True)
-    read = pacsv.ReadOptions(block_size=CSV_BLOCK)
-    try:
-        with pacsv.open_csv(path, read, parse, convert) as reader:
-            yield reader
-    except pa.ArrowInvalid as error:
-        ragged = _ragged_rows(path, convert)
-        if not ragged:
-            raise
-        first = ", ".join(str(row) for row in ragged[:NUM_EXAMPLES])
-        problem = (
-            f"{path}: {count_rows(len(ragged))} with more or fewer cells than the header, at data "
-            f"row {first} (from 1, header not counted); allowed: {len(header)} cells a row"
-        )
-        raise DataError([problem]) from error
-
-
-def _ragged_rows(path: Path, convert: pacsv.ConvertOptions) -> list[int]:
-    """Data rows whose number of cells is not that of the header, from 1."""
-    rows: list[int] = []
-
-    def skip(row: pacsv.InvalidRow) -> str:
-        rows.append(row.number - 1)  # the header is row 1
-        return "skip"
-
-    parse = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip)
-    in_order = pacsv.ReadOptions(use_threads=False, block_size=CSV_BLOCK)  # then rows are numbered
-    try:
-        with pacsv.open_csv(path, in_order, parse, convert) as reader:
-            for _ in reader:
-                pass
-    except pa.ArrowInvalid:
-        return []
-    return rows
 
 
 def _first_line(error: Exception) -> str:

@@ -34,6 +34,7 @@ OWN_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 MAPPABLE = (USER_ID, ITEM_ID, TIMESTAMP, WEIGHT, SPLIT, POSITION, TITLE)
 UNKNOWN_AT_REQUEST = (LABEL, WEIGHT, SPLIT)
+OTHER_MARKS = (";", "\t", "|")  # between the cells of what is no CSV
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +114,10 @@ def missing_columns(
         option, name = f"columns.{canonical}", reading.columns.get(canonical, canonical)
         if canonical == LABEL and label:
             option, name = "label.column", label.column
-        yield (
-            f"{raw.location}: column `{name}` is missing; available: {', '.join(names)}; if it is "
-            f"one of these, say data.{option}=<name>"
-        )
+        hint = f"if it is one of these, say data.{option}=<name>"
+        if len(names) == 1 and (found := [mark for mark in OTHER_MARKS if mark in names[0]]):
+            hint = f"the cells seem to be parted by {found[0]!r}; allowed: commas"
+        yield f"{raw.location}: column `{name}` is missing; available: {', '.join(names)}; {hint}"
     if kind == INTERACTIONS and label is None and LABEL in names:
         yield (
             f"{raw.location}: there is a column `{LABEL}`, but no label is declared, and every row "

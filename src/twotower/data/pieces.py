@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
+from twotower.data.csv_file import reading_csv
 from twotower.data.files import (
     arrow_batches,
     concatenate,
@@ -24,7 +25,6 @@ from twotower.data.files import (
     partition_keys,
     plain,
     reading,
-    reading_csv,
     with_keys,
 )
 from twotower.data.raw_table import Piece, RawPieces, RawTable

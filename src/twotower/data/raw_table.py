@@ -159,8 +159,9 @@ def describe(raw: RawTable | RawPieces, found: Found) -> str:
     column = f"column `{source}`" if name == source else f"column `{source}` (`{name}`)"
     if found.count is None:
         return f"{raw.location}: {column} {fault.what}; allowed: {fault.allowed}"
+    what = fault.what.replace("that are ", "that is ") if found.count == 1 else fault.what
     return (
-        f"{raw.location}: {column}: {count_rows(found.count)} {fault.what}, at data row "
+        f"{raw.location}: {column}: {count_rows(found.count)} {what}, at data row "
         f"{_places(raw, found.places)} (from 1, header not counted): received "
         f"{', '.join(dict.fromkeys(found.examples))}; allowed: {fault.allowed}"
     )

@@ -135,6 +135,8 @@ def staged_bundle(
         ranker_precision: See there.
         progress: See there.
     """
+    if num_candidates < 1:
+        raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
     check_precision(parts, ranker_precision)
     check_features(parts)
     data = catalogue_only(parts.prepared)

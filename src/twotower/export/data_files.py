@@ -9,6 +9,7 @@ Shapes: C items of the catalogue, U users, E events, N rows.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,8 @@ def _write_rows(path: Path, columns: Mapping[str, Array], num_rows: int) -> None
     file = np.lib.format.open_memmap(
         path, mode="w+", dtype=kind, shape=(num_rows,), version=NAMES_OF_ANY_LETTERS
     )
+    with path.open("r+b") as blocks:  # Where the disk is full, writing to a map ends the process.
+        os.posix_fallocate(blocks.fileno(), 0, path.stat().st_size)
     for start in range(0, num_rows, ROWS_OF_A_BLOCK):
         rows = slice(start, min(start + ROWS_OF_A_BLOCK, num_rows))
         for name, column in columns.items():

@@ -11,9 +11,15 @@ logging.getLogger("faiss.loader").setLevel(logging.WARNING)
 try:
     import faiss as _faiss
 except ImportError as error:
+    wheels = (
+        "install `twotower[cpu]`, or on a machine with an NVIDIA GPU `twotower[gpu]` or "
+        "`twotower[gpu-cuvs]` (never two of them)"
+    )
+    if isinstance(error, ModuleNotFoundError) and error.name == "faiss":
+        raise ImportError(f"FAISS is not installed; {wheels}") from error
     raise ImportError(
-        "FAISS is not installed; install `twotower[cpu]`, or on a machine with an NVIDIA GPU "
-        "`twotower[gpu]` or `twotower[gpu-cuvs]` (never two of them)"
+        f"FAISS is installed but cannot be loaded: {error}; its build and this machine's CUDA do "
+        f"not fit; `twotower doctor` says which is there; {wheels}"
     ) from error
 
 # FAISS' own type stubs are incomplete: half of the GPU classes and most attributes are missing.

@@ -47,7 +47,8 @@ class FeatureEmbedder(nn.Module):
             every place of a batch and of a history by itself.
 
     Raises:
-        ValueError: When the probability is below 0, or 1 and more, which would train no id.
+        ValueError: When the probability is below 0, or 1 and more, which would train no id, or a
+            table would have no width.
     """
 
     def __init__(
@@ -64,6 +65,10 @@ class FeatureEmbedder(nn.Module):
             raise ValueError(
                 f"`id_dropout` must be at least 0 and below 1, got {id_dropout}; to do without an "
                 "id, leave it out of the features"
+            )
+        if min(default_dim, vector_dim) < 1:
+            raise ValueError(
+                f"`embedding_dim` must be at least 1, got {min(default_dim, vector_dim)}"
             )
         self.id_dropout = id_dropout
         self.features = tuple(features)

@@ -18,6 +18,9 @@ class MLP(nn.Module):
         output_width: Width of a last linear layer; None ends with the last hidden layer.
         batch_norm: Whether hidden layers are normalised over the batch before the ReLU (Ioffe and
             Szegedy 2015, "Batch Normalization").
+
+    Raises:
+        ValueError: When a layer would have no outputs.
     """
 
     def __init__(
@@ -30,6 +33,9 @@ class MLP(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
+        widths = [*hidden, *([] if output_width is None else [output_width])]
+        if min(widths, default=1) < 1:
+            raise ValueError(f"layers of a model must be at least 1 wide, got {widths}")
         layers: list[nn.Module] = []
         width = input_width
         for hidden_width in hidden:

@@ -98,7 +98,12 @@ class RequestEncoder:
         given = self.items.find(history)
         unknown = [str(item) for item, row in zip(history, given, strict=True) if row < 0]
         if unknown:
-            raise RequestError("history", f"unknown items {', '.join(unknown)}")
+            some = ", ".join(map(str, self.items.ids[:3].to_pylist()))
+            raise RequestError(
+                "history",
+                f"unknown items {', '.join(unknown)}; known are {len(self.items.ids)} items such "
+                f"as {some}",
+            )
         return np.concatenate([known, given])
 
     def _columns(

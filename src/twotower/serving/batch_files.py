@@ -91,7 +91,13 @@ def open_run(home: Path, facts: RunFacts, *, any_time: bool) -> Iterator[RunFold
         folder = home / facts.namespace
         (folder / LISTS).mkdir(parents=True, exist_ok=True)
         _write(folder / RUN, {"format": RUN_FORMAT, **asdict(facts)})
-        yield RunFolder(folder, facts)
+        run = RunFolder(folder, facts)
+        try:
+            yield run
+        except BaseException:
+            if not run.scored:  # There is nothing to go on with.
+                shutil.rmtree(folder)
+            raise
 
 
 class RunFolder:

@@ -10,6 +10,7 @@ Shape letters: D width of a content vector.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,10 @@ def read_vector(path: Path) -> Array:
     """
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: no array of numbers in NumPy's format: {error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path}: no array of numbers in NumPy's format; np.save writes one"
+        ) from error
     if not isinstance(array, np.ndarray) or array.size != max(array.shape, default=0):
         shape = getattr(array, "shape", "several arrays")
         raise ValueError(f"{path}: must hold one vector, of shape (D,) or (1, D), got {shape}")

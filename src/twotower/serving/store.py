@@ -74,7 +74,7 @@ class StoreReader:
         found, now = self.values.read(user_key(user)), self.clock()
         facts = found.facts
         if facts is None:
-            gone = "nothing was published"
+            gone = "nothing was published; `twotower batch bundle=<bundle>` does that"
             if found.namespace is not None:
                 gone = f"version {found.namespace} has expired or was evicted"
             return Lookup(status="missing", note=gone)

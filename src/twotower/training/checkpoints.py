@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from twotower.data.schema import DataError
+
+# What `torch.load` makes of bytes that are no checkpoint.
+DAMAGED = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OSError),
+    *(AssertionError, ImportError, NotImplementedError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
+)
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -25,8 +37,46 @@ class WholeFiles(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         staged = path.with_name(f".{path.name}")  # what a killed process left is written over
-        torch.save(checkpoint, staged)
-        staged.replace(path)
+        try:
+            torch.save(checkpoint, staged)
+            staged.replace(path)
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: object = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint to the CPU; see `read_checkpoint`."""
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `torch.save` wrote, after every part was held against its checksum.
+
+    Args:
+        path: The file; tensors come to the CPU, and nothing but tensors and plain values.
+
+    Raises:
+        FileNotFoundError: When there is none.
+        DataError: When it was cut or changed.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        with zipfile.ZipFile(path) as parts:  # torch itself compares no checksums
+            changed = parts.testzip()
+        if changed is None:
+            found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return found
+        reason = f"{changed} was changed"
+    except DAMAGED as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise DataError(
+        [
+            f"{path}: cannot be read as a checkpoint: {reason}; it was cut or changed since it was "
+            "written: copy the run again, or train again"
+        ]
+    )
 
 
 class BestWeights(ModelCheckpoint):

@@ -31,7 +31,7 @@ from twotower.training.callbacks import (
     Together,
     ValidationMetrics,
 )
-from twotower.training.checkpoints import BestWeights, WholeFiles
+from twotower.training.checkpoints import BestWeights, WholeFiles, read_checkpoint
 from twotower.training.distributed import DistributedRanks, agreed, take_part
 from twotower.training.processes import PATIENCE, StartedTogether
 from twotower.training.profile import Profile
@@ -258,7 +258,7 @@ def _selection(
 def _load_best(task: StageTask, folder: Path, device: torch.device) -> None:
     """Put the best weights of a stage into its task, and the task back where it was trained."""
     path = folder / f"{BEST}.ckpt"
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(path)
     if task.split is not None:
         checkpoint = task.split.make_whole(task, checkpoint)
         if task.ranks.rank == 0:

@@ -25,6 +25,7 @@ from twotower.features.pipeline import FeaturePipeline
 from twotower.features.transforms import Categorical, Tags
 from twotower.models.new_rows import embedders, start_new_rows
 from twotower.models.tables import TableGroup
+from twotower.training.checkpoints import read_checkpoint
 from twotower.training.carried import Carried
 from twotower.training.optimizers import split_parameters
 from twotower.training.run_folder import BEST, LAST
@@ -82,8 +83,7 @@ def warm_start(
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError([f"{path}: missing; the run of warm_start has no such stage"])
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+    return read_checkpoint(path)
 
 
 def _carried_rows(
@@ -206,6 +206,8 @@ def check_warm_start(stages: Sequence[str], run: Path, *, split_tables: bool) ->
     Raises:
         DataError: Lists what is missing.
     """
+    if not run.is_dir():
+        raise DataError([f"warm_start={run}: no run folder here; runs are written by train.py"])
     problems = [
         f"warm_start={run}: the run has no finished stage `{stage}`; leave it out of `stages` or "
         "train without warm_start"

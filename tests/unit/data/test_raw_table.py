@@ -34,7 +34,7 @@ def test_a_message_names_file_column_count_rows_values_and_what_is_allowed():
 
 def test_a_column_under_its_canonical_name_and_a_single_row():
     message = told(raw({"user_id": [1, 2]}), fault([1], source="user_id", name="user_id"))
-    assert "column `user_id`: 1 row that are bad, at data row 2 " in message
+    assert "column `user_id`: 1 row that is bad, at data row 2 " in message
     assert "received 2;" in message
 
 

@@ -8,6 +8,7 @@ kernel would reset what waits in the socket of the dead one.) The parent loads n
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -76,11 +77,19 @@ def listening_socket(host: str, port: int) -> socket.socket:
     Raises:
         ValueError: When the address cannot be had.
     """
+    if not 0 <= port < 65_536:
+        raise ValueError(f"port: must be 0 to 65535, got {port}; 0 takes one that is free")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         bound = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise ValueError(f"host, port: cannot listen at {host}:{port}: {error}") from error
+        why = f"host, port: cannot listen at {host}:{port}: {error}"
+        if error.errno == errno.EADDRINUSE:
+            why = (
+                f"port: another program listens at {host}:{port}; stop it, or say port=<another>, "
+                "or port=0 for one that is free"
+            )
+        raise ValueError(why) from error
     return bound
 
 

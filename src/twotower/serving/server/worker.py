@@ -102,10 +102,15 @@ def read_api_key(path: str | None) -> str | None:
     """The key that clients must show, from a file or else the environment; None for no key.
 
     Raises:
-        ValueError: When it is empty.
-        OSError: When the file cannot be read.
+        ValueError: When it is empty, or the file cannot be read.
     """
-    key = os.environ.get(API_KEY) if path is None else Path(path).read_text(encoding="utf-8")
+    try:
+        key = os.environ.get(API_KEY) if path is None else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no text in UTF-8"
+        raise ValueError(
+            f"api_key_file: {path}: {why}; name a file that holds the key, or set {API_KEY}"
+        ) from error
     if key is not None and not key.strip():
         raise ValueError(f"the API key in {API_KEY if path is None else path} is empty")
     return None if key is None else key.strip()
