@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("vulture", reason="needs the extra `dev`")
 
-import dead_code
+from tests import dead_code
 
 SOURCE = """
 class Tower:

@@ -196,7 +196,12 @@ def keep(rows: list[dict[str, float]]) -> None:
     }
     title = "Reading, checking and profiling a window of logs"
     keep_rows(
-        "profile", title, "profile_rate.py --folder <scratch> --keep", columns, rows, where="one core"
+        "profile",
+        title,
+        "profile_rate.py --folder <scratch> --keep",
+        columns,
+        rows,
+        where="one core",
     )
 
 

@@ -26,7 +26,14 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from bare_two_tower import RATE, WARM_UP, Table, keep_freed_memory, seconds_of_step
+from bare_two_tower import (
+    RATE,
+    WARM_UP,
+    Table,
+    keep_freed_memory,
+    multiply_by_onednn,
+    seconds_of_step,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 from world import CLICK_FILES, click_sizes
@@ -133,6 +140,7 @@ def measure(given: argparse.Namespace) -> dict[str, object]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_freed_memory()
+    multiply_by_onednn()
     clicks = Clicks(given.data, given.further)
     model = Model(clicks)
     batches = clicks.batches(given.batch)

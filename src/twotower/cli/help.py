@@ -70,5 +70,5 @@ def _group(group: str, chosen: str | None, options: Sequence[str]) -> Iterator[s
 
 def _settings(cfg: DictConfig) -> list[str]:
     """The config without Hydra's part, as YAML."""
-    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     return ["  " + line for line in OmegaConf.to_yaml(own).splitlines()]

@@ -52,6 +52,7 @@ DONE, UNEXPECTED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 # Hydra's switch for complete tracebacks; where a user has set it, bad input shows one too.
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
+
 @dataclass(frozen=True)
 class Failed:
     """What a job of a sweep returns instead of its result.
@@ -179,7 +180,7 @@ def _check_jobs(
     for overrides in jobs:
         cfg = compose(name, overrides, extra_dir=options.config_dir, with_hydra=True)
         if unused:
-            cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in unused])
+            cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in unused])
         if not options.cfg:
             check(cfg, needs)
 

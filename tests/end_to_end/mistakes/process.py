@@ -11,9 +11,20 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 PRELOADED = [
-    *("torch", "pytorch_lightning", "onnx", "onnxruntime", "onnxscript", "faiss", "pyarrow.parquet"),
+    *(
+        "torch",
+        "pytorch_lightning",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "faiss",
+        "pyarrow.parquet",
+    ),
     *("lmdb", "tensorboard", "matplotlib.pyplot", "hydra"),
-    *(f"twotower.cli.{name}" for name in ("main", "train", "export", "retrain", "batch", "prepare")),
+    *(
+        f"twotower.cli.{name}"
+        for name in ("main", "train", "export", "retrain", "batch", "prepare")
+    ),
     *("twotower.cli.training_run", "twotower.cli.load_run", "twotower.cli.retraining"),
     *("twotower.export.build", "twotower.serving.batch", "twotower.serving.recommender"),
 ]
