@@ -397,6 +397,15 @@ class TestCompose:
         assert "hydra" not in cfg
         check(cfg)
 
+    def test_a_value_with_signs_is_shown_in_quotes(self):
+        with pytest.raises(ConfigError) as caught:
+            compose("train", ["data=tables", "data.interactions=seen (UTC)"])
+        (problem,) = caught.value.problems
+        shown = problem.rpartition("quotes twice: ")[2]
+        assert shown == """'data.interactions="seen (UTC)"'"""
+        config = compose("train", ["data=tables", shown.strip("'")])
+        assert config.data.interactions == "seen (UTC)"
+
     def test_every_bad_override_is_listed(self):
         problems = compose_problems(
             "data=syntetic", "seed=many", "trainer.max_epoch=2", "sed=1", "quiet", "name=y"

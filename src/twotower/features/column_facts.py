@@ -92,3 +92,16 @@ def kind_of(facts: Facts) -> Kind:
 
 def _is_any(kind: pa.DataType, checks: Iterable[Callable[[pa.DataType], bool]]) -> bool:
     return any(check(kind) for check in checks)
+
+
+def is_binary(column: Column) -> bool:
+    """Whether a column holds both of 0 and 1, or of false and true, and nothing else but nulls."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not _is_any(kind, (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)):
+        return False
+    seen: set[object] = set()
+    for chunk in column.iterchunks():
+        seen |= set(pc.unique(as_array(chunk).drop_null())[:3].to_pylist())
+        if not seen <= {0, 1}:
+            return False
+    return len(seen) == 2

@@ -18,6 +18,7 @@ from typing import Final, Literal, Protocol
 
 from twotower.data.schema import (
     ITEM_ID,
+    LABEL,
     POSITION,
     RESERVED_COLUMNS,
     TIMESTAMP,
@@ -26,7 +27,7 @@ from twotower.data.schema import (
 )
 from twotower.data.training_part import Column, Columns, TrainingPart
 from twotower.data.workers import Threads
-from twotower.features.column_facts import Facts, kind_of, obstacle_of
+from twotower.features.column_facts import Facts, is_binary, kind_of, obstacle_of
 from twotower.features.pipeline import FeaturePipeline, training_table
 from twotower.features.spec import (
     TABLE_KINDS,
@@ -42,6 +43,15 @@ log = logging.getLogger(__name__)
 
 AUTO: Final = "auto"
 KEYS = {"user": USER_ID, "item": ITEM_ID}
+NOT_FORESEEN = (
+    "Column `%s` of the interactions is no feature: nobody said that it is known at request time. "
+    "If it is, add it to data.context."
+)
+POSSIBLE_LABEL = (
+    "Column `%s` of the interactions is 0 or 1, and no label is declared: every row counts as a "
+    "positive. If it says how an impression ended, say data.label.column=%s; if it is known at "
+    "request time, add it to data.context."
+)
 
 
 class SpecProvider(Protocol):
@@ -151,11 +161,11 @@ class AutoSpec:
                 yield _guess(column, names)
         unused = set(part.interactions.column_names) - set(RESERVED_COLUMNS) - set(part.context)
         for name in sorted(unused - set(self.exclude)):
-            log.warning(
-                "Column `%s` of the interactions is no feature: nobody said that it is known at "
-                "request time. If it is, add it to data.context.",
-                name,
-            )
+            may_be_label = LABEL not in part.interactions.column_names
+            if may_be_label and is_binary(part.interactions.column(name)):
+                log.warning(POSSIBLE_LABEL, name, name)
+            else:
+                log.warning(NOT_FORESEEN, name)
 
 
 @dataclass(frozen=True, kw_only=True)

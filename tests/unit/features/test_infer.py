@@ -11,6 +11,7 @@ import pytest
 
 from twotower.data.leakage import FittedOn
 from twotower.data.prepare import TrainingPart
+from twotower.features.column_facts import is_binary
 from twotower.features.infer import AutoSpec, GivenSpec, PipelineFactory
 from twotower.features.pipeline import FeaturePipeline
 from twotower.features.spec import Feature, FeatureSpec, History
@@ -344,3 +345,33 @@ def test_a_given_spec_is_used_as_it_is():
     fitted = PipelineFactory(provider=GivenSpec(given=spec)).fit(part)
     assert fitted.spec == spec
     assert fitted.fitted_on == part.fitted_on
+
+
+@pytest.mark.parametrize(
+    ("values", "is_asked"),
+    [
+        ([0, 1, 1, None], True),
+        ([True, False, True, True], True),
+        ([0.0, 1.0, 0.0, 0.0], True),
+        ([1, 1, 1, 1], False),
+        ([0, 1, 2, 1], False),
+        (["0", "1", "0", "1"], False),
+    ],
+)
+def test_a_column_that_could_be_the_label_is_asked_about(values, is_asked):
+    assert is_binary(pa.chunked_array([values[:2], values[2:]])) == is_asked
+    assert is_binary(pa.chunked_array([values]).dictionary_encode()) == is_asked
+
+
+def test_a_log_with_clicks_and_no_label_is_asked_about(caplog):
+    """Else every impression counts as a positive, and the advice to add it to the context leaks."""
+    log = LOG | {"clicked?": [0, 1], "seconds": [3, 9]}
+    with caplog.at_level(logging.WARNING):
+        AutoSpec().spec(part_of(log=log))
+        AutoSpec().spec(part_of(log=log | {"label": [1.0, 0.0]}))
+    asked, plain, *with_label = [record.getMessage() for record in caplog.records]
+    assert "`clicked?` of the interactions is 0 or 1, and no label is declared" in asked
+    assert "say data.label.column=clicked?;" in asked
+    assert "`seconds` of the interactions is no feature: nobody said" in plain
+    assert all("no label is declared" not in text for text in with_label)
+    assert len(with_label) == 2
