@@ -24,8 +24,8 @@ CALLED_BY = {
         *("on_*", "configure_optimizers", "train_description", "storage_options"),
         *("batch_index", "gradient_clip_val", "gradient_clip_algorithm"),
         *("creates_processes_externally", "main_address", "main_port", "detect", "world_size"),
-        *("set_world_size", "global_rank", "set_global_rank", "node_rank"),
         *("load_checkpoint", "map_location", "weights_only"),
+        *("set_world_size", "global_rank", "set_global_rank", "node_rank"),
     ],
     "torch": ["get_extra_state", "set_extra_state", "set_to_none"],
     "Hydra": ["setup"],
@@ -34,15 +34,14 @@ CALLED_BY = {
     "Triton's Python backend": ["TritonBackend"],
     "readers of its files: golden.npz, answers over HTTP": ["candidate_scores", "age_seconds"],
     "pydantic": ["model_config"],
-    "a user's program or config, as docs show it": [
-        *("nearest_items", "canonical_tables", "own_towers"),
-    ],
+    "a user's program, as docs show it": ["nearest_items", "own_towers", "canonical_tables"],
     "tests, which hold a bundle or a sketch against it": ["golden", "RANK_ERROR", "COUNT_ERROR"],
     "libraries whose objects have these settings": [
         *("caption", "sampler", "preserve_order", "enable_progress_bars", "itopk_size"),
         *("useFloat16", "shard_type", "efConstruction", "min_points_per_centroid", "grad_dtype"),
         *("log_severity_level", "intra_op_num_threads", "ValueClass", "should_exit"),
-        *("tensor_path", "metadata_path", "image_path", "exit_on_error"),
+        "exit_on_error",
+        *("tensor_path", "metadata_path", "image_path"),
     ],
 }
 ELSEWHERE = "callers"

@@ -30,10 +30,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from twotower.config_check import find_problems, refuse_targets
+from twotower.config_check import find_problems
 from twotower.config_compose import COMPOSE_ERRORS, misspelt_choices, override_problems
 from twotower.config_hydra import hydra_problems
 from twotower.config_schema import SCHEMAS
+from twotower.config_targets import refuse_targets
 from twotower.config_types import PARTIAL, TARGET
 
 VERSION_BASE = "1.3"

@@ -16,6 +16,7 @@ from twotower.monitoring.history import read_history
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 QUICKSTART = NOTEBOOKS / "01_quickstart.ipynb"
+INSPECT = NOTEBOOKS / "02_inspect_model.ipynb"
 DRIFT = NOTEBOOKS / "03_drift.ipynb"
 KERNEL = "this-interpreter"
 MAX_BYTES = 400_000
@@ -33,6 +34,12 @@ SETTINGS = [
 ]
 EXPORT = ["gates.max_calibration_error=null", "index=flat", "index.device=cpu"]
 """
+
+# The same for the second notebook: a fifth of the items is launched late.
+TINY_WITH_COLD = TINY.replace(
+    "SETTINGS = [",
+    'RUN = BUNDLE = None\nSETTINGS = ["data.launched_share=0.2", "data.launched_from=0.8", ',
+)
 
 DAYS, LAUNCH, BROKEN, REPAIRED, SHIFT = 9, 3, 5, 6, 7
 SHORT = f"""
@@ -86,6 +93,29 @@ def test_the_quickstart_runs_and_shows_its_plots_and_tables(kernel, tmp_path):
     assert 11 in [len(rows) for rows in tables]  # ten recommendations below their heading
     assert (tmp_path / "work" / "run" / "metrics.json").is_file()
     assert len(list((tmp_path / "work" / "bundles" / "tiny").glob("*/manifest.json"))) == 2
+
+
+def test_a_model_is_inspected_from_six_sides(kernel, tmp_path):
+    executed = execute(INSPECT, TINY_WITH_COLD, kernel, tmp_path)
+    assert len(outputs(executed, "image/png")) == 6
+    said = "".join(o["text"] for c in executed.cells for o in c.get("outputs", ()) if "text" in o)
+    assert "100 items, 20 of them cold" in said
+    assert "no cold item" not in said
+    neighbours, exposure, products = outputs(executed, "text/html")
+    assert re.findall(r"\d+, ([\w ]+)</td>", neighbours) == ["popular", "in the middle", "cold"]
+    lifts = dict(re.findall(r"<tr><td>([\w ]+)</td>.*?([+-][\d.]+)</td></tr>", exposure))
+    assert float(lifts["most popular"]) > max(float(lifts[n]) for n in ("retrieval", "both stages"))
+    strengths = [float(text) for text in re.findall(r"<td>([\d.]+)</td></tr>", products)]
+    assert strengths == sorted(strengths, reverse=True)
+    assert strengths[0] > 1
+
+
+def test_the_kept_inspection_shows_what_its_text_says():
+    executed = nbformat.read(INSPECT, as_version=4)
+    assert len(outputs(executed, "image/png")) == 6
+    _, exposure, _ = outputs(executed, "text/html")
+    lifts = dict(re.findall(r"<tr><td>([\w ]+)</td>.*?([+-][\d.]+)</td></tr>", exposure))
+    assert float(lifts["most popular"]) > float(lifts["retrieval"]) > 0
 
 
 def days_with_an_alert(history, area, subject, statistic=None):

@@ -27,8 +27,8 @@ from twotower.cli.doctor import OPTIONS
 from twotower.cli.main import COMMANDS
 from twotower.cli.run import TRAINING_NEEDS
 from twotower.config import check, compose, config_dir
-from twotower.config_check import PACKAGES
 from twotower.config_compose import first_values
+from twotower.config_targets import PACKAGES
 from twotower.features.spec import spec_from_dict
 from twotower.serving.server.wire import RecommendBody, RemoveBody, UpsertBody
 

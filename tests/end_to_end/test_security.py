@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from twotower.config_check import ALLOWED_TARGETS
+from twotower.config_targets import ALLOWED_TARGETS
 from twotower.serving.models import OnnxModel
 
 ROOT = Path(__file__).parents[2]

@@ -77,14 +77,14 @@ def as_gradient(rows: Tensor, values: Tensor, shape: tuple[int, int], sparse: bo
 
 
 def by_row(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of a sparse gradient and what is in them, as `sum_by_row` gives them."""
+    """Rows ``(K,)`` of a sparse gradient and what is in them, ``(K, D)``; see `sum_by_row`."""
     if gradient.is_coalesced():
         return gradient.indices()[0], gradient.values()
     return sum_by_row(narrowed(gradient._indices()[0], len(gradient)), gradient._values())
 
 
 def narrowed(rows: Tensor, limit: int) -> Tensor:
-    """Numbers up to a limit as int32 if that holds them: half the bytes to sort."""
+    """Numbers ``(K,)`` up to a limit as int32 if that holds them: half the bytes to sort."""
     return rows.int() if limit <= torch.iinfo(torch.int32).max else rows
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 import zlib
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from twotower.data.schema import DataError
 DAMAGED = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OSError),
     *(AssertionError, ImportError, NotImplementedError),
-    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
+    *(UnpicklingError, zipfile.BadZipFile, zlib.error),
 )
 
 
