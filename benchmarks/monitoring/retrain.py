@@ -7,6 +7,8 @@ that were launched meanwhile,
 * `warm` is what ``twotower retrain`` makes of the published bundle, with its defaults and others,
 * `broken` is the same of a window whose training part has its items shuffled.
 
+The last one, and other settings than the defaults, are tried in the first world alone.
+
 The settings of the models are those of ``experiment=demo``, which were chosen on other worlds.
 Quality is what users get: the chance, by the truth, that an item of a list of ten is clicked
 when it is looked at. NDCG, recall and AUC are those of the last tenth of the window, which knows
@@ -34,25 +36,17 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from kept import keep_rows
 from scipy import stats
+from shifted_world import LIST, clicks, world_of, write_world
 
 from twotower.cli.load_run import load_run
 from twotower.data.queries import EvaluationSettings
-from twotower.data.schema import ITEM_ID, TIMESTAMP
 from twotower.data.synthetic import SyntheticSource
-from twotower.data.world import START, Drift
 from twotower.export.bundle import open_bundle
-from twotower.serving.batch_scores import user_queries
 from twotower.serving.comparison import compare_bundles
 from twotower.serving.recommender import Recommender
 
-SHIFT_AT, TASTE_SHIFT = 0.5, 0.5
-LIST = 10
-HELD_OUT = 0.1  # of a window: its test part, which is not broken
 DATA = ["data=tables", "data.label.column=label", "data.context=[position,device]"]
 DEMO = [
     *("features.history_length=50", "features.retrieval_only=[user_id]"),
@@ -95,29 +89,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep", action="store_true", help="write the figures for RESULTS.md")
     given = parser.parse_args(argv)
     found = []
-    for seed in given.seeds:
+    for place, seed in enumerate(given.seeds):
         work = given.work.resolve() / f"seed-{seed}"
         work.mkdir(parents=True, exist_ok=True)
         source = world_of(seed, given.users, given.items, given.slates)
-        found.append(one_seed(work, seed, source, given.epochs))
+        found.append(one_seed(work, seed, source, [] if place else given.epochs))
+        if given.epochs and not place:
+            found[0]["retrain, items shuffled"] = {
+                "status": retrain(work, work / "broken", "broken", [])
+            }
         print(json.dumps(found[-1], indent=1), flush=True)
     rows = [{"version": name, **summary(name, found)} for name in found[0]]
     print(json.dumps(rows, indent=1))
     if given.keep:
         keep(rows, given)
-
-
-def world_of(seed: int, users: int, items: int, slates: float) -> SyntheticSource:
-    """A world whose tastes turn in the middle of its period."""
-    return SyntheticSource(
-        num_users=users,
-        num_items=items,
-        num_days=60,
-        slates_per_user=slates,
-        slate_size=10,
-        seed=seed,
-        drift=Drift(start_share=SHIFT_AT, taste_shift=TASTE_SHIFT),
-    )
 
 
 def one_seed(
@@ -160,15 +145,15 @@ def one_seed(
                 found["before the shift"][f"ndcg@{LIST}"] = one["old"]["value"]
         found[name] |= cost_of(run) | noted(shop, "shop")
         found[name] |= {"clicks": clicks(shop / "bundles" / "shop", source), "status": status}
-    status = retrain(work, work / "broken", "broken", [])
-    found["retrain, items shuffled"] = {"status": status}
     return found
 
 
 def summary(version: str, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """Means over the worlds, and of shares of the training anew a 95 % interval."""
-    of_version = [one[version] for one in found]
-    row: dict[str, Any] = {
+    worlds = [one for one in found if version in one]
+    of_version = [one[version] for one in worlds]
+    row: dict[str, Any] = {"worlds": len(worlds)}
+    row |= {
         name: float(np.mean([one[name] for one in of_version]))
         for name in FIGURES
         if all(name in one for one in of_version)
@@ -176,7 +161,7 @@ def summary(version: str, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> d
     if version != "trained anew":
         for name in SHARES:
             if name in row:
-                shares = [one[version][name] / one["trained anew"][name] for one in found]
+                shares = [one[version][name] / one["trained anew"][name] for one in worlds]
                 row[f"{name}, of anew"] = interval(shares)
     if "status" in of_version[0]:
         row["exit status"] = ", ".join(str(one["status"]) for one in of_version)
@@ -190,47 +175,6 @@ def interval(values: Sequence[float]) -> str:
         return f"{mean:.1%}"
     half = float(stats.t.isf(0.025, count - 1) * np.std(values, ddof=1) / np.sqrt(count))
     return f"{mean:.1%} ± {100 * half:.1f}"
-
-
-def clicks(bundle: Path, source: SyntheticSource) -> float:
-    """The chance, by the truth, that an item of a user's list is clicked when it is looked at."""
-    opened = open_bundle(bundle)
-    recommender = Recommender(opened, num_threads=1)
-    world, users = source.world, np.arange(len(opened.users.ids))
-    of_items = pc.index_in(opened.items.ids, value_set=pa.array(world.item_ids)).to_numpy()
-    of_users = pc.index_in(opened.users.ids, value_set=pa.array(world.user_ids)).to_numpy()
-    found = []
-    for start in range(0, len(users), 500):
-        rows = users[start : start + 500]
-        queries, seen = user_queries(recommender, rows, world.end)
-        lists = recommender.rank(queries, LIST, seen).rows  # (Q, LIST)
-        asking = np.repeat(of_users[rows], LIST)
-        shown = of_items[lists.ravel()]
-        found.append(world.click_probability(asking, shown, np.ones(len(shown), np.int64)))
-    return float(np.concatenate(found).mean())
-
-
-def write_world(work: Path, source: SyntheticSource, seed: int) -> None:
-    """Windows before and after the shift, and the second one broken."""
-    tables = source.read()
-    log = tables.interactions
-    times = log.column(TIMESTAMP).to_numpy()
-    place = log.column_names.index(TIMESTAMP)
-    log = log.set_column(place, TIMESTAMP, log.column(TIMESTAMP).cast(pa.timestamp("us")))
-    shift = START + int(SHIFT_AT * (source.world.end - START))
-    before, after = (np.flatnonzero(chosen) for chosen in (times < shift, times >= shift))
-    pq.write_table(tables.users, work / "users.parquet")
-    for name, rows, end in (("before", before, shift), ("after", after, source.world.end)):
-        launched = np.flatnonzero(source.world.launch_times < end)
-        pq.write_table(tables.items.take(pa.array(launched)), work / f"items-{name}.parquet")
-        pq.write_table(log.take(pa.array(rows)), work / f"{name}.parquet")
-    broken = log.take(pa.array(after))
-    trained = times[after] < np.quantile(times[after], 1 - HELD_OUT)
-    order = np.arange(len(after))
-    order[trained] = np.random.default_rng(seed).permutation(order[trained])
-    shuffled = broken.column(ITEM_ID).take(pa.array(order))
-    broken = broken.set_column(broken.column_names.index(ITEM_ID), ITEM_ID, shuffled)
-    pq.write_table(broken, work / "broken.parquet")
 
 
 def train(work: Path, name: str, window: str, seed: int) -> None:
@@ -307,13 +251,18 @@ def command(work: Path, *words: str, allowed: Sequence[int] = (0,)) -> int:
 
 def keep(rows: Sequence[Mapping[str, Any]], given: argparse.Namespace) -> None:
     """Write what `render.py` reads."""
-    columns = {"version": "", **{f"{name}, of anew": "" for name in SHARES}, **FIGURES}
+    columns = {
+        "version": "",
+        "worlds": "",
+        **{f"{name}, of anew": "" for name in SHARES},
+        **FIGURES,
+    }
     scale = f"--users {given.users} --items {given.items} --slates {given.slates:g}"
     seeds, epochs = (" ".join(map(str, of)) for of in (given.seeds, given.epochs))
     keep_rows(
         "retrain",
-        f"Retraining after a shift of tastes: means of {len(given.seeds)} worlds of "
-        f"{given.users:,} users, with 95 % intervals",
+        f"Retraining after a shift of tastes: means over worlds of {given.users:,} users, "
+        "with 95 % intervals",
         f"retrain.py {scale} --seeds {seeds} --epochs {epochs} --keep",
         {**columns, "exit status": ""},
         rows,
