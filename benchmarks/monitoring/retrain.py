@@ -13,9 +13,8 @@ The settings of the models are those of ``experiment=demo``, which were chosen o
 Quality is what users get: the chance, by the truth, that an item of a list of ten is clicked
 when it is looked at. NDCG, recall and AUC are those of the last tenth of the window, which knows
 only what the logging policy happened to show, and so say less of a list. Seconds are CPU seconds of
-training, evaluation of the epochs included; "whole command" is everything from reading the tables
-to the published bundle. What is in the work folder is not made again, so that seeds can be run one
-by one.
+training, evaluation of the epochs included. What is in the work folder is not made again, so that
+seeds can be run one by one.
 
     python benchmarks/monitoring/retrain.py --seeds 0 1 2 --keep
 """
@@ -25,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -72,7 +70,6 @@ FIGURES = {
     "new items, recall@200": ".3f",
     "CPU s of training": ".1f",
     "steps": ",.0f",
-    "whole command, CPU s": ".0f",
 }
 SHARES = ("clicks", "ndcg@10", "auc", "CPU s of training")
 
@@ -117,7 +114,7 @@ def one_seed(
     found: dict[str, dict[str, Any]] = {
         "before the shift": {"clicks": clicks(work / "bundles" / "shop", source)},
         "trained anew": cost_of(work / "runs" / "cold" / "latest")
-        | {"clicks": clicks(cold, source), **noted(work, "cold")},
+        | {"clicks": clicks(cold, source)},
     }
     for words in ([], *([f"max_epochs={n}"] for n in epochs)):
         name = f"retrain {' '.join(words)}".strip()
@@ -143,7 +140,7 @@ def one_seed(
                 found[name]["new items, recall@200"] = one["new"]["value"]
             elif one["name"] == f"two_stage/ndcg@{LIST}":
                 found["before the shift"][f"ndcg@{LIST}"] = one["old"]["value"]
-        found[name] |= cost_of(run) | noted(shop, "shop")
+        found[name] |= cost_of(run)
         found[name] |= {"clicks": clicks(shop / "bundles" / "shop", source), "status": status}
     return found
 
@@ -184,10 +181,8 @@ def train(work: Path, name: str, window: str, seed: int) -> None:
     tables = {"interactions": window, "users": "users", "items": f"items-{window}"}
     paths = [f"data.{kind}={work / file}.parquet" for kind, file in tables.items()]
     words = [f"name={name}", f"seed={seed}", *DATA, *paths, *DEMO, "trainer.accelerator=cpu"]
-    before = children()
     command(work, "train", *words, "quiet=true")
     command(work, "export", f"run={work / 'runs' / name / 'latest'}", *EXPORT)
-    note(work, name, children() - before)
 
 
 def retrain(work: Path, shop: Path, window: str, words: Sequence[str]) -> int:
@@ -197,14 +192,12 @@ def retrain(work: Path, shop: Path, window: str, words: Sequence[str]) -> int:
     shutil.rmtree(shop, ignore_errors=True)
     shutil.copytree(work / "bundles" / "shop", shop / "bundles" / "shop", symlinks=True)
     items = "after" if window == "broken" else window
-    before = children()
     status = command(
         shop,
         *("retrain", "bundle=bundles/shop", f"interactions={work / window}.parquet"),
         *(f"items={work}/items-{items}.parquet", *words, *EXPORT),
         allowed=(0, 3),
     )
-    note(shop, "shop", children() - before)
     return status
 
 
@@ -225,20 +218,6 @@ def cost_of(run: Path) -> dict[str, float]:
         "steps": sum(one["steps"] for one in fitted),
         "auc": json.loads((run / "metrics.json").read_text())["ranking/test/auc"],
     }
-
-
-def children() -> float:
-    """CPU seconds of all commands so far."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def note(work: Path, name: str, seconds: float) -> None:
-    (work / f"{name}-seconds.txt").write_text(str(seconds))
-
-
-def noted(work: Path, name: str) -> dict[str, float]:
-    return {"whole command, CPU s": float((work / f"{name}-seconds.txt").read_text())}
 
 
 def command(work: Path, *words: str, allowed: Sequence[int] = (0,)) -> int:
