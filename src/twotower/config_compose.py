@@ -14,6 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from hydra import compose
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
@@ -50,6 +51,7 @@ def override_problems(config_name: str, overrides: Sequence[str], error: Excepti
     choices: list[str] = []
     # Where configs are looked for holds for every attempt.
     right = [text for text in overrides if text.startswith("hydra.searchpath=")]
+    groups = set(_groups())
     for text in overrides:
         parsed = _parse(text)
         if text in right:
@@ -57,7 +59,7 @@ def override_problems(config_name: str, overrides: Sequence[str], error: Excepti
         if isinstance(parsed, str):
             problems.append(parsed)
         else:
-            (choices if parsed.key_or_group in _groups() else values).append(text)
+            (choices if parsed.key_or_group in groups else values).append(text)
     # A choice in a group may bring further groups along, so the shortest names come first.
     for choice in sorted(choices, key=lambda choice: choice.count("/")):
         failure = _attempt(config_name, [*right, choice])
@@ -191,8 +193,10 @@ def _omegaconf_cause(error: BaseException | None) -> OmegaConfBaseException | No
 
 def _groups(parent: str = "") -> list[str]:
     """All groups below a group, `losses/retrieval` among them."""
+    # The loader itself copies all that it has read, for every question.
+    repository = _loader().repository
     found = []
-    for name in _loader().list_groups(parent):
+    for name in repository.get_group_options(parent, ObjectType.GROUP):
         group = f"{parent}/{name}" if parent else name
         found += [group, *_groups(group)]
     return found

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import TinyRun
 from tests.end_to_end.mistakes import machine, places, tables, words
 from tests.end_to_end.mistakes.mistake import Mistake, Place, files_of
-from tests.end_to_end.mistakes.process import NOT_ALLOWED, Ended, call
+from tests.warm_process import NOT_ALLOWED, Ended, call
 from twotower.cli.main import main
 from twotower.data.prepared import open_prepared
 

@@ -14,8 +14,8 @@ from hydra.errors import HydraException
 from omegaconf.errors import InterpolationResolutionError
 
 from twotower.config import Refused
+from twotower.data.files import NO_SPACE
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PATH_ERRORS = {
     errno.ENOENT: "no such file or folder",
     errno.EEXIST: "is there already, and is no folder; name another place or move it away",
@@ -30,7 +30,8 @@ PATH_ERRORS = {
 }
 # NumPy, torch.save and Arrow say so where a number of the operating system is lost.
 DISK_TEXT = re.compile(
-    r"\d+ requested and \d+ written|PytorchStreamWriter failed|No space left|File too large"
+    r"\d+ requested and \d+ written|PytorchStreamWriter failed|unexpected pos \d+|iostream error"
+    r"|No space left|File too large"
 )
 MEMORY_TEXT = re.compile(
     r"can't allocate memory|out of memory|Failed to allocate memory|bad_alloc|bad allocation"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +13,7 @@ import torch
 from twotower.cli.run import TRAINING_NEEDS
 from twotower.config import build, check
 from twotower.config_files import read_yaml
-from twotower.data.prepared import FEATURES_FOLDER, Prepared, open_prepared
+from twotower.data.prepared import FEATURES_FOLDER, Prepared, checksum, open_prepared
 from twotower.data.schema import DataError
 from twotower.export.parts import ExportParts
 from twotower.features.pipeline import FeaturePipeline
@@ -26,7 +25,14 @@ from twotower.models.two_tower import TwoTower
 from twotower.monitoring.reference import write_reference
 from twotower.training.checkpoints import read_checkpoint
 from twotower.training.cross_version import Space
-from twotower.training.run_folder import BEST, CONFIG, FINISHED, PREPARED, RANKER_STATE
+from twotower.training.run_folder import (
+    BEST,
+    CONFIG,
+    FINISHED,
+    PREPARED,
+    RANKER_STATE,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -96,21 +102,52 @@ def load_run(folder: Path) -> LoadedRun:
         raise DataError(
             [f"{folder}: not finished: {names}; go on with twotower train resume={folder}"]
         )
+    prepared = open_data(folder)
+    _check_features(folder, prepared)
     pipeline = FeaturePipeline.load(folder / FEATURES_FOLDER)
-    state: dict[str, Any] = {}
+    ranker = None
     if "ranking" in config.stages:
-        state = json.loads((folder / RANKER_STATE).read_text())
-        for name in ("retrieval_score", "retrieval_rank"):
-            config.models.ranking[name] = state[name]
+        ranker = read_json(folder / RANKER_STATE, _ranker_state)
+        config.models.ranking.retrieval_score = ranker.retrieval_score
+        config.models.ranking.retrieval_rank = ranker.retrieval_rank
     return LoadedRun(
         folder=folder,
         config=config,
         pipeline=pipeline,
-        prepared=open_data(folder),
+        prepared=prepared,
         two_tower=_model(folder, config, pipeline, "retrieval"),
-        ranker=_model(folder, config, pipeline, "ranking", state.get("tasks", ())),
-        calibration=Calibration(**state["calibration"]) if state else None,
+        ranker=_model(folder, config, pipeline, "ranking", () if ranker is None else ranker.tasks),
+        calibration=None if ranker is None else ranker.calibration,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RankerState:
+    retrieval_score: bool
+    retrieval_rank: bool
+    tasks: tuple[str, ...]
+    calibration: Calibration
+
+
+def _ranker_state(found: Any) -> _RankerState:  # noqa: ANN401
+    return _RankerState(
+        retrieval_score=bool(found["retrieval_score"]),
+        retrieval_rank=bool(found["retrieval_rank"]),
+        tasks=tuple(map(str, found["tasks"])),
+        calibration=Calibration(**found["calibration"]),
+    )
+
+
+def _check_features(folder: Path, prepared: Prepared) -> None:
+    """The features of a run are copies of those of its data, whose checksums are known."""
+    problems = [
+        f"{folder / name}: missing or changed since it was written; copy {prepared.folder / name}"
+        for name, digest in prepared.manifest["files"].items()
+        if name.startswith(f"{FEATURES_FOLDER}/")
+        and not ((folder / name).is_file() and checksum(folder / name) == digest)
+    ]
+    if problems:
+        raise DataError(problems)
 
 
 def open_data(folder: Path) -> Prepared:
@@ -122,13 +159,15 @@ def open_data(folder: Path) -> Prepared:
     Raises:
         DataError: When it is gone or is another one.
     """
-    where = json.loads((folder / PREPARED).read_text())
-    prepared = open_prepared(Path(where["folder"]))
-    if prepared.manifest["fingerprint"] != where["fingerprint"]:
+    where, fingerprint = read_json(
+        folder / PREPARED, lambda found: (Path(found["folder"]), str(found["fingerprint"]))
+    )
+    prepared = open_prepared(where)
+    if prepared.manifest["fingerprint"] != fingerprint:
         raise DataError(
             [
-                f"{where['folder']}: fingerprint {prepared.manifest['fingerprint']}, the run was "
-                f"trained on {where['fingerprint']}; train again"
+                f"{where}: fingerprint {prepared.manifest['fingerprint']}, the run "
+                f"{folder} was trained on {fingerprint}; train again"
             ]
         )
     return prepared

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import errno
 import glob
 import itertools
 import logging
@@ -32,6 +33,7 @@ from twotower.data.schema import DataError
 
 log = logging.getLogger(__name__)
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 ENDINGS = {
     ".parquet": "parquet",
@@ -205,11 +207,18 @@ def reading(path: Path, kind: str) -> Iterator[None]:
             [f"{path}: cannot be read as {kind}: {found} is no UTF-8; save it as text in UTF-8"]
         ) from error
     except (pa.ArrowException, OSError, csv.Error) as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise  # What was read is written elsewhere at the same time.
         raise DataError([f"{path}: cannot be read as {kind}: {_first_line(error)}"]) from error
 
 
 def plain(table: pa.Table) -> pa.Table:
-    """The table without dictionary encoding and without remarks of whoever wrote it."""
+    """The table without dictionary encoding and without remarks of whoever wrote it.
+
+    Raises:
+        ArrowInvalid: When offsets lead out of the table or text is no UTF-8.
+    """
+    table.validate(full=True)
     return pa.table([decode(column) for column in table.columns], names=table.column_names)
 
 

@@ -59,6 +59,9 @@ COLUMNS = {
 }
 CSV_NAMES = {USER_ID: "userId", ITEM_ID: "movieId"}
 
+# What `zipfile` makes of an archive that was cut, changed or encrypted.
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+
 _SEPARATOR = b"\x1f"  # stands in for "::", because a reader of CSV takes one character
 _YEAR = r"\((?P<year>\d{4})(?:[–-](?:\d{4})?)?\)\s*$"  # of a series the first: (2006–2007)
 
@@ -173,7 +176,7 @@ def _files(archive: Path) -> Iterator[dict[str, Traversable]]:
         else:
             with zipfile.ZipFile(archive) as file:
                 yield _choose(archive, zipfile.Path(file))
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except DAMAGED as error:
         raise DataError([f"{archive}: not a readable zip archive or folder: {error}"]) from error
 
 

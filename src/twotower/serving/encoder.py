@@ -72,7 +72,7 @@ class Encoder:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=onnxruntime.get_available_providers()
             )
-        except REFUSALS as error:
+        except (*REFUSALS, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: cannot be read as an ONNX model: {error}") from error
         self.path = path
         self.inputs = tuple(self._input(node) for node in self._session.get_inputs())

@@ -10,7 +10,6 @@ Shape letters: D width of a content vector.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,9 @@ def read_vector(path: Path) -> Array:
     """
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever NumPy, zip and the parser of a header make of it
         raise ValueError(
             f"{path}: no array of numbers in NumPy's format; np.save writes one"
         ) from error

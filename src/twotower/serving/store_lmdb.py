@@ -173,6 +173,9 @@ class _Opened:
             self.environment = lmdb.open(
                 str(folder), readonly=True, lock=False, max_dbs=2, map_size=MAP_SIZE, create=False
             )
+            size = self.environment.stat()["psize"] * (self.environment.info()["last_pgno"] + 1)
+            if (folder / DATA).stat().st_size < size:  # A page that is not there ends the process.
+                raise StoreError(f"{folder / DATA}: cut; `twotower batch` writes it again")
             self.users = self.environment.open_db(USERS, create=False)
             facts = self.environment.open_db(FACTS, create=False)
             with self.environment.begin(db=facts) as transaction:

@@ -11,7 +11,6 @@ Shapes: C items of the catalogue, K of them that both versions know, Q queries, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -24,7 +23,7 @@ from twotower.data.queries import Queries
 from twotower.index.exact import exact_search
 from twotower.losses.alignment import FrozenItems
 from twotower.metrics.top_k import Relevant, top_k_metrics
-from twotower.training.run_folder import write_json
+from twotower.training.run_folder import read_json, write_json
 
 SPACE = "space.json"
 MIN_KEPT = 0.95
@@ -59,7 +58,7 @@ class Space:
     def load(folder: Path) -> Space | None:
         """Read it from a run folder; None where there is none."""
         path = folder / SPACE
-        return Space(**json.loads(path.read_text())) if path.is_file() else None
+        return read_json(path, lambda found: Space(**found)) if path.is_file() else None
 
 
 def new_space(model: nn.Module) -> Space:

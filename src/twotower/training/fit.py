@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import time
@@ -35,7 +34,14 @@ from twotower.training.checkpoints import BestWeights, WholeFiles, read_checkpoi
 from twotower.training.distributed import DistributedRanks, agreed, take_part
 from twotower.training.processes import PATIENCE, StartedTogether
 from twotower.training.profile import Profile
-from twotower.training.run_folder import BEST, FINISHED, LAST, TENSORBOARD, write_json
+from twotower.training.run_folder import (
+    BEST,
+    FINISHED,
+    LAST,
+    TENSORBOARD,
+    read_json,
+    write_json,
+)
 from twotower.training.settings import HALF, StageSettings, TrainerSettings
 from twotower.training.split_tables import SplitTables
 from twotower.training.task import StageTask
@@ -115,7 +121,7 @@ def fit_stage(
     if _all_see(finished, ranks):
         log.info("%s: finished before, the best weights are loaded", stage)
         _load_best(task, stage_folder, device)
-        return Fitted(**json.loads(finished.read_text()))
+        return read_json(finished, lambda found: Fitted(**found))
     log_every = min(trainer_settings.log_every, len(loader))
     stopping, best = _selection(stage, stage_folder, settings, trainer_settings.max_steps)
     pruning = trainer_settings.pruning if ranks.rank == 0 else None

@@ -24,12 +24,15 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, TypeVar
 
 from twotower.data.prepared import FEATURES_FOLDER, Prepared
 from twotower.data.schema import DataError
+
+T = TypeVar("T")
 
 CONFIG = "config.yaml"
 PREPARED = "prepared.json"
@@ -57,7 +60,8 @@ def start_run(folder: Path, config: str, prepared: Prepared) -> None:
     """
     fingerprint = prepared.manifest["fingerprint"]
     known = folder / PREPARED
-    if known.is_file() and (began := json.loads(known.read_text())["fingerprint"]) != fingerprint:
+    began = read_json(known, _fingerprint) if known.is_file() else fingerprint
+    if began != fingerprint:
         raise DataError(
             [
                 f"{folder}: the run began on prepared data {began}, the tables now give "
@@ -69,6 +73,10 @@ def start_run(folder: Path, config: str, prepared: Prepared) -> None:
     shutil.copytree(prepared.folder / FEATURES_FOLDER, folder / FEATURES_FOLDER, dirs_exist_ok=True)
     write_json(known, {"folder": str(prepared.folder.resolve()), "fingerprint": fingerprint})
     write_json(folder / VERSIONS, versions())
+
+
+def _fingerprint(document: Any) -> str:  # noqa: ANN401
+    return str(document["fingerprint"])
 
 
 def versions() -> dict[str, str]:
@@ -97,6 +105,27 @@ def point_latest(folder: Path) -> None:
     staged.replace(link)
 
 
+def read_json(path: Path, use: Callable[[Any], T]) -> T:
+    """Read a JSON file of a run.
+
+    Args:
+        path: The file; it is there.
+        use: Takes from the document what is wanted.
+
+    Raises:
+        DataError: When it is no JSON, or not what `use` expects.
+    """
+    try:
+        return use(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise DataError(
+            [
+                f"{path}: damaged, or of another release: {type(error).__name__} {error}; copy the "
+                "run again, or train again"
+            ]
+        ) from error
+
+
 def write_json(path: Path, document: object) -> None:
     """Write JSON, whole or not at all."""
     write_whole(path, json.dumps(document, indent=1) + "\n")
@@ -120,5 +149,8 @@ def read_metrics(folder: Path) -> dict[str, float]:
         raise DataError(
             [f"{folder}: no {METRICS}; the run was not finished, resume={folder} goes on"]
         )
-    values: dict[str, float | None] = json.loads(path.read_text())
-    return {name: float("nan") if value is None else value for name, value in values.items()}
+
+    def figures(found: Any) -> dict[str, float]:  # noqa: ANN401 - JSON
+        return {name: float("nan") if v is None else float(v) for name, v in found.items()}
+
+    return read_json(path, figures)

@@ -228,8 +228,8 @@ MISTAKES = {
         Mistake(
             "no Optuna",
             lambda place: ["train", "-m", "sweep=retrieval", *CPU],
-            "not installed",
-            "pip install 'twotower[sweep]'",
+            "`hydra/sweeper=optuna` needs Optuna",
+            "install `twotower[sweep]`",
             around=Without(("optuna",)),
         ),
         Mistake(

@@ -164,8 +164,8 @@ MISTAKES = {
         Mistake(
             "a key that is not there",
             asked("serve", "api_key_file=gone.key", "port=0"),
-            "gone.key: no such file",
-            "api_key_file",
+            "api_key_file: gone.key: No such file or directory",
+            "name a file that holds the key, or set TWOTOWER_API_KEY",
         ),
         Mistake(
             "a window that is not there",

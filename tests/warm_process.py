@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 PRELOADED = [
@@ -30,6 +32,8 @@ PRELOADED = [
 ]
 NOT_ALLOWED = 77
 SECONDS = 120
+TEXTS = ("out", "err", "files", "seconds")
+PROCESS_CLOCK = 2  # of the ids that Linux gives to the clocks of processes
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,14 @@ class Ended:
         out: What it printed.
         err: What it said on the error stream.
         files: Names of the files below its folder, as the process itself saw them.
+        seconds: Of the processor; 0 where it was ended.
     """
 
     status: int
     out: str
     err: str
     files: tuple[str, ...]
+    seconds: float = 0.0
 
 
 def warm() -> ForkServerContext:
@@ -58,33 +64,52 @@ def warm() -> ForkServerContext:
 
 
 def call(
-    words: Sequence[str], work: Path, around: Callable[[Path], None] | None, log: Path
+    words: Sequence[str],
+    work: Path,
+    around: Callable[[Path], None] | None,
+    log: Path,
+    *,
+    deadly: float | None = None,
 ) -> Ended:
-    """Run a command to its end.
+    """Run a command to its end, or kill it.
 
     Args:
         words: Its command line.
         work: The folder in which it is called.
         around: Called before, in its process.
         log: Folder, of another place, for what it says.
+        deadly: Seconds of the processor after which it is killed with SIGKILL; None for never.
     """
     log.mkdir(exist_ok=True)
     process = warm().Process(target=_child, args=(list(words), str(work), around, str(log)))
+    for name in TEXTS:
+        (log / name).write_text("")
     process.start()
+    if deadly is not None:
+        _kill(process, deadly)
     process.join(SECONDS)
     if process.is_alive():
         process.kill()
         process.join()
-    texts = {
-        name: (log / name).read_text() if (log / name).is_file() else ""
-        for name in ("out", "err", "files")
-    }
+    texts = {name: (log / name).read_text() for name in TEXTS}
     return Ended(
         status=int(process.exitcode or 0),
         out=texts["out"],
         err=texts["err"],
         files=tuple(texts["files"].splitlines()),
+        seconds=float(texts["seconds"] or 0),
     )
+
+
+def _kill(process: BaseProcess, deadly: float) -> None:
+    """Send SIGKILL when the process has used so much of the processor, however busy that is."""
+    clock = ((~int(process.pid or 0)) << 3) | PROCESS_CLOCK
+    try:
+        while process.is_alive() and time.clock_gettime(clock) < deadly:
+            time.sleep(0.001)
+    except OSError:  # It has ended.
+        return
+    process.kill()
 
 
 def _child(
@@ -93,7 +118,7 @@ def _child(
     os.chdir(work)
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(f"{log}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    files = os.open(f"{log}/files", os.O_WRONLY | os.O_CREAT)
+    files, seconds = (os.open(f"{log}/{name}", os.O_WRONLY) for name in ("files", "seconds"))
     try:
         if around is not None:
             around(Path(work))
@@ -107,4 +132,5 @@ def _child(
     sys.stderr.flush()
     found = (path for path in sorted(Path(work).rglob("*")) if path.is_file())
     os.write(files, "\n".join(str(path.relative_to(work)) for path in found).encode())
+    os.write(seconds, str(time.process_time()).encode())
     os._exit(status)
