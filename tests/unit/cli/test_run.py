@@ -95,8 +95,13 @@ def test_quiet_in_every_spelling(argv):
     [
         (ValueError("`k` must be positive, got 0"), 2, "error: `k` must be positive, got 0\n"),
         (ConfigError(["`a`: wrong", "`b`: wrong"]), 2, "error: `a`: wrong\n`b`: wrong\n"),
-        (FileNotFoundError(2, "No such file", "x"), 2, "error: [Errno 2] No such file: 'x'\n"),
-        (PermissionError(13, "Denied", "x"), 2, "error: [Errno 13] Denied: 'x'\n"),
+        (FileNotFoundError(2, "No such file", "x"), 2, "error: x: no such file or folder\n"),
+        (
+            PermissionError(13, "Denied", "x"),
+            2,
+            "error: x: permission denied; allow this user to read and write there, or name another "
+            "place\n",
+        ),
         (Refused("recall 0.4 is below 0.9"), 3, "refused: recall 0.4 is below 0.9\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
@@ -178,7 +183,7 @@ def test_run_folder_that_cannot_be_made(folder, capsys):
 
 def test_unknown_flag(capsys):
     assert start(lambda cfg: None, "--bogus") == 2
-    assert "unrecognized arguments: --bogus" in capsys.readouterr().err
+    assert "`--bogus`: no such switch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["--cfg", "job"], ["--cfg", "job", "seed=5"]])
