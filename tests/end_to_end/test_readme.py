@@ -44,6 +44,7 @@ ELSEWHERE = {
     "docs/export.md": ("ln",),
     "docs/serving.md": ("ln",),
 }
+SCRIPT_FOLDERS = ("benchmarks/", "docs/")
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/recommend": RecommendBody,
     "/v1/items:upsert": UpsertBody,
@@ -113,9 +114,8 @@ def check_curl(arguments: list[str]) -> None:
 
 
 def check_script(arguments: list[str]) -> None:
-    """A benchmark, and flags that stand in it."""
+    """A script that is there, and flags that stand in it."""
     source = (ROOT / arguments[0]).read_text()
-    assert arguments[0].startswith("benchmarks/")
     assert all(f'"{word}"' in source for word in arguments if word.startswith("--"))
 
 
@@ -147,7 +147,7 @@ def check_line(line: str, page: str = "README.md") -> None:
         return
     assert program in ("python", "twotower")
     command, *arguments = arguments
-    if command.startswith("benchmarks/"):
+    if command.startswith(SCRIPT_FOLDERS):
         check_script([command, *arguments])
         return
     name = SCRIPTS[command] if program == "python" else command
