@@ -147,18 +147,22 @@ class Prepare:
     name = "prepare"
 
     def words(self, work: Path) -> list[str]:
+        """See `Command`."""
         return ["prepare", *TABLES, SECOND, "quiet=true"]
 
     def result(self, work: Path) -> Any:
+        """See `Command`."""
         return files(work / "prepared")
 
     def hurt(self, work: Path) -> list[str]:
+        """See `Command`."""
         folders = (path.parent for path in work.glob("prepared/[!.]*/manifest.json"))
         return [
             problem for path in folders for problem in broken(lambda p=path: open_prepared(p), "")
         ]
 
     def around(self, whole: Path) -> None:
+        """See `Command`."""
         return None
 
 
@@ -168,23 +172,27 @@ class Train:
     name = "train"
 
     def words(self, work: Path) -> list[str]:
+        """See `Command`."""
         run = work / "runs" / "tiny" / "killed"
         if (run / "config.yaml").is_file():
             return ["train", f"resume={run}", "quiet=true"]
         return ["train", f"hydra.run.dir={run}", "name=tiny", *TABLES, FIRST, *TINY_MODELS, *MODELS]
 
     def result(self, work: Path) -> Any:
+        """See `Command`."""
         left = [path.name for path in (work / "runs").rglob(".*")]
         latest = (work / "runs" / "tiny" / "latest").resolve().name
         return end_state(work / "runs" / "tiny" / "killed"), left, latest
 
     def hurt(self, work: Path) -> list[str]:
+        """See `Command`."""
         latest = (work / "runs" / "tiny" / "latest").resolve().name
         run = work / "runs" / "tiny" / "earlier"
         whole = broken(lambda: end_state(run), "the earlier run")
         return whole + ([] if latest in ("earlier", "killed") else [f"latest is {latest}"])
 
     def around(self, whole: Path) -> None:
+        """See `Command`."""
         return None
 
 
@@ -194,16 +202,20 @@ class Export:
     name = "export"
 
     def words(self, work: Path) -> list[str]:
+        """See `Command`."""
         return ["export", "run=runs/tiny/earlier", *EXPORT]
 
     def result(self, work: Path) -> Any:
+        """See `Command`."""
         left = [path.name for path in work.glob("bundles/tiny/.[!l]*")]
         return bundle_files(work), left
 
     def hurt(self, work: Path) -> list[str]:
+        """See `Command`."""
         return bundle_hurt(work)
 
     def around(self, whole: Path) -> Callable[[Path], None]:
+        """See `Command`."""
         return CopiedOnnx((whole / "bundles" / "tiny" / "current").resolve())
 
 
@@ -213,10 +225,12 @@ class Batch:
     name = "batch"
 
     def words(self, work: Path) -> list[str]:
+        """See `Command`."""
         later = f"seconds={WRITTEN_AT + 60}"
         return ["batch", "bundle=bundles/tiny", later, "k=10", *BATCH]
 
     def result(self, work: Path) -> Any:
+        """See `Command`."""
         return files((work / "batches" / "tiny" / "current" / "lists").resolve()), self.lists(work)
 
     def lists(self, work: Path) -> list[Any]:
@@ -226,11 +240,13 @@ class Batch:
         return [(one.status, one.written_at, one.items) for one in map(look.lookup, users)]
 
     def hurt(self, work: Path) -> list[str]:
+        """See `Command`."""
         found = {(status, at, len(items)) for status, at, items in self.lists(work)}
         whole = ({("found", WRITTEN_AT, 5)}, {("found", WRITTEN_AT + 60, 10)})
         return [] if found in whole else [f"lists of {found}"]
 
     def around(self, whole: Path) -> None:
+        """See `Command`."""
         return None
 
 
@@ -240,19 +256,23 @@ class Retrain:
     name = "retrain"
 
     def words(self, work: Path) -> list[str]:
+        """See `Command`."""
         words = ["retrain", "bundle=bundles/tiny", "interactions=window-1.parquet", "max_epochs=1"]
         return [*words, "items=items-1.parquet", *GATES]
 
     def result(self, work: Path) -> Any:
+        """See `Command`."""
         (run,) = (work / "runs" / "tiny").glob("retrain-*")
         left = [path.name for path in work.glob("bundles/tiny/.[!l]*")]
         report = (run / "retrain.json").is_file()
         return end_state(run), bundle_files(work), left, report
 
     def hurt(self, work: Path) -> list[str]:
+        """See `Command`."""
         return bundle_hurt(work)
 
     def around(self, whole: Path) -> Callable[[Path], None]:
+        """See `Command`."""
         return CopiedOnnx((whole / "bundles" / "tiny" / "current").resolve())
 
 

@@ -255,7 +255,9 @@ def row(
         "swaps": swaps,
         "cores": cpu / (60 * given.minutes),
         "ms p50, first / last tenth": f"{np.median(first):.1f} / {np.median(last):.1f}",
-        "ms p99, first / last tenth": f"{np.quantile(first, 0.99):.0f} / {np.quantile(last, 0.99):.0f}",
+        "ms p99, first / last tenth": " / ".join(
+            f"{np.quantile(part, 0.99):.0f}" for part in (first, last)
+        ),
         "anonymous MiB by tenths": tenths("anonymous"),
         "descriptors by tenths": tenths("descriptors"),
         "threads by tenths": tenths("threads"),

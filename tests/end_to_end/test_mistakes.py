@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TinyRun
-from tests.end_to_end.mistakes import machine, places, tables, words
+from tests.end_to_end.mistakes import columns, machine, places, tables, words
 from tests.end_to_end.mistakes.mistake import Mistake, Place, files_of
 from tests.warm_process import NOT_ALLOWED, Ended, call
 from twotower.cli.main import main
@@ -21,7 +21,7 @@ from twotower.data.prepared import open_prepared
 
 CATALOGUE = [
     (kind, mistake)
-    for group in (tables, words, places, machine)
+    for group in (tables, columns, words, places, machine)
     for kind, mistakes in group.MISTAKES.items()
     for mistake in mistakes
 ]

@@ -14,8 +14,8 @@ from hydra.errors import HydraException
 from omegaconf.errors import InterpolationResolutionError
 
 from twotower.config import Refused
-from twotower.data.files import NO_SPACE
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PATH_ERRORS = {
     errno.ENOENT: "no such file or folder",
     errno.EEXIST: "is there already, and is no folder; name another place or move it away",

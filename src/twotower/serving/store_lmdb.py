@@ -186,6 +186,14 @@ class _Opened:
             raise StoreError(f"{folder}: no readable store: {error}") from error
         self.facts = VersionFacts.from_bytes(about or b"", str(folder))
         self.chunks = _chunks(self.environment, facts)
+        self._folder, self._error = folder, lmdb.Error
+
+    def get(self, key: bytes) -> Any:  # noqa: ANN401 - LMDB has no types
+        try:
+            with self.environment.begin(db=self.users) as transaction:
+                return transaction.get(key) if 1 <= len(key) <= MAX_KEY else None
+        except self._error as error:
+            raise StoreError(f"{self._folder}: no readable store: {error}") from error
 
 
 class _LmdbValues:
@@ -209,13 +217,8 @@ class _LmdbValues:
                 except FileNotFoundError:  # another one has become current, and this was removed
                     continue
                 self._version = version
-            value = None
-            if 1 <= len(key) <= MAX_KEY:
-                with version.environment.begin(db=version.users) as transaction:
-                    value = transaction.get(key)
-            return Read(
-                namespace=namespace, facts=version.facts, value=value, popular=version.popular
-            )
+            value, facts = version.get(key), version.facts
+            return Read(namespace=namespace, facts=facts, value=value, popular=version.popular)
         raise StoreError(f"{self._home / CURRENT}: leads to {namespace}, which is not there")
 
 

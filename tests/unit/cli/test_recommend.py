@@ -130,7 +130,7 @@ def test_ids_that_look_like_numbers(csv_run) -> None:
         (["user=nobody"], "error: user: 'nobody' is unknown; known are 120 users such as "),
         (["history=[nothing,more]"], "error: history: unknown items nothing, more\n"),
         (["similar_to=nothing"], "error: unknown item 'nothing'; known are 80 items such as "),
-        (["similar_to_vector=no.npy"], "error: [Errno 2] No such file or directory: 'no.npy'\n"),
+        (["similar_to_vector=no.npy"], "error: no.npy: no such file or folder\n"),
         (
             ["similar_to=a", "user=b"],
             "error: give one of user or history, similar_to, similar_to_vector; got user or "

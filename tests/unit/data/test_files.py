@@ -147,7 +147,7 @@ def test_a_missing_file_is_reported_with_names_like_it(tmp_path):
 def test_unknown_formats_are_refused(tmp_path):
     write(tmp_path / "t.json", "{}")
     problem(tmp_path / "t.json", r"t\.json: not a supported format; allowed: \.parquet, \.csv")
-    problem(tmp_path, "where there is no table: not a supported format")
+    problem(tmp_path, "a folder without a table; allowed: ")
 
 
 def test_several_formats_in_one_table_are_refused(tmp_path):
