@@ -19,6 +19,7 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,10 +99,10 @@ class Killer:
         if found := differences(self._expected, command.result(again), ""):
             sys.exit(f"{command.name}: two runs that were not killed differ: {', '.join(found)}")
 
-    def kill(self, kills: int) -> Found:
-        """Kill it so many times."""
-        found = Found(self._command.name, self._seconds)
-        while found.kills < kills:
+    def kill(self, kills: int, seconds: float) -> Found:
+        """Kill it so many times, or until the time is over."""
+        found, end = Found(self._command.name, self._seconds), time.monotonic() + seconds
+        while found.kills < kills and time.monotonic() < end:
             found.runs += 1
             work = self._copy("killed")
             ended = self._killed(work, found, kills)
@@ -167,6 +168,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="at most, for a command")
     parser.add_argument("--commands", nargs="+", default=[one.name for one in COMMANDS])
     parser.add_argument("--keep", action="store_true", help="keep the figures")
     given = parser.parse_args()
@@ -177,25 +179,24 @@ def main() -> int:
         for command in COMMANDS:
             if command.name not in given.commands:
                 continue
-            found = Killer(command, home, home / "base", given.seed).kill(given.kills)
+            killer = Killer(command, home, home / "base", given.seed)
+            found = killer.kill(given.kills, given.seconds)
             rows.append(found.row())
             print(json.dumps(rows[-1]), flush=True)
-    if given.keep:
-        keep_rows(rows, given.kills)
+            if given.keep:
+                keep_row(rows[-1])
     return int(any(row["published hurt"] or row["other result"] for row in rows))
 
 
-def keep_rows(rows: list[dict[str, Any]], kills: int) -> None:
-    """Add the figures to those that are kept."""
+def keep_row(row: dict[str, Any]) -> None:
+    """Add the figures of a command to those that are kept."""
     earlier = json.loads(KEPT.read_text())["rows"] if KEPT.is_file() else []
     kept = {row["command"]: row for row in earlier}
-    for row in rows:
-        before = kept.get(row["command"], {})
-        counts = {name: row[name] + before.get(name, 0) for name in COUNTS}
-        kept[row["command"]] = row | counts
+    before = kept.get(row["command"], {})
+    kept[row["command"]] = row | {name: row[name] + before.get(name, 0) for name in COUNTS}
     document = {
         "title": "Commands killed with SIGKILL at random moments and run again",
-        "command": f"python benchmarks/robustness/kills.py --kills {kills} --keep",
+        "command": "python benchmarks/robustness/kills.py --keep --seed <several>",
         "device": f"{device()}, one core",
         "date": datetime.now(UTC).date().isoformat(),
         "columns": COLUMNS,
