@@ -28,8 +28,9 @@ SETTLED_MS = 3_000  # charts and points go on moving after the last answer has c
 @contextmanager
 def tensorboard(runs: Path) -> Iterator[str]:
     """TensorBoard as a process; the URL."""
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(runs), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # The page shows the folder as it was given, so it is the name that the docs give it.
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", runs.name, "--port", "0"]
+    process = subprocess.Popen(command, cwd=runs.parent, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None  # noqa: S101 - it was asked for above
     try:
         for line in process.stderr:
@@ -47,10 +48,12 @@ def tensorboard(runs: Path) -> Iterator[str]:
 def short_names(runs: Path) -> Iterator[Path]:
     """A folder in which the runs below another one are numbered, each of them once."""
     with TemporaryDirectory() as folder:
+        shown = Path(folder) / "runs"
+        shown.mkdir()
         found = sorted({path.parent.resolve() for path in runs.glob("**/metrics.json")})
         for number, run in enumerate(found, 1):
-            (Path(folder) / f"run {number}").symlink_to(run / "tensorboard")
-        yield Path(folder)
+            (shown / f"run {number}").symlink_to(run / "tensorboard")
+        yield shown
 
 
 def scalars(page: Page) -> None:
