@@ -4,8 +4,7 @@
 
 26 columns embedded 16 wide in one table and 13 numbers, 429 wide; three full-rank cross layers
 beside 256-128-64; log loss; row-wise Adagrad on the rows of the batch, Adam for the rest.
-`--further` adds a column, of 10M values or of 1,000. `--micro` cuts a batch into pieces whose
-gradients are summed, so that what is kept for the backward pass stays in the cache.
+`--further` adds a column, of 10M values or of 1,000.
 
 Data: `world.py`. Prints one line of JSON as `bare_two_tower.py` does.
 
@@ -115,24 +114,20 @@ class Model:
         self.network = Network(width)
         self.adam = torch.optim.Adam(self.network.parameters(), lr=RATE, fused=True)
 
-    def step(self, batch: Batch, micro: int) -> float:
+    def step(self, batch: Batch) -> float:
         """Train on a batch."""
-        rows, _, labels = batch
-        gradients, total = [], 0.0
-        for ids, values, wanted in zip(*(part.split(micro) for part in batch), strict=True):
-            found = self.table.weight.index_select(0, ids.flatten()).view(len(ids), -1)
-            found.requires_grad_()  # (B, F D)
-            logits = self.network(torch.cat([found, values], 1))
-            loss = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
-            (loss / len(labels)).backward()
-            gradients.append(found.grad.view(-1, DIM))
-            total += float(loss.detach())
+        rows, values, labels = batch
+        found = self.table.weight.index_select(0, rows.flatten()).view(len(rows), -1)
+        found.requires_grad_()  # (B, F D)
+        logits = self.network(torch.cat([found, values], 1))
+        loss = functional.binary_cross_entropy_with_logits(logits, labels)
+        loss.backward()
         self.adam.step()
         self.adam.zero_grad()
         flat = rows.flatten()
         places = torch.arange(len(flat), dtype=torch.int32)
-        self.table.update(flat, places, torch.cat(gradients))
-        return total / len(labels)
+        self.table.update(flat, places, found.grad.view(-1, DIM))
+        return float(loss.detach())
 
 
 def measure(given: argparse.Namespace) -> dict[str, object]:
@@ -148,7 +143,7 @@ def measure(given: argparse.Namespace) -> dict[str, object]:
         batches = cycle(list(islice(batches, 4)))
     clock, losses = [], []
     for batch in islice(batches, WARM_UP + given.steps):
-        losses.append(model.step(batch, given.micro or given.batch))
+        losses.append(model.step(batch))
         clock.append(time.process_time())
     return {
         "peer": "bare",
@@ -164,7 +159,6 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--mode", choices=["loop", "step"], default="loop")
     parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--micro", type=int, default=0, help="rows of a piece; 0 for the batch")
     parser.add_argument("--further", choices=list(CLICK_FILES), default="none")
     parser.add_argument("--steps", type=int, default=30)
     print(json.dumps(measure(parser.parse_args())))

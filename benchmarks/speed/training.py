@@ -24,8 +24,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from twotower.models.pieces import NUM_ROWS
-
 HERE = Path(__file__).parent
 BARE = "bare"
 SCRIPTS = {"retrieval": "bare_two_tower.py", "ranking": "bare_ranker.py"}
@@ -43,8 +41,6 @@ def own_commands(given: argparse.Namespace, batch: int) -> dict[str, Command]:
     commands |= {f"{name}, step": [*c, "--mode", "step"] for name, c in commands.items()} | narrow
     if given.stage == "retrieval":
         commands["bare, uncorrected"] = [*bare, "--loss", "plain"]
-    else:
-        commands["bare, in pieces"] = [*bare, "--micro", str(NUM_ROWS)]
     if given.large:
         commands = {BARE: bare, "ours": ours}
         for rows, further in (("10M", "large"), ("1,000", "small")):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from twotower.data.packed_columns import PackedColumns, gather
 from twotower.data.prepared import Prepared
 from twotower.data.schema import (
     HISTORY_MASK,
@@ -98,10 +99,10 @@ class Columns:
         self.home = device if residency == "device" else torch.device("cpu")
         self._residency = residency
         users, items, events = prepared.users, prepared.items, prepared.events
-        self._users = {} if users is None else self._tensors(users.columns, names.user)
-        item_names = {*names.item, *names.history}
-        self._items = {} if items is None else self._tensors(items.columns, item_names)
-        self._context = self._tensors(prepared.interactions.context, names.context)
+        self._users = self._packed({} if users is None else users.columns, names.user)
+        self._items = self._packed({} if items is None else items.columns, names.item)
+        self._context = self._packed(prepared.interactions.context, names.context)
+        self._of_events = {} if items is None else self._tensors(items.columns, names.history)
         log = prepared.interactions
         self._users_of_log = None if log.user_rows is None else self._tensor(log.user_rows)
         self._items_of_log = None if log.item_rows is None else self._tensor(log.item_rows)
@@ -115,15 +116,15 @@ class Columns:
 
     def items(self, item_rows: Tensor) -> Batch:
         """Item features (B, ...) of some items (B,)."""
-        return self._gathered(self._items, self.names.item, item_rows)
+        return self._sent(self._items.rows(item_rows.to(self.home)))
 
     def users(self, user_rows: Tensor) -> Batch:
         """User features (B, ...) of some users (B,)."""
-        return self._gathered(self._users, self.names.user, user_rows)
+        return self._sent(self._users.rows(user_rows.to(self.home)))
 
     def context(self, interactions: Tensor) -> Batch:
         """Context features (B, ...) of some interactions (B,)."""
-        return self._gathered(self._context, self.names.context, interactions)
+        return self._sent(self._context.rows(interactions.to(self.home)))
 
     def history(self, user_rows: Tensor, ends: Tensor, length: int | None = None) -> Batch:
         """The latest events before some ends, oldest first, padded on the left.
@@ -190,7 +191,7 @@ class Columns:
         return self._sent(self._events(item_rows.to(self.home)))
 
     def _events(self, item_rows: Tensor) -> Batch:
-        return {HISTORY_PREFIX + n: _gather(self._items[n], item_rows) for n in self.names.history}
+        return {HISTORY_PREFIX + n: gather(v, item_rows) for n, v in self._of_events.items()}
 
     def queries(self, interactions: Tensor, history: Histories | None = None) -> Batch:
         """Query features of some interactions (B,): user, context, and the history before each.
@@ -203,8 +204,8 @@ class Columns:
         interactions = interactions.to(self.home)
         batch = self.context(interactions)
         if self._users_of_log is not None:
-            user_rows = _gather(self._users_of_log, interactions)
-            ends = _gather(self._history_end, interactions)
+            user_rows = gather(self._users_of_log, interactions)
+            ends = gather(self._history_end, interactions)
             batch |= self.users(user_rows) | history(user_rows, ends)
             own = {USER_ROWS: user_rows}
             if self._offsets is not None:
@@ -226,7 +227,7 @@ class Columns:
             WEIGHTS: self._weights.index_select(0, interactions),
         }
         if self._items_of_log is not None:
-            own[ITEM_ROWS] = _gather(self._items_of_log, interactions)
+            own[ITEM_ROWS] = gather(self._items_of_log, interactions)
             batch |= self.items(own[ITEM_ROWS])
         return batch | self._sent(own)
 
@@ -250,10 +251,6 @@ class Columns:
             places=places.int().to(self.device),
         )
 
-    def _gathered(self, columns: Batch, names: Sequence[str], rows: Tensor) -> Batch:
-        rows = rows.to(self.home)
-        return self._sent({name: _gather(columns[name], rows) for name in names})
-
     def _sent(self, batch: Batch) -> Batch:
         """A batch where it is wanted."""
         if self.home == self.device:
@@ -262,9 +259,13 @@ class Columns:
             batch = {name: values.pin_memory() for name, values in batch.items()}
         return {name: values.to(self.device, non_blocking=True) for name, values in batch.items()}
 
-    def _tensors(
-        self, columns: Mapping[str, npt.NDArray[Any]], names: Sequence[str] | set[str]
-    ) -> Batch:
+    def _packed(
+        self, columns: Mapping[str, npt.NDArray[Any]], names: Sequence[str]
+    ) -> PackedColumns:
+        tensors = self._tensors(columns, names) if columns else {}
+        return PackedColumns(tensors, pack=self._residency != "disk")
+
+    def _tensors(self, columns: Mapping[str, npt.NDArray[Any]], names: Sequence[str]) -> Batch:
         return {name: self._tensor(columns[name]) for name in names}
 
     def _tensor(self, values: npt.NDArray[Any]) -> Tensor:
@@ -273,9 +274,3 @@ class Columns:
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
                 return torch.from_numpy(values)
         return torch.from_numpy(np.array(values)).to(self.home)
-
-
-def _gather(column: Tensor, rows: Tensor) -> Tensor:
-    """Rows of a column; ids come out as int64, whatever they are stored as."""
-    values = column.index_select(0, rows)
-    return values if values.is_floating_point() else values.long()

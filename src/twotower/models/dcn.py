@@ -34,7 +34,6 @@ from twotower.models.embedding import FeatureEmbedder
 from twotower.models.history import HistoryEncoder, TargetEncoder, build_history, read_of
 from twotower.models.mlp import MLP
 from twotower.models.multitask import Heads, SharedBottom
-from twotower.models.pieces import in_pieces
 from twotower.models.two_tower import history_names
 
 RANK_SCALE = -0.2  # at first; takes the log of ranks up to some hundreds to 0 .. -1
@@ -201,7 +200,8 @@ class DCNv2(nn.Module):
         Returns:
             ``(B, T)``: of the task that is ranked by, then of `tasks`.
         """
-        return in_pieces(self.body, self._features(batch))
+        found: Tensor = self.body(self._features(batch))
+        return found
 
     def _features(self, batch: Mapping[str, Tensor]) -> Tensor:
         parts = []
@@ -215,7 +215,7 @@ class DCNv2(nn.Module):
             parts.append(self.score_scale(batch[RETRIEVAL_SCORE].unsqueeze(-1)))  # (B, 1)
         if self.rank_scale is not None:
             parts.append(self.rank_scale(batch[RETRIEVAL_RANK].log().unsqueeze(-1)))  # (B, 1)
-        return torch.cat(parts, dim=-1)  # (B, W)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)  # (B, W)
 
     def _history(self, batch: Mapping[str, Tensor]) -> Tensor:
         events = self.item_embedder(batch, HISTORY_PREFIX, self.history_names)  # (B, L, E)

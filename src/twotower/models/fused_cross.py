@@ -8,11 +8,6 @@ The gradient of x_0 is a sum over all layers and that of x_l has g added to a pr
 summed in place here, where derivatives layer by layer carry each term through memory by itself. A
 third of the passes over (B, W) matrices are left out; the products are the same.
 
-On a CPU every product is written to rows that begin on a cache line (`room_like`). A width of 429
-is no multiple of the 16 float32 numbers of a line, and to rows that lie one right behind the other
-the library writes products of that width at 52 GFLOP/s instead of 84 (MKL on Zen 4); how its inputs
-lie does not matter. The parameters stay as wide as the input is.
-
 Shapes: B rows, W width.
 """
 
@@ -24,8 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-LINE = 16  # float32 numbers of a cache line
 
 
 def full_rank_stack(x0: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
@@ -43,24 +36,6 @@ def full_rank_stack(x0: Tensor, weights: Sequence[Tensor], biases: Sequence[Tens
     return crossed
 
 
-def room_like(matrix: Tensor) -> Tensor:
-    """Where a product of the shape of a matrix ``(B, W)`` is to be written.
-
-    Returns:
-        ``(B, W)``, not filled; on a CPU a view whose rows begin a multiple of `LINE` numbers apart.
-    """
-    if matrix.device.type != "cpu":
-        return torch.empty_like(matrix)
-    rows, width = matrix.shape
-    return matrix.new_empty(rows, -(-width // LINE) * LINE)[:, :width]
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    if x.device.type != "cpu" or torch.compiler.is_exporting():  # one kernel, one node of a graph
-        return torch.addmm(bias, x, weight.T)
-    return room_like(x).copy_(bias).addmm_(x, weight.T)
-
-
 class _FullRankStack(torch.autograd.Function):
     """Forward and backward through all layers."""
 
@@ -71,7 +46,7 @@ class _FullRankStack(torch.autograd.Function):
         weights, biases = parameters[:num_layers], parameters[num_layers:]
         inputs, linear = [x0], []
         for weight, bias in zip(weights, biases, strict=True):
-            linear.append(_linear(inputs[-1], weight, bias))  # (B, W)
+            linear.append(torch.addmm(bias, inputs[-1], weight.T))  # (B, W)
             inputs.append(torch.addcmul(inputs[-1], x0, linear[-1]))  # (B, W)
         ctx.save_for_backward(*weights, *inputs[:-1], *linear)
         return inputs[-1]
@@ -86,12 +61,11 @@ class _FullRankStack(torch.autograd.Function):
         linear = ctx.saved_tensors[2 * num_layers :]
         of_weights, of_biases = [], []
         of_x0 = torch.zeros_like(inputs[0])  # (B, W)
-        own = room_like(gradient).copy_(gradient)  # (B, W)
+        own = gradient.clone()  # (B, W)
         for weight, x, h in zip(reversed(weights), reversed(inputs), reversed(linear), strict=True):
             of_linear = own * inputs[0]  # (B, W)
             of_x0.addcmul_(own, h)
-            of_weight = room_like(weight)
-            of_weights.append(of_weight.addmm_(of_linear.T, x, beta=0))  # (W, W)
+            of_weights.append(torch.mm(of_linear.T, x))  # (W, W)
             of_biases.append(of_linear.sum(dim=0))
             own.addmm_(of_linear, weight)  # (B, W)
         return of_x0.add_(own), *reversed(of_weights), *reversed(of_biases)

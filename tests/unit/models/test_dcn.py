@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from twotower.features.spec import FeatureInput, ModelInputs
-from twotower.models import pieces
 from twotower.models.cross import CrossNetwork, full_rank, low_rank, mixture
 from twotower.models.dcn import Body, DCNv2, Parallel, Stacked
 from twotower.models.history import MeanPooling
@@ -134,28 +133,6 @@ def test_every_column_moves_the_logit(name: str) -> None:
     column = columns[name]
     other = (column + 1) % 4 if column.dtype == torch.int64 else column + 1
     assert not torch.equal(model(columns), model(columns | {name: other}))
-
-
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_the_body_sees_a_batch_in_pieces(
-    monkeypatch: pytest.MonkeyPatch, precision: torch.dtype
-) -> None:
-    """Features, tables among them, are of all rows at once."""
-    model, columns = ranker(structure="parallel"), batch(7)
-    names, weights = zip(*model.named_parameters(), strict=True)
-    sizes: list[int] = []
-    model.get_submodule("body").register_forward_hook(lambda body, x, y: sizes.append(len(y)))
-    found = []
-    for num_rows in (7, 3):
-        monkeypatch.setattr(pieces, "NUM_ROWS", num_rows)
-        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            logits = model.logits(columns)
-        found.append((logits, *torch.autograd.grad(logits.float().square().mean(), weights)))
-    assert sizes == [7, 3, 3, 1]
-    close = 1e-5 if precision == torch.float32 else 2e-2
-    for name, whole, cut in zip(("logits", *names), *found, strict=True):
-        difference = (cut - whole).detach().norm()
-        assert difference <= close * whole.detach().norm(), name
 
 
 def test_the_history_shares_the_tables_of_the_candidates() -> None:

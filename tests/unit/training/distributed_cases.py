@@ -3,8 +3,7 @@
     python distributed_cases.py <prepared folder> <folder of results> <rank> <size> <port>
 
 Every case is a task and its training examples. The batches hold 22 examples, which 4 processes
-cannot share evenly, and the last one of an epoch 3, so that one of 4 processes has none. Several
-processes compute a ranker's share in pieces, one process all rows at once.
+cannot share evenly, and the last one of an epoch 3, so that one of 4 processes has none.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from twotower.losses.queue import CrossBatchQueue
 from twotower.losses.ranking import BinaryLogLoss
 from twotower.losses.sampled_softmax import FullSoftmax, SampledSoftmax
 from twotower.losses.streaming_frequency import StreamingFrequency
-from twotower.models import embedding, pieces
+from twotower.models import embedding
 from twotower.models.columns import stage_columns
 from twotower.models.gru import GRU
 from twotower.models.history import MeanPooling
@@ -169,7 +168,6 @@ def with_weights(assemble):
 def run_case(name, world, ranks):
     """Loss and gradients of every batch of an epoch, and what is remembered then."""
     several, rows = isinstance(ranks, DistributedRanks), embedding.MIN_SPARSE_ROWS
-    in_piece = pieces.NUM_ROWS
     embedding.MIN_SPARSE_ROWS = 0 if name.endswith("sparse") else rows
     task, examples = build_case(name, world, ranks)
     embedding.MIN_SPARSE_ROWS = rows
@@ -193,7 +191,6 @@ def run_case(name, world, ranks):
     if several:
         step = DistributedDataParallel(task, process_group=ranks.group, broadcast_buffers=False)
     steps = []
-    pieces.NUM_ROWS = 4 if several else BATCH
     for batch in loader:
         task.zero_grad()
         step(batch).backward()
@@ -205,7 +202,6 @@ def run_case(name, world, ranks):
         (loss,) = logged.values()
         sparse = sum(p.grad.is_sparse for p in task.parameters())
         steps.append({"loss": loss, "gradients": gradients, "sparse": sparse})
-    pieces.NUM_ROWS = in_piece
     if is_half:
         task.settings.optimizer(task).step()
     weights = dict(task.named_parameters())

@@ -24,7 +24,7 @@ from twotower.losses.queue import CrossBatchQueue
 from twotower.losses.ranking import BinaryLogLoss
 from twotower.losses.sampled_softmax import SampledSoftmax
 from twotower.losses.streaming_frequency import StreamingFrequency
-from twotower.models import embedding, pieces
+from twotower.models import embedding
 from twotower.training import fit
 from twotower.training.evaluation import mean_metrics, rank_catalogue
 from twotower.training.examples import ExampleBatches, ImpressionExamples
@@ -256,10 +256,7 @@ class TestKilledAndResumed:
             assert_same(task.model.state_dict(), plain.model.state_dict())
 
     @pytest.mark.parametrize(("checkpoint_every", "lifetime"), [(1, 2), (3, 4), (100, 6)])
-    def test_ranking_ends_as_if_never_killed(
-        self, checkpoint_every, lifetime, world, tmp_path, monkeypatch
-    ):
-        monkeypatch.setattr(pieces, "NUM_ROWS", 40)
+    def test_ranking_ends_as_if_never_killed(self, checkpoint_every, lifetime, world, tmp_path):
         trainer = settings(checkpoint_every=checkpoint_every)
         expected, expected_fitted = fit_ranking(world, tmp_path / "whole", trainer, Life())
         task, fitted, lives = live_until_done(
@@ -443,9 +440,8 @@ class TestCompiled:
         yield
         torch._dynamo.reset()
 
-    def test_gives_the_gradients_of_what_is_not(self, world, monkeypatch):
-        """The ranker in evaluation mode, without dropout, on two pieces and on a shorter one."""
-        monkeypatch.setattr(pieces, "NUM_ROWS", 32)
+    def test_gives_the_gradients_of_what_is_not(self, world):
+        """The ranker in evaluation mode, without dropout, on batches of two sizes."""
         batches = ExampleBatches(
             examples=ImpressionExamples().examples(world.prepared, TRAIN, None),
             columns=world.columns("ranking"),
