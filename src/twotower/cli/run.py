@@ -34,7 +34,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from omegaconf import OmegaConf
 
-from twotower.cli.failures import sentence
 from twotower.config import VERSION_BASE, ConfigError, Refused, check, compose, config_dir
 from twotower.config_compose import first_values, with_params
 
@@ -102,6 +101,8 @@ def run_command(
         try:
             return function(cfg)
         except Exception as error:
+            from twotower.cli.failures import sentence
+
             outcomes.append(report(error, with_traceback=with_traceback))
             if outcomes[-1] == BAD_INPUT and cfg.get("resume") is None:
                 _remove_unused_folder(prelude)
@@ -215,6 +216,8 @@ def report(error: BaseException, *, with_traceback: bool = False) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    from twotower.cli.failures import sentence  # It loads Arrow, which help does without.
+
     message = sentence(error)
     if with_traceback or message is None:
         traceback.print_exception(error)
