@@ -42,8 +42,8 @@ from twotower.serving.requests import Request
 from twotower.serving.similar import read_vector
 from twotower.serving.store import open_reader
 from twotower.serving.traffic import TrafficRecorder
-from twotower.training.checkpoints import read_checkpoint
 from twotower.training.cross_version import Space
+from twotower.training.read_checkpoint import read_checkpoint
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from twotower.models.dcn import DCNv2
 from twotower.models.tables import halve_tables
 from twotower.models.two_tower import TwoTower
 from twotower.monitoring.reference import write_reference
-from twotower.training.checkpoints import read_checkpoint
 from twotower.training.cross_version import Space
+from twotower.training.read_checkpoint import read_checkpoint
 from twotower.training.run_folder import (
     BEST,
     CONFIG,

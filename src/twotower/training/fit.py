@@ -30,10 +30,11 @@ from twotower.training.callbacks import (
     Together,
     ValidationMetrics,
 )
-from twotower.training.checkpoints import BestWeights, WholeFiles, read_checkpoint
+from twotower.training.checkpoints import BestWeights, WholeFiles
 from twotower.training.distributed import DistributedRanks, agreed, take_part
 from twotower.training.processes import PATIENCE, StartedTogether
 from twotower.training.profile import Profile
+from twotower.training.read_checkpoint import read_checkpoint
 from twotower.training.run_folder import (
     BEST,
     FINISHED,

@@ -26,8 +26,8 @@ from twotower.features.transforms import Categorical, Tags
 from twotower.models.new_rows import embedders, start_new_rows
 from twotower.models.tables import TableGroup
 from twotower.training.carried import Carried
-from twotower.training.checkpoints import read_checkpoint
 from twotower.training.optimizers import split_parameters
+from twotower.training.read_checkpoint import read_checkpoint
 from twotower.training.run_folder import BEST, LAST
 
 log = logging.getLogger(__name__)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -207,3 +209,13 @@ def test_a_run_whose_data_is_gone_or_was_replaced(tiny_run, tmp_path: Path, caps
         f"error: {known['folder']}: fingerprint {known['fingerprint']}, the run was trained on "
         "abc; train again\n"
     )
+
+
+def test_a_run_is_read_without_what_trains() -> None:
+    """Lightning takes longer to load than torch."""
+    code = (
+        "import sys, twotower.cli.load_run, twotower.export.build\n"
+        "print([name for name in ('pytorch_lightning', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
