@@ -175,13 +175,14 @@ def options_of(group: str, extra_dir: str | None = None) -> list[str]:
     return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
-def check(cfg: DictConfig, runtime: Collection[str] = ()) -> None:
+def check(cfg: DictConfig, runtime: Collection[str] = (), *, unused: Collection[str] = ()) -> None:
     """Refuse a config whose objects could not be built; nothing is built here.
 
     Args:
         cfg: A composed config, with or without Hydra's own part. Values that only exist inside a
             running job, ``${hydra:...}``, are taken as given.
         runtime: Names of arguments that are passed to `build` and so may be missing.
+        unused: Parts of which nothing is built; what they name is not imported.
 
     Raises:
         ConfigError: With every problem found.
@@ -195,6 +196,8 @@ def check(cfg: DictConfig, runtime: Collection[str] = ()) -> None:
             cfg = cfg.copy()
             with read_write(cfg), open_dict(cfg):
                 del cfg["hydra"]
+        if unused:
+            cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in unused])
         problems += find_problems(cfg, runtime)
     finally:
         job.cfg = outer

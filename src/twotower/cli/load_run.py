@@ -95,7 +95,8 @@ def load_run(folder: Path) -> LoadedRun:
             [f"{folder}: no run here (no {CONFIG}); runs are written by `twotower train`"]
         )
     config = read_yaml(folder / CONFIG)
-    check(config, TRAINING_NEEDS)  # It may be of a release with other names, or edited.
+    # It may be of a release with other names, or edited; what trains is not needed, nor loaded.
+    check(config, TRAINING_NEEDS, unused=("training", "trainer"))
     unfinished = [stage for stage in config.stages if not (folder / stage / FINISHED).is_file()]
     if unfinished:
         names = ", ".join(unfinished)

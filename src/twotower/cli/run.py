@@ -32,7 +32,6 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
-from omegaconf import OmegaConf
 
 from twotower.config import VERSION_BASE, ConfigError, Refused, check, compose, config_dir
 from twotower.config_compose import first_values, with_params
@@ -180,10 +179,8 @@ def _check_jobs(
         jobs = [*first_values(with_params(cfg.hydra.sweeper.params or {}, options.overrides))]
     for overrides in jobs:
         cfg = compose(name, overrides, extra_dir=options.config_dir, with_hydra=True)
-        if unused:
-            cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in unused])
         if not options.cfg:
-            check(cfg, needs)
+            check(cfg, needs, unused=unused)
 
 
 def _remove_unused_folder(prelude: Collection[str]) -> None:
