@@ -27,6 +27,11 @@ NEVER_TARGETS = (
     *("twotower.planning.", "twotower.data.download."),
     *("twotower.training.run_folder.", "pytorch_lightning.cli."),
 )
+# Functions of ours that configs may call: others may write files.
+OWN_FUNCTIONS = (
+    *("twotower.models.", "twotower.losses."),
+    *("twotower.config_files.spec_file", "twotower.data.tables.declared_label"),
+)
 
 
 def allowed_targets() -> tuple[str, ...]:
@@ -54,7 +59,8 @@ def locate(name: str) -> Callable[..., Any]:
     )
     if not name.startswith(prefixes):
         raise ValueError(f"`{name}` may not be built from a config; {allowed}")
-    if name.startswith(NEVER_TARGETS) or any(part.startswith("_") for part in name.split(".")):
+    private = any(part.startswith("_") for part in name.split("."))
+    if name.startswith(NEVER_TARGETS) or (private and name.startswith(ALLOWED_TARGETS)):
         raise ValueError(f"`{name}` may not be built from a config; it is no part of a model")
     module_name, _, attribute = name.rpartition(".")
     try:
@@ -75,6 +81,13 @@ def locate(name: str) -> Callable[..., Any]:
     # An allowed module may have imported something that is not allowed.
     if not f"{found.__module__}.".startswith(prefixes):
         raise ValueError(f"`{name}` is `{found.__module__}.{found.__qualname__}`; {allowed}")
+    defined = f"{found.__module__}.{found.__name__}"
+    is_own = inspect.isroutine(found) and defined.startswith(OWN)
+    if is_own and not defined.startswith(OWN_FUNCTIONS):
+        raise ValueError(
+            f"`{name}` is a function that no config may call; allowed functions of ours: "
+            + ", ".join(prefix + "*" * prefix.endswith(".") for prefix in OWN_FUNCTIONS)
+        )
     return found
 
 

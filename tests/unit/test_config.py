@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from twotower import config
+from twotower import config, config_targets
 from twotower.config import ConfigError, build, check, compose, config_dir, run_dir
 from twotower.config_compose import first_values, with_params
 
@@ -70,6 +70,8 @@ class Unresolved:
 def planted(monkeypatch):
     module = types.ModuleType("twotower.planted")
     monkeypatch.setitem(sys.modules, "twotower.planted", module)
+    functions = (*config_targets.OWN_FUNCTIONS, "twotower.planted.")
+    monkeypatch.setattr(config_targets, "OWN_FUNCTIONS", functions)
     exec(compile(PLANTED, "planted.py", "exec"), vars(module))
     return module
 

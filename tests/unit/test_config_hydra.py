@@ -92,6 +92,8 @@ def test_what_hydra_does_by_itself_is_allowed(tmp_path, monkeypatch):
         ("twotower.cli.main.main", "may not be built from a config; it is no part of a model"),
         ("twotower.planning.probe._probe", "no part of a model"),
         ("twotower.training.run_folder.write_whole", "no part of a model"),
+        ("twotower.config_files.write_spec", "is a function that no config may call"),
+        ("twotower.data.prepared.write_arrow", "is a function that no config may call"),
         ("twotower.models.mlp._hidden", "no part of a model"),
         ("twotower.config.build", "no part of a model"),
         ("pytorch_lightning.cli.LightningCLI", "no part of a model"),
