@@ -15,8 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pytest
+from hypothesis import settings
 
 from twotower.cli.main import main
+
+# How long an example takes says little on a machine that does other work.
+settings.register_profile("any_time", deadline=None)
+settings.load_profile("any_time")
 
 TINY_WORLD = (
     "data.num_users=120",
