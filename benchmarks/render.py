@@ -240,6 +240,7 @@ def document() -> str:
         *measured("Speed", "speed"),
         *measured("Serving", "serving"),
         *measured("Monitoring", "monitoring"),
+        *measured("Robustness", "robustness"),
         "## Whole experiments",
         "",
         *end_to_end(),

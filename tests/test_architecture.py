@@ -54,7 +54,7 @@ HOMES = {
     "onnx": ("export",),
     "onnxscript": ("export",),
     "onnxruntime": ("serving", "export"),
-    "PIL": ("serving",),
+    "PIL": ("serving", "training"),
     "fastapi": ("serving",),
     "starlette": ("serving",),
     "uvicorn": ("serving",),
@@ -93,6 +93,7 @@ WITHOUT_TORCH = (
 COMMAND_FILES = tuple(f"cli/{name}.py" for name in ("main", "run", *COMMANDS))
 TENSOR_FILES = (
     "data/batches.py",
+    "data/packed_columns.py",
     "data/shuffled_batches.py",
     "data/user_sets.py",
     "data/windows.py",
