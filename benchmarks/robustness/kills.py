@@ -7,8 +7,8 @@ and not into the start of Python; it is killed with SIGKILL after a random share
 time that the work takes. What was published before must be whole then. Three in four are killed
 once more while they go on, and so on. At last the same words are run to the end, and what they end
 with must be that of a run that was never killed, bit by bit: all files of prepared data; weights,
-optimisers, figures and calibration of a run; all files of a bundle but its profiles; lists and store
-of a batch. A retraining that was killed when it had published is done and is not run again.
+optimisers, figures and calibration of a run; all files of a bundle but its profiles; lists and
+store of a batch. A retraining that was killed when it had published is done and is not run again.
 """
 
 from __future__ import annotations
