@@ -25,7 +25,6 @@ import argparse
 import json
 import time
 from contextlib import chdir
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,9 +89,19 @@ class PooledModels(BundleModels):
     """A bundle whose probabilities are looked up by user, place in the pool and slot."""
 
     def __init__(self, folder: Path) -> None:
-        bundle = open_bundle(folder)
-        super().__init__(replace(bundle, event_times=bundle.event_times), num_threads=1)
-        rows = np.arange(len(bundle.users.ids))
+        super().__init__(open_bundle(make_bundle(folder)), num_threads=1)
+        self.table: np.ndarray | None = None
+        kept = folder / "pool.npz"
+        if not kept.exists():
+            self.pool = self.best()
+            np.savez(kept, pool=self.pool, table=self.scores())
+        with np.load(kept) as arrays:
+            self.pool, self.table = arrays["pool"], arrays["table"]
+        self.recommender = None  # its lists do not change, and it would be asked again every window
+
+    def best(self) -> np.ndarray:
+        """The items (U, POOL) that are best for each user."""
+        rows = np.arange(len(self.bundle.users.ids))
         queries, seen = user_queries(self.recommender, rows, self.last_event + 1)
         lists = [
             self.recommender.rank(
@@ -102,15 +111,14 @@ class PooledModels(BundleModels):
             ).rows
             for start in range(0, len(rows), 500)
         ]
-        self.pool = np.concatenate(lists)  # (U, POOL)
-        self.table: np.ndarray | None = None
+        return np.concatenate(lists)
 
-    def fill(self) -> None:
-        """Score everything that can be shown, once, by the usual way."""
+    def scores(self) -> np.ndarray:
+        """Probabilities (U, POOL, SLATE) of everything that can be shown, by the usual way."""
         shape = (len(self.pool), POOL, SLATE)
         users, places, slots = (index.ravel() for index in np.indices(shape))
         window = self.window(users, places, slots, np.zeros(len(users)), 0)
-        self.table = super().probabilities(window, self.rows(window, 1.0)).reshape(shape)
+        return super().probabilities(window, self.rows(window, 1.0)).reshape(shape)
 
     def window(self, users, places, slots, clicks, number: int) -> Window:
         """Impressions as a window; an hour of its own, since the hour is a feature of no model."""
@@ -219,8 +227,7 @@ def run(models, worlds, settings, sessions: int, seed: int) -> dict:
         ("taste", worlds["taste"], {}),
         ("calibration", worlds["none"], {"kept": 1 / (1 + LOSS)}),
     ):
-        then = list(past)
-        found[kind] = []
+        then, found[kind] = list(past), []
         for number in range(NUM_CLEAN + 1, NUM_CLEAN + 1 + NUM_DRIFTED):
             names, figures = judged(measured(number, world, **change), reference, then, settings)
             then.append(figures)
@@ -262,13 +269,10 @@ def all_runs(
 
 def main(folder: Path, seeds: range) -> None:
     """Make what is missing, run, print, keep."""
-    models = PooledModels(make_bundle(folder))
+    models = PooledModels(folder)
     world, shift = shift_that_costs(models, LOSS)
     worlds = {"none": source().world, "taste": world}
-    start = time.perf_counter()
-    models.fill()
-    print(f"pool scored in {time.perf_counter() - start:.0f} s; shift {shift:.3f}", flush=True)
-    models.recommender = None  # its lists do not change, and it would be asked again every window
+    print(f"shift {shift:.3f}", flush=True)
     rows = []
     for sessions in SETTINGS:
         made = folder / f"concept_power_{sessions}.jsonl"

@@ -7,17 +7,19 @@ had learned from its own lists (12,000 sessions as the training part, 2,000 as t
 a reference window for concept drift, and then five windows without drift, a thousand sessions each,
 with the same users. Every window is judged as `twotower monitor` does: features, scores of the
 ranker and figures by slice and over windows, with half of the rate for each kind of drift.
+Runs that are there, in FOLDER/report_alarms.jsonl, are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from concept_power import NUM_CLEAN, PooledModels, draw, judged, make_bundle, source
+from concept_power import NUM_CLEAN, PooledModels, draw, judged, source
 from kept import keep_rows
 
 from twotower.monitoring.concept_drift import Measured, measure
@@ -59,15 +61,19 @@ SETTINGS = {"more than chance, and large enough to matter": USUAL, "more than ch
 
 def main(folder: Path, runs: int, keep: bool) -> None:
     """Run, print, keep."""
-    models = PooledModels(make_bundle(folder))
-    models.fill()
-    models.recommender = None  # its lists do not change, and it would be asked again every window
+    models = PooledModels(folder)
     reference = Reference.of(models.bundle)
     profiler = WindowProfiler(Known.of(models.bundle), reference, window_form(reference))
     counts = {name: Counter() for name in SETTINGS}
+    made = folder / "report_alarms.jsonl"
+    lines = made.read_text().splitlines() if made.exists() else []
     for seed in range(runs):
-        one_run(models, profiler, seed, counts)
-        print(seed, {name: dict(of) for name, of in counts.items()}, flush=True)
+        if seed == len(lines):
+            lines.append(json.dumps(one_run(models, profiler, seed)))
+            made.write_text("\n".join(lines))
+        for name, of in json.loads(lines[seed]).items():
+            counts[name] += Counter(of)
+    print({name: dict(of) for name, of in counts.items()}, flush=True)
     rows = [
         {
             "an alert is": name,
@@ -92,10 +98,9 @@ def main(folder: Path, runs: int, keep: bool) -> None:
         )
 
 
-def one_run(
-    models: PooledModels, profiler: WindowProfiler, seed: int, counts: dict[str, Counter]
-) -> None:
-    """Count the windows of a run that alarm."""
+def one_run(models: PooledModels, profiler: WindowProfiler, seed: int) -> dict[str, Counter]:
+    """How many windows of a run alarm, by settings and kind of drift."""
+    counts = {name: Counter() for name in SETTINGS}
     rng, world = np.random.default_rng([seed, 23]), source().world
 
     def window(number: int, sessions: int) -> Window:
@@ -126,6 +131,7 @@ def one_run(
             counts[name] += Counter(
                 windows=1, data=of_data, concept=bool(names), report=of_data or bool(names)
             )
+    return counts
 
 
 if __name__ == "__main__":

@@ -239,10 +239,10 @@ def keep(rows: Sequence[Mapping[str, Any]], given: argparse.Namespace) -> None:
     scale = f"--users {given.users} --items {given.items} --slates {given.slates:g}"
     seeds, epochs = (" ".join(map(str, of)) for of in (given.seeds, given.epochs))
     keep_rows(
-        "retrain",
+        f"retrain_{given.users}",
         f"Retraining after a shift of tastes: means over worlds of {given.users:,} users, "
         "with 95 % intervals",
-        f"retrain.py {scale} --seeds {seeds} --epochs {epochs} --keep",
+        f"retrain.py {scale} --seeds {seeds} --epochs {epochs}".strip() + " --keep",
         {**columns, "exit status": ""},
         rows,
         where="one thread",
