@@ -201,7 +201,9 @@ def test_a_ranker_alone_is_renewed_by_hand(click_run, tmp_path, capsys):
         assert main(["retrain", *words]) == 2
         assert not list(tmp_path.iterdir())
     said = capsys.readouterr().err
-    assert "holds no retrieval stage; `twotower train warm_start=<run>` and `twotower export`" in said
+    assert (
+        "holds no retrieval stage; `twotower train warm_start=<run>` and `twotower export`" in said
+    )
     assert (click_run.bundle / "current").resolve() == current
 
 

@@ -176,7 +176,9 @@ class WindowProfiler:
             scores: (S,) of a model, NaN where it has none.
         """
         profile = self._accumulator.profile(Block(groups=self._groups(rows), scores=scores))
-        return replace(profile, rows=np.zeros_like(profile.rows))  # they are counted already
+        none = np.zeros(self._num_items, np.int64)
+        # Rows and items are counted already.
+        return replace(profile, rows=np.zeros_like(profile.rows), exposures=none)
 
     def _groups(self, rows: pa.Table) -> npt.NDArray[np.uint8]:
         has_users = self._users is not None and USER_ID in rows.column_names

@@ -20,7 +20,7 @@ from twotower.monitoring.judge import Judge
 from twotower.monitoring.profile import Profile
 from twotower.monitoring.reference import Reference, window_form
 from twotower.monitoring.scoring import BundleModels
-from twotower.monitoring.window_profile import Known, WindowProfiler
+from twotower.monitoring.window_profile import Described, Known, WindowProfiler
 from twotower.monitoring.window_scores import with_scores
 from twotower.monitoring.windows import Window
 
@@ -90,6 +90,22 @@ def test_of_a_long_window_some_rows_are_scored(models, profiler, validation, mon
     profile = profiled(profiler, models, validation)
     assert profile.columns[SCORE].rows.sum() == 100
     assert profile.num_rows == len(validation.interactions)
+
+
+def test_items_may_be_newer_than_the_bundle(
+    bundle, models, profiler, validation, log, tmp_path
+) -> None:
+    pq.write_table(log.items, tmp_path / "items.parquet")
+    newer = WindowProfiler(
+        Known.of(bundle),
+        Reference.of(bundle),
+        profiler.form,
+        described=Described(items=str(tmp_path / "items.parquet")),
+    )
+    own, others = (profiled(one, models, validation) for one in (profiler, newer))
+    assert np.array_equal(own.columns[SCORE].counts, others.columns[SCORE].counts)
+    assert np.array_equal(own.exposures, others.exposures)
+    assert own.exposures.sum() > 0
 
 
 def test_the_report_compares_scores(bundle, profiler, validation, tmp_path: Path) -> None:
