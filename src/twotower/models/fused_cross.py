@@ -60,11 +60,12 @@ class _FullRankStack(torch.autograd.Function):
         inputs = ctx.saved_tensors[num_layers : 2 * num_layers]
         linear = ctx.saved_tensors[2 * num_layers :]
         of_weights, of_biases = [], []
-        of_x0 = torch.zeros_like(inputs[0])  # (B, W)
+        of_x0 = torch.mul(gradient, linear[-1])  # (B, W)
         own = gradient.clone()  # (B, W)
         for weight, x, h in zip(reversed(weights), reversed(inputs), reversed(linear), strict=True):
             of_linear = own * inputs[0]  # (B, W)
-            of_x0.addcmul_(own, h)
+            if h is not linear[-1]:
+                of_x0.addcmul_(own, h)
             of_weights.append(torch.mm(of_linear.T, x))  # (W, W)
             of_biases.append(of_linear.sum(dim=0))
             own.addmm_(of_linear, weight)  # (B, W)
