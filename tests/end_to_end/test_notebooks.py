@@ -110,6 +110,14 @@ def test_a_model_is_inspected_from_six_sides(kernel, tmp_path):
     assert strengths[0] > 1
 
 
+def test_the_kept_inspection_shows_what_its_text_says():
+    executed = nbformat.read(INSPECT, as_version=4)
+    assert len(outputs(executed, "image/png")) == 6
+    _, exposure, _ = outputs(executed, "text/html")
+    lifts = dict(re.findall(r"<tr><td>([\w ]+)</td>.*?([+-][\d.]+)</td></tr>", exposure))
+    assert float(lifts["most popular"]) > float(lifts["retrieval"]) > 0
+
+
 def days_with_an_alert(history, area, subject, statistic=None):
     """Numbers of the days, from 1."""
     return [
