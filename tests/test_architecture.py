@@ -54,7 +54,7 @@ HOMES = {
     "onnx": ("export",),
     "onnxscript": ("export",),
     "onnxruntime": ("serving", "export"),
-    "PIL": ("serving", "training"),
+    "PIL": ("training", "serving"),
     "fastapi": ("serving",),
     "starlette": ("serving",),
     "uvicorn": ("serving",),
@@ -99,6 +99,18 @@ TENSOR_FILES = (
     "data/windows.py",
 )
 
+CODE_FROM_TEXT = (
+    "eval",
+    "exec",
+    "compile",
+    "builtins.eval",
+    "builtins.exec",
+    "subprocess.getoutput",
+)
+# Where a name decides what is imported: held to prefixes, or to the names of our commands.
+IMPORTERS = ("config_targets.py", "cli/main.py")
+ERRORS_OF_YAML = ("config_compose.py", "config_files.py")
+
 FORBIDDEN_NAMES = ("utils", "util", "common", "helpers", "helper", "core", "misc")
 TAKES_KEYWORDS = ("config.py:build",)
 MAX_FILE_LINES = 300
@@ -119,6 +131,8 @@ def imports(tree, *, running=False):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
+            if module == "pickle" and [alias.name for alias in node.names] == ["UnpicklingError"]:
+                continue  # What torch raises where a checkpoint holds more than tensors.
             yield module, node.lineno
             if module == "twotower" or module.count(".") == 1:
                 yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
@@ -167,7 +181,7 @@ def check_loading(path, tree):
     command = path in COMMAND_FILES
     if path in TENSOR_FILES or not (command or folder_of(path) in WITHOUT_TORCH):
         return
-    light = ("cli.failures", "cli.main", "cli.run", "config", "config_compose", "planning")
+    light = ("cli.main", "cli.run", "cli.failures", "config", "config_compose", "planning")
     for name, line in imports(tree, running=True):
         if name.split(".")[0] == "torch":
             yield f"{path}:{line}: `torch` is imported when the file is loaded"
@@ -210,7 +224,36 @@ def check_loads(path, tree):
             yield f"{path}:{node.lineno}: `{called}` unpickles"
 
 
-RULES = (check_layers, check_homes, check_loading, check_names, check_functions, check_loads)
+def check_code(path, tree):
+    """Nothing turns a text into code or into a command of a shell."""
+    if path not in ERRORS_OF_YAML:
+        for name, line in imports(tree):
+            if name == "yaml":
+                yield f"{path}:{line}: `yaml` is read by OmegaConf, which builds no objects"
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        called, first = ast.unparse(node.func), next(iter(node.args), None)
+        text = isinstance(first, ast.JoinedStr | ast.Constant)
+        shell = any(word.arg == "shell" for word in node.keywords)
+        imported = called.rpartition(".")[2] in ("import_module", "__import__")
+        if called in CODE_FROM_TEXT or called.startswith(("os.system", "os.popen", "os.exec")):
+            yield f"{path}:{node.lineno}: `{called}` runs what a text says"
+        elif imported and path not in IMPORTERS and not isinstance(first, ast.Constant):
+            yield f"{path}:{node.lineno}: `{called}` imports what a variable names"
+        elif called.endswith(".extractall"):
+            yield f"{path}:{node.lineno}: `{called}` writes where an archive says"
+        elif called.startswith("subprocess.") and (shell or text):
+            yield f"{path}:{node.lineno}: `{called}` is given a line for a shell, not a list"
+
+
+RULES = (
+    check_layers,
+    check_homes,
+    check_loading,
+    check_names,
+    check_functions,
+    check_loads,
+    check_code,
+)
 
 
 def problems_of(path, source):
@@ -276,6 +319,7 @@ def function_of(num_lines):
         ("cli/x.py", "import onnxruntime.tools", "`onnxruntime` outside serving, export"),
         ("data/x.py", "import pandas", "`pandas` outside its home"),
         ("export/x.py", "import pickle", "`pickle` outside its home"),
+        ("export/x.py", "from pickle import UnpicklingError, loads", "`pickle` outside its home"),
         ("metrics/x.py", "import torch", "`torch` is imported when the file is loaded"),
         ("serving/x.py", "try:\n    from torch import nn\nexcept ImportError: ...", "`torch`"),
         ("cli/export.py", "from twotower.export.bundle import Bundle", "before the command runs"),
@@ -292,6 +336,14 @@ def function_of(num_lines):
         ("export/x.py", "import torch\ntorch.load('f', weights_only=False)", "without"),
         ("index/x.py", "load('f', weights_only=False)", "`load` unpickles"),
         ("data/x.py", "np.load('f', allow_pickle=True)", "`np.load` unpickles"),
+        ("data/x.py", "eval('1')", "`eval` runs what a text says"),
+        ("cli/x.py", "import os\nos.system('ls')", "`os.system` runs"),
+        ("cli/x.py", "import importlib\nimportlib.import_module(name)", "what a variable names"),
+        ("cli/x.py", "import subprocess\nsubprocess.run(c, shell=True)", "a line for a shell"),
+        ("cli/x.py", "import subprocess\nsubprocess.run('ls')", "a line for a shell"),
+        ("data/x.py", "archive.extractall(folder)", "writes where an archive says"),
+        ("data/x.py", "import yaml\nyaml.load(text)", "`yaml` is read by OmegaConf"),
+        ("data/x.py", "def f():\n    from yaml import unsafe_load", "`yaml` is read by OmegaConf"),
         ("data/x.py", "x = 1\n" * 301, "301 lines, more than 300"),
     ],
 )
@@ -321,6 +373,10 @@ def test_planted_violation_is_found(path, source, expected):
         ("data/x.py", function_of(60)),
         ("data/x.py", "x = 1\n" * 300),
         ("export/x.py", "import torch\ntorch.load('f', weights_only=True)"),
+        ("cli/x.py", "import subprocess\nsubprocess.run(['ls', path])"),
+        ("cli/x.py", "import importlib\nimportlib.import_module('torch')"),
+        ("models/x.py", "model.eval()\nre.compile('x')\ntorch.compile(model)"),
+        ("training/x.py", "from pickle import UnpicklingError"),
         ("data/__init__.py", ""),
     ],
 )
