@@ -17,7 +17,7 @@ from twotower.export.writer import bundle_writer, publish, published, published_
 FACTS = Manifest(
     format=4,
     name="world",
-    version="",
+    version="2026-01-01_00-00-00",
     created="",
     stages=("ranking",),
     metric=None,
