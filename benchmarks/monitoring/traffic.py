@@ -1,142 +1,110 @@
 """What a server pays for keeping requests for monitoring, as a share of the time of a request.
 
-    python benchmarks/monitoring/traffic.py bundle=<bundle> [--turns 60] [--keep]
+    python benchmarks/monitoring/traffic.py bundle=<bundle> [--pairs 2000] [--keep]
 
-Three servers with one worker each answer the same requests over HTTP: one keeps nothing, one ten
-requests a second, which is the default, and one every request. They take turns, in another order
-every time, one request after the other as a quiet server has them, and from sixteen clients at once
-as a busy one; a turn's CPU seconds of a worker, the thread that writes included, are held against
-those of the worker that keeps nothing in the same turn. The median of these ratios does not mind
-what else the machine does. Files are written every 4,096 requests, which a median does not see:
-"alone" is what the recorder takes by itself for those that it keeps, writing included, over the CPU
-seconds of all requests that a worker can answer.
+Every request is answered twice in a row by one process, once with the recorder and once without, in
+turns which comes first; the median of the ratios of the pairs' CPU seconds, all threads included,
+does not mind what else the machine does. Requests are answered one by one, as a quiet server does,
+and sixteen together, as a busy one does; what HTTP costs besides is left out, so the share is that
+of less than a whole request. Files are written every 4,096 requests, which a median does not see:
+"alone" is the recorder by itself for those that it keeps, writing included, over the CPU seconds of
+all requests that a core can answer.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
-import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))
 
 import numpy as np
 from kept import keep_rows
-from running import Running, running
 
 from twotower.export.bundle import open_bundle
 from twotower.serving.recommender import Recommender
 from twotower.serving.requests import Request
 from twotower.serving.traffic import TrafficRecorder
 
-NOTHING, EVERY = "nothing", 1e9
+EVERY = 1e9
 KEEPING = {"10 a second": 10.0, "every one": EVERY}
-TURN = 128
-PATIENT = ["deadline_ms=60000"]  # a shared machine may stop a server for a second
-RESAMPLES = 4000
+TOGETHER = (1, 16)
+RESAMPLES, WARM_UP = 2000, 20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", help="bundle=<bundle>")
-    parser.add_argument("--turns", type=int, default=60)
+    parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--keep", action="store_true", help="write the figures for RESULTS.md")
     given = parser.parse_args()
-    folder = Path(given.bundle.removeprefix("bundle=")).resolve()
-    users = open_bundle(folder).users.ids.to_pylist()
-    rows = []
-    with tempfile.TemporaryDirectory() as kept, ExitStack() as stack:
-        servers = {NOTHING: stack.enter_context(running(folder, PATIENT))}
-        for name, per_second in KEEPING.items():
-            words = [f"traffic={kept}/{per_second:g}", f"traffic_per_second={per_second}"]
-            servers[name] = stack.enter_context(running(folder, [*PATIENT, *words]))
-        for clients in (1, 16):
-            rows += measured(servers, users, clients, given.turns)
-    of_one = 1000 * alone(folder, users)
-    for row in rows:
-        took = row["CPU ms a request"]
-        row["alone"] = of_one / took * min(1.0, KEEPING[row["kept"]] * took / 1000)
-        print(row, flush=True)
-    if given.keep:
-        keep(rows, given.turns)
-
-
-def measured(
-    servers: dict[str, Running], users: Sequence[object], clients: int, turns: int
-) -> list[dict[str, object]]:
-    """Rows of the table for so many clients."""
-    rng = np.random.default_rng(clients)
-    names = list(servers)
-    used: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(-2, turns):  # two to warm up
-        asked = [users[row] for row in rng.integers(0, len(users), TURN)]
-        for name in rng.permutation(names):
-            before = cpu_seconds(servers[name])
-            ask(servers[name].port, asked, clients)
-            if turn >= 0:
-                used[name].append(cpu_seconds(servers[name]) - before)
-    plain = np.array(used[NOTHING])
-    rows = []
-    for name in KEEPING:
-        ratios = np.array(used[name]) / plain - 1  # (turns,)
-        drawn = rng.choice(ratios, (RESAMPLES, turns))
-        low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
-        rows.append(
-            {
-                "clients": clients,
-                "kept": name,
-                "CPU ms a request": 1000 * float(np.median(plain)) / TURN,
-                "more, median": float(np.median(ratios)),
-                "95 % interval": f"{low:+.2%} .. {high:+.2%}",
-            }
-        )
-    return rows
-
-
-def cpu_seconds(server: Running) -> float:
-    """CPU seconds of all threads of a server's workers, to the nanosecond."""
-    paths = [
-        path for pid in server.workers for path in Path(f"/proc/{pid}/task").glob("*/schedstat")
-    ]
-    return sum(int(path.read_text().split()[0]) for path in paths) / 1e9
-
-
-def ask(port: int, asked: Sequence[object], clients: int) -> None:
-    """Send a turn's requests, shared out to the clients."""
-
-    def client(share: Sequence[object]) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        for user in share:
-            body = json.dumps({"user": user, "k": 10})
-            headers = {"content-type": "application/json"}
-            connection.request("POST", "/v1/recommend", body, headers)
-            answer = connection.getresponse()
-            answer.read()
-            if answer.status != 200:
-                raise SystemExit(f"status {answer.status} for user {user}")
-        connection.close()
-
-    with ThreadPoolExecutor(clients) as threads:
-        list(threads.map(client, [asked[first::clients] for first in range(clients)]))
-
-
-def alone(folder: Path, users: Sequence[object], count: int = 8192) -> float:
-    """CPU seconds that the recorder takes for one request that it keeps, its files included."""
-    bundle = open_bundle(folder)
+    bundle = open_bundle(Path(given.bundle.removeprefix("bundle=")))
     recommender = Recommender(bundle, num_threads=1)
+    users = bundle.users.ids.to_pylist()
+    of_one = alone(recommender, users)
+    rows = []
+    for together in TOGETHER:
+        for name, per_second in KEEPING.items():
+            plain, ratios = paired(recommender, users, together, per_second, given.pairs)
+            milliseconds = 1000 * float(np.median(plain)) / together
+            low, high = interval(ratios)
+            rows.append(
+                {
+                    "answered together": together,
+                    "kept": name,
+                    "CPU ms a request": milliseconds,
+                    "more, median": float(np.median(ratios)) - 1,
+                    "95 % interval": f"{low - 1:+.2%} .. {high - 1:+.2%}",
+                    "alone": 1000
+                    * of_one
+                    / milliseconds
+                    * min(1, per_second * milliseconds / 1000),
+                }
+            )
+            print(rows[-1], flush=True)
+    if given.keep:
+        keep(rows, given.pairs)
+
+
+def paired(
+    recommender: Recommender, users: Sequence[object], together: int, per_second: float, pairs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """CPU seconds of requests without the recorder (pairs,), and ratios with it (pairs,)."""
+    rng = np.random.default_rng(together)
+    used: dict[bool, list[float]] = {False: [], True: []}
+    with tempfile.TemporaryDirectory() as folder:
+        recorder = TrafficRecorder(Path(folder), recommender.bundle, per_second=per_second)
+        for pair in range(-WARM_UP, max(pairs // together, 100)):
+            asked = [Request(user=users[row]) for row in rng.integers(0, len(users), together)]
+            for keeps in (False, True) if pair % 2 else (True, False):
+                recommender.observe = recorder.record if keeps else None
+                started = time.process_time_ns()
+                recommender.answer(asked)
+                if pair >= 0:
+                    used[keeps].append((time.process_time_ns() - started) / 1e9)
+        recommender.observe = None
+        recorder.close()
+    plain = np.array(used[False])
+    return plain, np.array(used[True]) / plain
+
+
+def interval(ratios: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the median."""
+    drawn = np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def alone(recommender: Recommender, users: Sequence[object], count: int = 8192) -> float:
+    """CPU seconds that the recorder takes for one request that it keeps, its files included."""
     encoded = [recommender.encoder.asked(0, Request(user=user)) for user in users[:1000]]
     rows = np.zeros((1, 10), np.int64)
-    with tempfile.TemporaryDirectory() as kept:
-        recorder = TrafficRecorder(Path(kept), bundle, per_second=EVERY)
+    with tempfile.TemporaryDirectory() as folder:
+        recorder = TrafficRecorder(Path(folder), recommender.bundle, per_second=EVERY)
         started = time.process_time()
         for place in range(count):
             recorder.record([encoded[place % len(encoded)]], rows)
@@ -144,15 +112,14 @@ def alone(folder: Path, users: Sequence[object], count: int = 8192) -> float:
         return (time.process_time() - started) / count
 
 
-def keep(rows: list[dict[str, object]], turns: int) -> None:
+def keep(rows: list[dict[str, object]], pairs: int) -> None:
     """Write what `render.py` reads."""
     keep_rows(
         "traffic",
-        "Keeping a server's requests for monitoring: CPU seconds of the server in "
-        f"{turns} turns of {TURN} requests, held against a server that keeps none",
-        "traffic.py bundle=bundles/demo/current --keep",
+        "Keeping a server's requests for monitoring, as a share of the time of a request",
+        f"traffic.py bundle=bundles/demo/current --pairs {pairs} --keep",
         {
-            "clients": "",
+            "answered together": "",
             "kept": "",
             "CPU ms a request": ".2f",
             "more, median": "+.2%",
@@ -160,7 +127,7 @@ def keep(rows: list[dict[str, object]], turns: int) -> None:
             "alone": ".2%",
         },
         rows,
-        where="servers of one thread on one core",
+        where="one thread",
     )
 
 
