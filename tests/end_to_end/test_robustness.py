@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TinyRun
+from twotower.serving.store import open_reader
+from twotower.serving.stored_list import StoreError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "robustness"
 COMMANDS = ("prepare", "train", "export", "batch")
@@ -61,6 +64,16 @@ def test_damaged_files_are_refused_or_read_right(fuzz_files, home) -> None:
         assert found.total() > 0
         refused += found[fuzz_files.REFUSED]
     assert refused > CASES * len(fuzz_files.READERS) / 2
+
+
+def test_a_store_that_was_cut_is_refused_and_does_not_end_the_process(home, tmp_path) -> None:
+    (data,) = home.glob("stores/tiny/[!.c]*/data.mdb")
+    store = tmp_path / "stores" / "tiny"
+    shutil.copytree(home / "stores" / "tiny", store, symlinks=True)
+    cut = store / data.parent.name / "data.mdb"
+    cut.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    with pytest.raises(StoreError, match=r"data\.mdb: cut; `twotower batch` writes it again"):
+        open_reader(str(store)).lookup("u000001")
 
 
 def test_a_fault_is_found(fuzz_files, home, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import logging
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.ipc as ipc
@@ -194,3 +195,31 @@ def test_one_ragged_row_among_many_is_found(tmp_path):
     rows = ["1,2"] * 300_000
     rows[250_000] = "1"
     problem(write(tmp_path / "t.csv", "a,b\n" + "\n".join(rows)), "1 row with .* data row 250001 ")
+
+
+def test_a_column_without_a_name_is_left_out(tmp_path, caplog):
+    """The first column of a table that was written with its row numbers."""
+    path = tmp_path / "t.csv"
+    path.write_text(",user_id,item_id\n0,7,8\n1,9,10\n")
+    assert read_raw(str(path)).data.to_pydict() == {"user_id": ["7", "9"], "item_id": ["8", "10"]}
+    assert f"{path}: column 1 has no name and is left out" in caplog.text
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("user_id,item_id,item_id\n0,7,8\n")
+    with pytest.raises(DataError, match=r"t\.csv has several columns called item_id; allowed: a"):
+        read_raw(str(path))
+
+
+def test_an_arrow_file_whose_offsets_lead_elsewhere_is_refused(tmp_path):
+    """Nothing is read from where they lead."""
+    path = tmp_path / "t.arrow"
+    table = pa.table({"a": pa.array(["a", "b"])})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    right, wrong = (np.array(ends, np.int32).tobytes() for ends in ([0, 1, 2], [0, 1, 1 << 30]))
+    assert right in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(right, wrong))
+    with pytest.raises(DataError, match=r"t\.arrow: cannot be read as arrow"):
+        read_raw(str(path))
