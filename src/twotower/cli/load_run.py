@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from twotower.cli.run import TRAINING_NEEDS
-from twotower.config import build, check
+from twotower.config import ConfigError, build, check
 from twotower.config_files import read_yaml
 from twotower.data.prepared import FEATURES_FOLDER, Prepared, checksum, open_prepared
 from twotower.data.schema import DataError
@@ -95,8 +95,12 @@ def load_run(folder: Path) -> LoadedRun:
             [f"{folder}: no run here (no {CONFIG}); runs are written by `twotower train`"]
         )
     config = read_yaml(folder / CONFIG)
-    # It may be of a release with other names, or edited; what trains is not needed, nor loaded.
-    check(config, TRAINING_NEEDS, unused=("training", "trainer"))
+    try:
+        # It may be of a release with other names, or edited; what trains is not needed, nor loaded.
+        check(config, TRAINING_NEEDS, unused=("training", "trainer"))
+    except ConfigError as error:
+        problems = [f"{folder / CONFIG}: {problem}" for problem in error.problems]
+        raise ConfigError(problems) from None
     unfinished = [stage for stage in config.stages if not (folder / stage / FINISHED).is_file()]
     if unfinished:
         names = ", ".join(unfinished)
