@@ -57,6 +57,7 @@ class Reader:
         guarded: Whether every change must be seen: nothing else than what was written is read.
         torn: Whether a last part may be missing, which is what a crash leaves.
         maps: Whether it asks for far more addresses than memory.
+        place: What else says where the file is.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Reader:
     guarded: bool = False
     torn: bool = False
     maps: bool = False
+    place: str = "\n"
 
 
 def make_home(home: Path, run: Path, bundle: Path) -> None:
@@ -216,7 +218,9 @@ READERS = (
     Reader("profile", ("bundle/reference/training.npz",), _profile, guarded=True),
     Reader("traffic", ("traffic/*/*/*.npz",), _traffic, guarded=True),
     Reader("journal of items", ("items.journal",), _journal, guarded=True, torn=True),
-    Reader("lists in LMDB", ("stores/tiny/[!.]*/data.mdb",), _store, maps=True),
+    Reader(
+        "lists in LMDB", ("stores/tiny/[!.]*/data.mdb",), _store, maps=True, place="stores/tiny"
+    ),
     Reader("vector", ("vector.npy",), lambda home: read_vector(home / "vector.npy").tolist()),
     Reader("encoder, ONNX", ("encoder.onnx",), _encoder),
 )

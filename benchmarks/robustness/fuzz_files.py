@@ -88,7 +88,7 @@ def outcome(reader: Reader, home: Path, path: Path, good: Any) -> str:
         if said is None:
             traceback.print_exc()
             return FAULTS[0]
-        named = path.name in said or path.resolve().parent.name in said
+        named = any(name in said for name in (path.name, path.resolve().parent.name, reader.place))
         return REFUSED if named else f"{FAULTS[1]}: {said[:200]}"
     if found == good or (reader.torn and good[: len(found)] == found):
         return SAME

@@ -31,7 +31,8 @@ def lookup(cfg: DictConfig) -> Lookup:
 
     max_age = None if cfg.max_age_hours is None else cfg.max_age_hours * 3600
     store = build(cfg.store, name=cfg.name)
-    found = StoreReader(values=store.values(), max_age=max_age).lookup(cfg.user, k=cfg.k)
+    reader = StoreReader(values=store.values(), max_age=max_age, location=store.location)
+    found = reader.lookup(cfg.user, k=cfg.k)
     if found.status == "missing":
         raise ValueError(f"{store.location}: {found.note}")
     if not cfg.quiet:

@@ -74,7 +74,10 @@ def profile_traffic(folder: Path, bundle: Bundle, reference: Reference) -> Profi
         if document["bundle"] != bundle.manifest.version:
             others.add(document["bundle"])
             continue
-        whole = whole.merge(_profile(accumulator, groups, document, arrays))
+        try:
+            whole = whole.merge(_profile(accumulator, groups, document, arrays))
+        except (TypeError, ValueError, LookupError) as error:  # arrays of other names or types
+            problems.append(f"{path}: no traffic, or damaged: {error}")
     if not problems and not whole.num_rows:
         there = f"there is traffic of {', '.join(sorted(others))}" if others else "there is none"
         problems.append(

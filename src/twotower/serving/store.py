@@ -15,7 +15,7 @@ from typing import Literal
 from twotower.serving.ids import ItemId
 from twotower.serving.requests import Recommendation, Source
 from twotower.serving.store_version import Store, Values
-from twotower.serving.stored_list import StoredList, decode_list
+from twotower.serving.stored_list import StoredList, StoreError, decode_list
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
@@ -54,11 +54,13 @@ class StoreReader:
         values: The store.
         max_age: Seconds after which a list is stale; None for never.
         clock: What time it is, seconds since 1970.
+        location: Where the store is, for messages.
     """
 
     values: Values
     max_age: float | None = None
     clock: Callable[[], float] = time.time
+    location: str = "the store"
 
     def lookup(self, user: ItemId, *, k: int | None = None) -> Lookup:
         """The list of a user.
@@ -85,7 +87,10 @@ class StoreReader:
         if written is None:
             gone = f"user {user!r} has no list, and there are no popular items"
             return Lookup(status="missing", version=facts.bundle_version, note=gone)
-        own, stored = found.value is not None, decode_list(written)
+        try:
+            own, stored = found.value is not None, decode_list(written)
+        except StoreError as error:
+            raise StoreError(f"{self.location}, user {user!r}: {error}") from error
         age = now - stored.written_at
         status: Status = "found" if own else "fallback"
         note = f"list of {user!r}" if own else f"{user!r} has no list: popular items"
@@ -151,7 +156,7 @@ def open_reader(location: str, *, max_age: float | None = None) -> StoreReader:
     else:
         path = Path(location)
         store = LmdbStore(path=str(path.parent), name=path.name)
-    return StoreReader(values=store.values(), max_age=max_age)
+    return StoreReader(values=store.values(), max_age=max_age, location=store.location)
 
 
 def _ago(seconds: float) -> str:

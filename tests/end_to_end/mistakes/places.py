@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.end_to_end.mistakes.mistake import Mistake, Place
 from tests.end_to_end.mistakes.shop import Tables
 from tests.end_to_end.mistakes.words import asked, said, training
+from twotower.export.manifest import FORMAT
 
 Words = Callable[[Place], Sequence[str]]
 FLAT = ("index=flat", "index.device=cpu", "quiet=true")
@@ -191,7 +192,7 @@ MISTAKES = {
             "a bundle of another release",
             own_bundle(rewritten("manifest.json", lambda found: found.update(format=2))),
             "bundle/manifest.json: format version 2",
-            "this release reads 3",
+            f"this release reads {FORMAT}",
         ),
         Mistake(
             "a bundle that somebody edited",

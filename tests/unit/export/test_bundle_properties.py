@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from twotower.export.bundle import open_bundle
-from twotower.export.manifest import BundleError, Manifest, read_manifest
+from twotower.export.manifest import FORMAT, BundleError, Manifest, read_manifest
 
 figures = st.dictionaries(st.text(max_size=8), st.floats() | st.none(), max_size=5)
 
@@ -20,7 +20,7 @@ figures = st.dictionaries(st.text(max_size=8), st.floats() | st.none(), max_size
 def test_a_manifest_is_read_as_it_was_written(tmp_path_factory, figures, run, num) -> None:
     folder = tmp_path_factory.mktemp("manifest")
     manifest = Manifest(
-        format=3,
+        format=FORMAT,
         name="a",
         version="b",
         created="2026-01-01T00:00:00+00:00",
