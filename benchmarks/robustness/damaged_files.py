@@ -26,7 +26,6 @@ import pyarrow.parquet as pq
 from tests.onnx_model import write_model
 from twotower.cli.load_run import load_run
 from twotower.cli.main import main
-from twotower.cli.training_run import read_metrics
 from twotower.config_files import spec_file
 from twotower.data.files import read_raw
 from twotower.data.movielens import MovieLensSource
@@ -44,6 +43,7 @@ from twotower.serving.store import open_reader
 from twotower.serving.traffic import TrafficRecorder
 from twotower.training.cross_version import Space
 from twotower.training.read_checkpoint import read_checkpoint
+from twotower.training.run_folder import read_metrics
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,9 @@ def check_warm_start(stages: Sequence[str], run: Path, *, split_tables: bool) ->
         DataError: Lists what is missing.
     """
     if not run.is_dir():
-        raise DataError([f"warm_start={run}: no run folder here; runs are written by train.py"])
+        raise DataError(
+            [f"warm_start={run}: no run folder here; runs are written by `twotower train`"]
+        )
     problems = [
         f"warm_start={run}: the run has no finished stage `{stage}`; leave it out of `stages` or "
         "train without warm_start"

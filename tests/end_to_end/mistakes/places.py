@@ -86,19 +86,19 @@ MISTAKES = {
             "a run that is not there",
             said("export", "run=gone"),
             "gone: no run here (no config.yaml)",
-            "runs are written by train.py",
+            "runs are written by `twotower train`",
         ),
         Mistake(
             "a bundle where a run is expected",
             lambda place: ["export", f"run={place.tiny.bundle}"],
             "no run here (no config.yaml)",
-            "runs are written by train.py",
+            "runs are written by `twotower train`",
         ),
         Mistake(
             "a run where a bundle is expected",
             lambda place: ["recommend", f"bundle={place.tiny.run}", "user=u000001"],
             "no bundle here (no manifest.json)",
-            "run `python export.py run=<run>`",
+            "run `twotower export run=<run>`",
         ),
         Mistake(
             "nothing to resume",
@@ -116,7 +116,7 @@ MISTAKES = {
             "nothing to go on from",
             training("warm_start=gone"),
             "warm_start=gone: no run folder here",
-            "runs are written by train.py",
+            "runs are written by `twotower train`",
         ),
         Mistake(
             "a run whose data was deleted",
@@ -216,7 +216,7 @@ MISTAKES = {
             "a run that was not finished",
             own_run(lambda folder: (folder / "ranking" / "finished.json").unlink()),
             "run: not finished: ranking",
-            "go on with train.py resume=run",
+            "go on with twotower train resume=run",
         ),
         Mistake(
             "weights of which half was copied",
