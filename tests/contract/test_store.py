@@ -134,7 +134,10 @@ def test_without_popular_items_nothing_is_there(make: Make) -> None:
 
 def test_nothing_is_there_before_something_is_published(make: Make) -> None:
     look = reader(make())
-    assert (look.lookup(1).status, look.lookup(1).note) == ("missing", "nothing was published")
+    assert (look.lookup(1).status, look.lookup(1).note) == (
+        "missing",
+        "nothing was published; `twotower batch bundle=<bundle>` does that",
+    )
     with make().begin(facts("v1"), popular([9])) as version:
         version.put(0, "d", entries({"1": [5]}))
         assert look.lookup(1).status == "missing"

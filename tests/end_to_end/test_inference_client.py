@@ -178,7 +178,7 @@ def test_tensors_that_do_not_fit(client: InferenceServerClient) -> None:
 def test_requests_that_cannot_be_answered(client: InferenceServerClient, bundle: Bundle) -> None:
     assert refused(client, MODEL, inputs({"history": texts("nothing")})) == (
         "400",
-        "history: unknown items nothing",
+        "history: unknown items nothing; known are 80 items such as i00000, i00001, i00002",
     )
     user = bundle.users.ids[0].as_py()
     rows = {"user": texts(user, user), "user_features": texts("", "{")}

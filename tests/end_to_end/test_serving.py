@@ -310,7 +310,7 @@ def test_a_key_from_the_environment(home: Path, monkeypatch: pytest.MonkeyPatch)
         (["processes=0"], "processes: must be at least 1, got 0"),
         (["max_batch=0"], "max_batch: must be at least 1, got 0"),
         (["host=256.1.1.1"], "host, port: cannot listen at 256.1.1.1:0"),
-        (["api_key_file=nowhere"], "No such file or directory: 'nowhere'"),
+        (["api_key_file=nowhere"], "api_key_file: nowhere: No such file or directory; name a file"),
     ],
 )
 def test_what_cannot_be_served(home: Path, capsys, overrides: list[str], message: str) -> None:
@@ -329,7 +329,7 @@ def test_a_damaged_bundle_is_one_message(home: Path, capfd) -> None:
 def test_a_port_that_is_taken(home: Path, capsys) -> None:
     with serving(home) as server:
         assert main(["serve", f"bundle={home}", f"port={server.port}"]) == 2
-    assert f"cannot listen at 127.0.0.1:{server.port}" in capsys.readouterr().err
+    assert f"another program listens at 127.0.0.1:{server.port}" in capsys.readouterr().err
 
 
 def test_a_worker_that_cannot_come_back_is_tried_again(home: Path) -> None:

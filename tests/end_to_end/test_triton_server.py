@@ -151,7 +151,7 @@ def test_what_is_wrong_with_a_request_is_its_own_error(triton: Triton) -> None:
         found
         == [
             triton.bundle.manifest.version,
-            "400 history: unknown items nothing",
+            "400 history: unknown items nothing; known are 80 items such as i00000, i00001, i00002",
         ]
         * 16
     )

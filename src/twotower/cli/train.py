@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from twotower.losses.ranks import Ranks
 
 # What stands in the run folder before a stage begins: `training.run_folder.start_run`.
-PRELUDE = ("config.yaml", "features", "features.yaml", "prepared.json", "versions.json")
+PRELUDE = (
+    *("config.yaml", "features", "features.yaml", "prepared.json", "tensorboard", "versions.json"),
+)
 
 
 def train(cfg: DictConfig, processes: Processes | None = None) -> dict[str, float]:

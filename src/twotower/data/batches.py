@@ -99,10 +99,14 @@ class Columns:
         self.home = device if residency == "device" else torch.device("cpu")
         self._residency = residency
         users, items, events = prepared.users, prepared.items, prepared.events
-        self._users = self._packed({} if users is None else users.columns, names.user)
-        self._items = self._packed({} if items is None else items.columns, names.item)
-        self._context = self._packed(prepared.interactions.context, names.context)
-        self._of_events = {} if items is None else self._tensors(items.columns, names.history)
+        self._users = self._packed(
+            {} if users is None else self._tensors(users.columns, names.user)
+        )
+        of_items = [*dict.fromkeys([*names.item, *names.history])]
+        found = {} if items is None else self._tensors(items.columns, of_items)
+        self._items = self._packed({name: found[name] for name in names.item if name in found})
+        self._of_events = {name: found[name] for name in names.history if name in found}
+        self._context = self._packed(self._tensors(prepared.interactions.context, names.context))
         log = prepared.interactions
         self._users_of_log = None if log.user_rows is None else self._tensor(log.user_rows)
         self._items_of_log = None if log.item_rows is None else self._tensor(log.item_rows)
@@ -259,11 +263,8 @@ class Columns:
             batch = {name: values.pin_memory() for name, values in batch.items()}
         return {name: values.to(self.device, non_blocking=True) for name, values in batch.items()}
 
-    def _packed(
-        self, columns: Mapping[str, npt.NDArray[Any]], names: Sequence[str]
-    ) -> PackedColumns:
-        tensors = self._tensors(columns, names) if columns else {}
-        return PackedColumns(tensors, pack=self._residency != "disk")
+    def _packed(self, columns: Batch) -> PackedColumns:
+        return PackedColumns(columns, pack=self._residency != "disk")
 
     def _tensors(self, columns: Mapping[str, npt.NDArray[Any]], names: Sequence[str]) -> Batch:
         return {name: self._tensor(columns[name]) for name in names}

@@ -39,7 +39,7 @@ MISTAKES = {
             "a mapping of what cannot be mapped",
             good("+data.columns.itemid=item_id"),
             "data.columns.itemid=item_id: cannot be mapped",
-            "allowed: user_id, item_id, timestamp, weight, split, title",
+            "allowed: user_id, item_id, timestamp, weight, split, position, title",
         ),
         Mistake(
             "a label that is not there",

@@ -58,7 +58,9 @@ def test_quiet_prints_nothing(tiny_run, capsys) -> None:
 
 def test_statuses_of_a_lookup(tiny_run, capsys) -> None:
     assert main(["lookup", "name=tiny", "user=nobody"]) == 2
-    assert capsys.readouterr().err == "error: stores/tiny: nothing was published\n"
+    assert capsys.readouterr().err == (
+        "error: stores/tiny: nothing was published; `twotower batch bundle=<bundle>` does that\n"
+    )
     assert batch(tiny_run, f"seconds={int(time.time()) - 3 * 3600}", "quiet=true") == 0
     assert main(["lookup", "name=tiny", "user=nobody", "max_age_hours=4"]) == 0
     assert "(fallback, bundle" in capsys.readouterr().out

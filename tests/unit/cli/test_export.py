@@ -133,7 +133,7 @@ def test_what_was_not_published_goes_to_no_triton(tiny_run, bundles: Path) -> No
     ("overrides", "message"),
     [
         (["triton=3"], "error: triton: must be true, false or a folder, got 3"),
-        (["num_candidates=0"], "error: k must be at least 1, got 0"),
+        (["num_candidates=0"], "error: num_candidates must be at least 1, got 0"),
         (["name=a/b"], "error: bundle name: must be the name of a folder that is not hidden, got"),
         (["gates.min_index_recall=7"], "error: gates: `min_index_recall` must lie in [0, 1], got"),
         (["index=flatt"], "error: `index=flatt`: unknown, did you mean `flat`; valid: auto, "),
@@ -206,8 +206,8 @@ def test_a_run_whose_data_is_gone_or_was_replaced(tiny_run, tmp_path: Path, caps
     assert "error: gone: no prepared data set here" in refused(run, capsys)
     (run / "prepared.json").write_text(json.dumps(known | {"fingerprint": "abc"}))
     assert refused(run, capsys) == (
-        f"error: {known['folder']}: fingerprint {known['fingerprint']}, the run was trained on "
-        "abc; train again\n"
+        f"error: {known['folder']}: fingerprint {known['fingerprint']}, the run {run} "
+        "was trained on abc; train again\n"
     )
 
 

@@ -22,7 +22,7 @@ def _work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def watch(tiny_run, *overrides: str) -> int:
-    given = ["interactions=windows", "watch=once", "data_drift.num_draws=100", *overrides]
+    given = ["interactions=windows", "watch=once", "data_drift.num_draws=200", *overrides]
     return main(["monitor", f"bundle={tiny_run.bundle}", *given])
 
 

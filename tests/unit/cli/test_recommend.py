@@ -128,7 +128,10 @@ def test_ids_that_look_like_numbers(csv_run) -> None:
     ("overrides", "message"),
     [
         (["user=nobody"], "error: user: 'nobody' is unknown; known are 120 users such as "),
-        (["history=[nothing,more]"], "error: history: unknown items nothing, more\n"),
+        (
+            ["history=[nothing,more]"],
+            "error: history: unknown items nothing, more; known are 80 items such as",
+        ),
         (["similar_to=nothing"], "error: unknown item 'nothing'; known are 80 items such as "),
         (["similar_to_vector=no.npy"], "error: no.npy: no such file or folder\n"),
         (

@@ -20,7 +20,7 @@ def train(work, *words):
     [
         (["losses/alignment=anchor"], "losses/alignment: without warm_start=<run>"),
         (["evict_vanished=true"], "evict_vanished: without warm_start=<run>"),
-        (["warm_start=nowhere"], "warm_start=nowhere: the run has no finished stage `retrieval`"),
+        (["warm_start=nowhere"], "warm_start=nowhere: no run folder here"),
         (["losses/alignment=anchor", "losses.alignment.weight=0"], "`weight` must be above 0"),
     ],
 )

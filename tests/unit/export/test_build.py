@@ -402,4 +402,4 @@ def test_nothing_is_left_behind_by_an_error(
     monkeypatch.setattr(module, "check_gates", fails)
     with pytest.raises(ValueError, match="no more room"):
         export(parts, tmp_path)
-    assert entries(tmp_path / "world") == {first.folder.name, "current"}
+    assert entries(tmp_path / "world") == {first.folder.name, "current", ".published"}

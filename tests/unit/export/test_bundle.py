@@ -73,7 +73,7 @@ def test_a_bundle_that_is_open_does_not_move_with_current(copy: Path) -> None:
 
 
 def test_where_there_is_no_bundle(tmp_path: Path, copy: Path) -> None:
-    with pytest.raises(BundleError, match=r"nowhere: no bundle here .*; run `python export\.py"):
+    with pytest.raises(BundleError, match=r"nowhere: no bundle here .*; run `twotower export"):
         open_bundle(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=f"none of them published: {copy.name}"):
         open_bundle(copy.parent)

@@ -145,5 +145,5 @@ def test_the_next_export_succeeds_and_cleans_up(
     assert sum(name.startswith(".staging-") for name in left) > 5
     assert any(name.startswith(".current-") for name in left)
     for point in (*observed["first"], *observed["later"]):
-        assert point["next_left"] == []
+        assert point["next_left"] == [".published"]
         assert point["next"] == [name for name in point["versions"] if name != "current"][-1]

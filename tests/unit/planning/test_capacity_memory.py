@@ -212,7 +212,8 @@ def test_columns_on_the_device(log):
     )
     columns = Columns(log.prepared, names, torch.device("cpu"))
     parts = [columns._users, columns._items, columns._context]
-    tensors = [tensor for part in parts for tensor in part.values()]
+    tensors = [tensor for part in parts for tensor in part._single.values()]
+    assert not any(part._blocks for part in parts)  # one column each: nothing to lay side by side
     tensors += [columns._offsets, columns._train_end, columns._event_items]
     c = log.counts
     assert nbytes(tensors) == column_bytes(

@@ -240,7 +240,9 @@ def test_history_with_unknown_items_names_those_alone(
     recommender: Recommender, bundle: Bundle
 ) -> None:
     known = bundle.items.ids[0].as_py()
-    with pytest.raises(ValueError, match=r"^history: unknown items nothing, 99$"):
+    with pytest.raises(
+        ValueError, match=r"^history: unknown items nothing, 99; known are 80 items such"
+    ):
         recommender.recommend(history=["nothing", known, 99])
 
 

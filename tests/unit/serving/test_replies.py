@@ -35,7 +35,10 @@ def test_an_unknown_user_is_somebody_new(recommender: Recommender, bundle: Bundl
     assert items(replies[3]) == items(replies[4])
     assert [r.known_user for r in replies[:5]] == [False, True, False, False, False]
     assert [r.answer.source for r in replies[:5]] == [*["model"] * 3, *["popular"] * 2]
-    assert str(replies[5]) == "history: unknown items nothing"
+    assert (
+        str(replies[5])
+        == "history: unknown items nothing; known are 80 items such as i00000, i00001, i00002"
+    )
     assert str(replies[6]) == "k: must be at least 1, got 0"
 
 

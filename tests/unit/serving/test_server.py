@@ -185,7 +185,9 @@ def test_nothing_is_like_that(client: TestClient, body: dict, place: str, proble
 
 def test_what_the_bundle_does_not_know(client: TestClient) -> None:
     found = client.post("/v1/recommend", json={"history": ["nothing", "i00001"]})
-    assert problems(found, 422) == {"history": "unknown items nothing"}
+    assert problems(found, 422) == {
+        "history": "unknown items nothing; known are 80 items such as i00000, i00001, i00002"
+    }
     found = client.post("/v1/recommend", json={"history": ["i00001"], "context": {"device": [1]}})
     ((_, problem),) = problems(found, 422).items()
     assert "`device` of kind categorical: needs one value a row" in problem

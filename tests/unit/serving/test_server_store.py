@@ -70,7 +70,10 @@ def test_an_old_list_is_called_stale(tiny_run, store: Path) -> None:
 def test_nothing_is_stored(tiny_run, tmp_path: Path) -> None:
     for client in client_of(tiny_run, batch_store=str(tmp_path / "stores" / "none")):
         (problem,) = ask(client, "u000003", 404)["problems"]
-        assert problem == {"place": "user", "problem": "nothing was published"}
+        assert problem == {
+            "place": "user",
+            "problem": "nothing was published; `twotower batch bundle=<bundle>` does that",
+        }
 
 
 def test_a_store_that_cannot_be_read(client: TestClient, monkeypatch, caplog) -> None:

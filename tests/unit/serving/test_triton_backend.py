@@ -138,10 +138,13 @@ def test_what_is_wrong_with_a_request_is_its_own_error(model, bundle: Bundle) ->
     )
     problems = [response.error.message if response.error else None for response in responses]
     assert problems[0] is None
-    assert problems[1] == "history: unknown items nothing"
+    assert (
+        problems[1]
+        == "history: unknown items nothing; known are 80 items such as i00000, i00001, i00002"
+    )
     assert problems[2] == "k: must be 1 to 500, got 0"
     assert problems[3].startswith("context: no JSON that is allowed")
-    assert problems[4] == "row 1, history: unknown items nothing"
+    assert str(problems[4]).startswith("row 1, history: unknown items nothing; known are 80 items")
     assert problems[5] is None
     assert {r.error.code for r in responses if r.error} == {TritonError.INVALID_ARG}
     assert all(r.output_tensors == [] for r in responses if r.error)

@@ -48,7 +48,7 @@ class Clicks:
         )
         tables = source.read()
         clicks = tables.interactions.filter(pc.equal(tables.interactions.column(LABEL), 1.0))
-        weights = pa.array(np.arange(len(clicks)) % 3 + 1.0)
+        weights = pa.array(np.arange(len(clicks)) % 3 + 1.0, pa.float32())
         return Tables(
             interactions=clicks.drop_columns([LABEL]).append_column("weight", weights),
             users=tables.users,
