@@ -43,7 +43,7 @@ class MaskedPairs:
 
         Rows of the logits may lie apart, not their columns.
         """
-        if not len(logits):
+        if not logits.numel():
             return
         pairs, apart = slice(self.starts[start], self.starts[start + len(logits)]), logits.stride(0)
         places = (self.queries[pairs] - start) * apart + self.columns[pairs]
