@@ -215,9 +215,9 @@ def test_a_signal_stops_it_when_everybody_has_an_answer(home: Path) -> None:
         for client in some:
             client.thread.join(PATIENCE)
             # At most one request of each process was on its way when the idle connection was
-            # closed; then nobody listens.
+            # closed, and one that no process took; then nobody listens.
             assert all(failure.startswith((*LOST, REFUSED)) for failure in client.failures)
-            assert sum(failure.startswith(LOST) for failure in client.failures) <= 2
+            assert sum(failure.startswith(LOST) for failure in client.failures) <= 3
             assert client.failures
         assert not any(is_running(worker) for worker in workers)
 

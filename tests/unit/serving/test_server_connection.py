@@ -108,6 +108,17 @@ def test_a_body_is_no_head(port: int) -> None:
         assert b"200 OK" in ask(connection)
 
 
+def test_one_that_comes_when_the_server_ends_is_closed(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(port) as before:
+        assert b"200 OK" in ask(before)
+        monkeypatch.setattr(Connection, "is_ending", staticmethod(lambda: True))
+        with connect(port) as late:
+            assert late.recv(4096) == b""
+        assert b"200 OK" in ask(before)
+
+
 def test_more_connections_than_there_are_files_for_are_turned_away(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

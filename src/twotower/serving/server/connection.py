@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -25,6 +26,9 @@ TURNED_AWAY = (
 class Connection(HttpToolsProtocol):
     """uvicorn's connection on httptools, with limits."""
 
+    # Whether the server ends. One that was accepted in that moment is not among those that uvicorn
+    # then closes, and would be served until the client goes.
+    is_ending: Callable[[], bool] = staticmethod(lambda: False)
     _head_bytes = 0
     _in_head = True
     _alarm: asyncio.TimerHandle | None = None
@@ -32,6 +36,9 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head."""
         super().connection_made(transport)
+        if self.is_ending():
+            transport.close()
+            return
         if len(self.connections) > _most_connections():
             transport.write(TURNED_AWAY)
             transport.close()

@@ -83,7 +83,7 @@ def _server(settings: ServerSettings) -> uvicorn.Server:
         from twotower.serving.server.connection import Connection
 
         service = opened.result()
-    return uvicorn.Server(
+    server = uvicorn.Server(
         uvicorn.Config(
             create_app(service, api_key=api_key),
             loop="asyncio",
@@ -96,6 +96,9 @@ def _server(settings: ServerSettings) -> uvicorn.Server:
             timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
         )
     )
+    # Until its sockets are closed, whoever comes is served.
+    Connection.is_ending = staticmethod(lambda: not all(s.is_serving() for s in server.servers))
+    return server
 
 
 def read_api_key(path: str | None) -> str | None:
