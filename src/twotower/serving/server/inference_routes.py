@@ -25,6 +25,7 @@ from twotower.serving.inference_protocol import (
 from twotower.serving.protocol_tensors import ProtocolError
 from twotower.serving.replies import reply_to
 from twotower.serving.requests import RequestError
+from twotower.serving.server.access import RETRY_AFTER
 from twotower.serving.server.body import LimitedRequest
 from twotower.serving.server.generation import Generation
 from twotower.serving.server.micro_batches import Overloaded
@@ -51,7 +52,7 @@ class ProtocolRoute(APIRoute):
             except RequestError as error:
                 return _error(400, str(error))
             except Overloaded as error:
-                return _error(503, f"overloaded: {error.reason}", {"Retry-After": "1"})
+                return _error(503, f"overloaded: {error.reason}", RETRY_AFTER)
             except HTTPException as error:
                 return _error(error.status_code, _said(error.detail))
 
