@@ -70,7 +70,7 @@ HOMES = {
     "lmdb": ("serving",),
     "redis": ("serving",),
     "river": ("monitoring",),
-    "triton": ("losses",),
+    "triton": ("losses", "models", "training"),
     "sqlalchemy": (),
     "torchmetrics": (),
     "pandas": (),

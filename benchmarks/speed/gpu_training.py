@@ -1,14 +1,17 @@
 """Both stages at the size of a large GPU: examples a second, against the floor that is counted.
 
     python benchmarks/speed/gpu_training.py --json FILE          10M users, 10M items, batch 65,536
+    python benchmarks/speed/gpu_training.py --profile FOLDER     and where a step goes
     python benchmarks/speed/gpu_training.py --scale small        the same in small, on any machine
 
 Retrieval: user and item of width 128 with eight features of 16 each, history of the last 50 items,
-towers 512-256-128, cosine, softmax over the batch. Ranking: 26 columns of width 128 and 13 numbers,
-three low-rank cross layers of rank 512 beside 1024-1024-512-256. Data are drawn at random where
-columns lie after preparing, so that no hour goes into files; from there on all is as in training:
-columns on the device, loader, Lightning trainer with its callbacks, bf16, optimizers. A step in
-which a device is waited for by `torch.cuda.synchronize` ends the warm-up and the measurement.
+towers 512-256-128, cosine, softmax over the batch. Ranking: 26 columns of width 128 and 13 numbers
+that are projected to 128, three low-rank cross layers of rank 512 beside 1024-1024-512-256. Data
+are drawn at random where columns lie after preparing, so that no hour goes into files; from there
+on all is as in training: columns on the device, loader, Lightning trainer with its callbacks, bf16,
+optimizers. One user in forty has events, and as many before its first example that every history
+is full. A device is waited for by `torch.cuda.synchronize` at the end of the warm-up and of the
+measurement; in between its utilisation is asked for ten times a second.
 
 The floors, 11.1M and 8.2M examples a second on one H200, are counted from products and bytes, with
 all of them overlapped.
@@ -19,9 +22,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +60,12 @@ from twotower.training.task import StageTask
 
 DIM, FEATURE_DIM, NUM_FEATURES, FEATURE_ROWS, HISTORY = 128, 16, 8, 1000, 50
 NUM_COLUMNS, NUM_NUMBERS = 26, 13
-WARM_UP = 10
+EVENTS_OF_USER = 200
+WARM_UP = 20
 FLOORS = {"retrieval": 11.1e6, "ranking": 8.2e6}
 SCALES = {
-    "full": {"rows": 10_000_000, "events": 200_000_000, "clicks": 20_000_000, "batch": 65_536},
-    "small": {"rows": 20_000, "events": 200_000, "clicks": 100_000, "batch": 2_048},
+    "full": {"rows": 10_000_000, "events": 50_000_000, "clicks": 20_000_000, "batch": 65_536},
+    "small": {"rows": 20_000, "events": 100_000, "clicks": 100_000, "batch": 2_048},
 }
 
 
@@ -77,14 +84,18 @@ def log_of(size: int, context: Mapping[str, Any], **columns: Any) -> Interaction
     return Interactions(**given | columns, context=context, tasks={})
 
 
+@cache
 def events_world(num_rows: int, num_events: int) -> Prepared:
-    """Users with as many events each; items by a power law."""
+    """Some of the users with as many events each; items by a power law.
+
+    The first events of a user are of another part, so that every example has a full history.
+    """
     rng = np.random.default_rng(0)
-    each = num_events // num_rows
-    num_events = each * num_rows
+    active = np.arange(0, num_rows, num_rows * EVENTS_OF_USER // num_events)
+    num_events = len(active) * EVENTS_OF_USER
     items = (num_rows * rng.random(num_events, dtype=np.float32) ** 3).astype(np.int32)
     items = np.minimum(items, num_rows - 1)
-    offsets = np.arange(num_rows + 1) * each
+    offsets = np.searchsorted(active, np.arange(num_rows + 1)) * EVENTS_OF_USER
 
     def entities(side: str) -> Entities:
         columns = {f"{side}_id": np.arange(1, num_rows + 1, dtype=np.int32)}
@@ -92,7 +103,7 @@ def events_world(num_rows: int, num_events: int) -> Prepared:
             columns[f"{side}{number}"] = rng.integers(FEATURE_ROWS, size=num_rows, dtype=np.int32)
         return Entities(ids=pa.array(np.arange(num_rows)), table=pa.table({}), columns=columns)
 
-    users = np.repeat(np.arange(num_rows, dtype=np.int32), each)
+    users = np.repeat(active.astype(np.int32), EVENTS_OF_USER)
     places = np.arange(num_events)
     counts = {"negatives": 0, "catalogue": num_rows, "events": num_events}
     return Prepared(
@@ -103,7 +114,7 @@ def events_world(num_rows: int, num_events: int) -> Prepared:
             offsets=offsets,
             item_rows=items,
             interactions=places,
-            split=np.zeros(num_events, np.int8),
+            split=(places % EVENTS_OF_USER < HISTORY).astype(np.int8),
         ),
         users=entities("user"),
         items=entities("item"),
@@ -111,9 +122,8 @@ def events_world(num_rows: int, num_events: int) -> Prepared:
 
 
 def feature(name: str, side: Any, kind: Any, rows: int, dim: int) -> FeatureInput:
-    """A feature with a table, or a number."""
-    width = 0 if rows else 1
-    return FeatureInput(name=name, side=side, kind=kind, dim=dim, num_rows=rows, width=width)
+    """A feature with a table."""
+    return FeatureInput(name=name, side=side, kind=kind, dim=dim, num_rows=rows, width=0)
 
 
 def retrieval(scale: Mapping[str, int], device: torch.device) -> tuple[StageTask, ShuffledBatches]:
@@ -165,9 +175,7 @@ def ranking(scale: Mapping[str, int], device: torch.device) -> tuple[StageTask, 
     context: dict[str, Any] = {
         f"c{at}": rng.integers(rows, size=size, dtype=np.int32) for at, rows in enumerate(rows_of)
     }
-    context |= {
-        f"d{at}": rng.normal(size=(size, 1)).astype(np.float32) for at in range(NUM_NUMBERS)
-    }
+    context["numbers"] = rng.standard_normal((size, NUM_NUMBERS), dtype=np.float32)
     prepared = Prepared(
         folder=Path(),
         manifest={"counts": {"negatives": size, "catalogue": 0, "events": None}},
@@ -179,8 +187,10 @@ def ranking(scale: Mapping[str, int], device: torch.device) -> tuple[StageTask, 
     columns_of = [
         feature(f"c{at}", "context", "categorical", n, DIM) for at, n in enumerate(rows_of)
     ]
-    numbers = [feature(f"d{at}", "context", "numeric", 0, 0) for at in range(NUM_NUMBERS)]
-    inputs = ModelInputs(features=(*columns_of, *numbers), history_length=0, history_features=())
+    numbers = FeatureInput(
+        name="numbers", side="context", kind="vector", dim=DIM, num_rows=0, width=NUM_NUMBERS
+    )
+    inputs = ModelInputs(features=(*columns_of, numbers), history_length=0, history_features=())
     with device:
         model = DCNv2(
             inputs=inputs,
@@ -200,11 +210,16 @@ def ranking(scale: Mapping[str, int], device: torch.device) -> tuple[StageTask, 
     return task, batches
 
 
+class Measured(Exception):  # noqa: N818 - it is none
+    """The last step was timed; no checkpoint of 10 GB has to be written for it."""
+
+
 class Stopwatch(Throughput):
     """Seconds between the end of the warm-up and the last step; the device is waited for there."""
 
     marks: list[float]
     last: int
+    utilisation: list[int]
 
     def on_train_batch_end(
         self,
@@ -220,20 +235,36 @@ class Stopwatch(Throughput):
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize()
             self.marks.append(time.perf_counter())
+            if pl_module.device.type == "cuda" and len(self.marks) == 1:
+                threading.Thread(target=self.watch, daemon=True).start()
+        if trainer.global_step == self.last:
+            raise Measured
+
+    def watch(self) -> None:
+        """Ask how busy the device is until the measurement ends; 100 is at every moment."""
+        while len(self.marks) == 1:
+            self.utilisation.append(torch.cuda.utilization())
+            time.sleep(0.1)
 
 
-def measure(stage: str, scale: Mapping[str, int], steps: int) -> dict[str, Any]:
-    """Examples a second of a stage."""
-    settings = TrainerSettings(max_steps=WARM_UP + steps, checkpoint_every=10**9)
+def measure(
+    stage: str, scale: Mapping[str, int], steps: int, *, compiled: bool, profiled: Path | None
+) -> dict[str, Any]:
+    """Examples a second of a stage; with a folder for profiles, not to be compared."""
+    settings = TrainerSettings(
+        checkpoint_every=10**9, compile=compiled, profile=profiled is not None
+    )
     device = settings.device()
     torch.manual_seed(0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     task, batches = (retrieval if stage == "retrieval" else ranking)(scale, device)
-    Stopwatch.marks, Stopwatch.last = [], WARM_UP + steps
+    if WARM_UP + steps >= len(batches):
+        raise SystemExit(f"--steps: {WARM_UP + steps} steps are more than an epoch, {len(batches)}")
+    Stopwatch.marks, Stopwatch.last, Stopwatch.utilisation = [], WARM_UP + steps, []
     fit.Throughput = Stopwatch  # type: ignore[misc]
     name = "recall@10" if stage == "retrieval" else "auc"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, suppress(Measured):
         fit.fit_stage(
             stage=stage,
             task=task,
@@ -247,7 +278,7 @@ def measure(stage: str, scale: Mapping[str, int], steps: int) -> dict[str, Any]:
                 optimizer=task.settings,
             ),
             trainer_settings=settings,
-            folder=Path(folder),
+            folder=profiled or Path(folder),
             progress=False,
         )
     rate = steps * scale["batch"] / (Stopwatch.marks[1] - Stopwatch.marks[0])
@@ -255,6 +286,7 @@ def measure(stage: str, scale: Mapping[str, int], steps: int) -> dict[str, Any]:
         "stage": stage,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "batch": scale["batch"],
+        "compiled": compiled,
         "rows_of_tables": sum(
             p.shape[0] for n, p in task.named_parameters() if n.endswith("tables.128.rows.weight")
         ),
@@ -262,6 +294,7 @@ def measure(stage: str, scale: Mapping[str, int], steps: int) -> dict[str, Any]:
     }
     if device.type == "cuda":
         row["share_of_floor"] = rate / FLOORS[stage]
+        row["utilisation"] = np.mean(Stopwatch.utilisation[1:] or np.nan)
         row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return row
 
@@ -270,10 +303,21 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=list(SCALES), default="full")
     parser.add_argument("--stages", nargs="+", choices=list(FLOORS), default=list(FLOORS))
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--compiled", type=int, nargs="+", choices=[0, 1], default=[0, 1])
+    parser.add_argument("--profile", type=Path, help="a folder for a table and a trace of steps")
     parser.add_argument("--json", type=Path, help="where the rows are written")
     given = parser.parse_args()
-    rows = [measure(stage, SCALES[given.scale], given.steps) for stage in given.stages]
-    print(json.dumps(rows, indent=1))
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+    rows = []
+    for stage, compiled in product(given.stages, given.compiled):
+        row = measure(
+            stage,
+            SCALES[given.scale],
+            given.steps,
+            compiled=bool(compiled),
+            profiled=given.profile,
+        )
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        if given.json:
+            given.json.write_text(json.dumps(rows, indent=1) + "\n")

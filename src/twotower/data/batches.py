@@ -120,15 +120,15 @@ class Columns:
 
     def items(self, item_rows: Tensor) -> Batch:
         """Item features (B, ...) of some items (B,)."""
-        return self._sent(self._items.rows(item_rows.to(self.home)))
+        return self._sent(self._items.rows(self._placed(item_rows)))
 
     def users(self, user_rows: Tensor) -> Batch:
         """User features (B, ...) of some users (B,)."""
-        return self._sent(self._users.rows(user_rows.to(self.home)))
+        return self._sent(self._users.rows(self._placed(user_rows)))
 
     def context(self, interactions: Tensor) -> Batch:
         """Context features (B, ...) of some interactions (B,)."""
-        return self._sent(self._context.rows(interactions.to(self.home)))
+        return self._sent(self._context.rows(self._placed(interactions)))
 
     def history(self, user_rows: Tensor, ends: Tensor, length: int | None = None) -> Batch:
         """The latest events before some ends, oldest first, padded on the left.
@@ -150,7 +150,7 @@ class Columns:
             or self._event_items is None
         ):
             return {}
-        user_rows, ends = user_rows.to(self.home), ends.to(self.home)
+        user_rows, ends = self._placed(user_rows), self._placed(ends)
         positions = ends[:, None] - torch.arange(length, 0, -1, device=self.home)  # (B, L)
         mask = positions >= self._offsets[user_rows][:, None]  # (B, L)
 
@@ -172,27 +172,38 @@ class Columns:
     def history_sets(self, user_rows: Tensor, ends: Tensor) -> Batch:
         """The same events, one history behind the other, without padding.
 
+        A GPU is not waited for to know how many they are: there it gives as many as there could be,
+        and those beyond the last history are of none.
+
         Args:
             user_rows: (B,) users.
             ends: (B,) absolute end of each history in the events.
 
         Returns:
-            ``history.<feature>`` (E, ...) and where each history begins, ``history.offsets``
-            (B + 1,) int64.
+            ``history.<feature>`` (E, ...) and where each history begins and the last one ends,
+            ``history.offsets`` (B + 1,) int64.
         """
         if self._offsets is None or self._event_items is None:
             return {}
-        user_rows, ends = user_rows.to(self.home), ends.to(self.home)
+        user_rows, ends = self._placed(user_rows), self._placed(ends)
         lengths = (ends - self._offsets[user_rows]).clamp(max=self.names.history_length)  # (B,)
         offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))  # (B + 1,)
-        shift = (ends - offsets[1:]).repeat_interleave(lengths)  # (E,)
-        positions = shift + torch.arange(len(shift), device=self.home)
+        shift = ends - offsets[1:]  # (B,)
+        if self.home.type == "cuda" and len(self._event_items):
+            most = len(ends) * self.names.history_length
+            every = torch.arange(most, dtype=torch.int32, device=self.home)
+            owners = torch.searchsorted(offsets[1:-1].int(), every, right=True, out_int32=True)
+            positions = shift.index_select(0, owners).add_(every)  # (E,)
+            positions.clamp_(max=len(self._event_items) - 1)
+        else:
+            shift = shift.repeat_interleave(lengths)  # (E,)
+            positions = shift + torch.arange(len(shift), device=self.home)
         columns = self._events(self._event_items.index_select(0, positions))
         return self._sent(columns | {HISTORY_OFFSETS: offsets})
 
     def events(self, item_rows: Tensor) -> Batch:
         """``history.<feature>`` (E, ...) of events of some items (E,)."""
-        return self._sent(self._events(item_rows.to(self.home)))
+        return self._sent(self._events(self._placed(item_rows)))
 
     def _events(self, item_rows: Tensor) -> Batch:
         return {HISTORY_PREFIX + n: gather(v, item_rows) for n, v in self._of_events.items()}
@@ -205,7 +216,7 @@ class Columns:
             history: Cuts the histories: `history`, the default, or `history_sets`.
         """
         history = history or self.history
-        interactions = interactions.to(self.home)
+        interactions = self._placed(interactions)
         batch = self.context(interactions)
         if self._users_of_log is not None:
             user_rows = gather(self._users_of_log, interactions)
@@ -224,7 +235,7 @@ class Columns:
             interactions: (B,).
             history: As in `queries`.
         """
-        interactions = interactions.to(self.home)
+        interactions = self._placed(interactions)
         batch = self.queries(interactions, history)
         own = {
             LABELS: self._positive.index_select(0, interactions).float(),
@@ -240,7 +251,7 @@ class Columns:
         if self._offsets is None or self._train_end is None or self._event_items is None:
             empty = torch.zeros(0, dtype=torch.long, device=self.device)
             return KnownPositives(owners=empty, item_rows=empty, places=empty.int())
-        user_rows = user_rows.to(self.home)
+        user_rows = self._placed(user_rows)
         starts, counts = (
             self._offsets[user_rows],
             self._train_end[user_rows] - self._offsets[user_rows],
@@ -254,6 +265,12 @@ class Columns:
             item_rows=item_rows.to(self.device),
             places=places.int().to(self.device),
         )
+
+    def _placed(self, rows: Tensor) -> Tensor:
+        """Rows where the columns live; the copy to a GPU is not waited for."""
+        if self.home.type == "cuda" and rows.device.type == "cpu":
+            return rows.pin_memory().to(self.home, non_blocking=True)
+        return rows.to(self.home)
 
     def _sent(self, batch: Batch) -> Batch:
         """A batch where it is wanted."""

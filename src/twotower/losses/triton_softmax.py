@@ -6,6 +6,10 @@ and the weighted sum of candidates up to there:
 
     o_b = log sum_c exp(l_bc),    O_b = sum_c exp(l_bc - o_b) v_c,    l_bc = s_bc / T - log E_c.
 
+Where the lengths of the vectors say that no logit can be far below the largest, as those of unit
+vectors at most temperatures, one bound for all takes the largest logit's place, and nothing has to
+be looked for or scaled on the way.
+
 The second goes over all queries for a block of candidates:
 
     G_c = sum_b exp(l_bc - shift_b) u_b,    shift_b = o_b - log g_b,
@@ -16,41 +20,25 @@ base 2. Nothing of size B x C is written, and nothing is added in the order of c
 Dao 2023, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning";
 Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models".
 
-Not yet run on a GPU: tested in Triton's interpreter, and compiled for compute capability 9.0.
-
 Shapes: B queries, C candidates, D width of the vectors, m and n rows of the blocks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from twotower.losses.mask_tiles import TILE, MaskTiles
-from twotower.losses.triton_mask import CHUNK, CHUNKS, without_known
+from twotower.losses.triton_mask import CHUNK, CHUNKS
+from twotower.losses.triton_sums import sums_of_candidates, sums_of_queries
 
 LOG2_E = 1.4426950408889634
-
-
-def _tuned(rows: str, columns: str) -> Any:  # noqa: ANN401 - Triton's own decorator
-    """Chooses between blocks by trying them at the first call, where there is a GPU.
-
-    They divide a tile of the mask. The rows of a block are those of what is added up; with four
-    warps for 64 of them it stays in the registers, but for 96 bytes beside lists.
-    """
-    configs = [
-        triton.Config({rows: m, columns: n}, num_warps=m // 16, num_stages=stages)
-        for m in (64, 128)
-        for n in (64, 128)
-        for stages in (2, 3)
-    ]
-    first = configs[:1] if triton.knobs.runtime.interpret else configs
-    return triton.autotune(configs=first, key=["width", "size", "known", "chunks"])
+# How far below the largest logit another one may be for its exponential, in base 2, to be a number
+# of full precision, with room for a sum of many.
+FAR = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +92,28 @@ class Problem:
         num_queries, width = self.queries.shape
         log_sums = self.offsets.new_empty(num_queries)
         means = self.offsets.new_empty(num_queries, width)
-        _sums[lambda found: (triton.cdiv(num_queries, found["block_m"]),)](
-            *self._vectors(), log_sums, means, *self._mask(), *self._numbers(), width=width
-        )
+        bound = self._bound()
+        # One of the two has nothing to do; which one is not asked for here.
+        for bounded in (True, False):
+            sums_of_queries[lambda found: (triton.cdiv(num_queries, found["block_m"]),)](
+                *(*self._vectors(), bound, log_sums, means),
+                *(*self._mask(), *self._numbers()),
+                bounded=bounded,
+                width=width,
+            )
         return log_sums, means
+
+    def _bound(self) -> Tensor:
+        """What no logit is above, ``(1,)`` in base 2; infinity where some may be far below."""
+        lengths = [
+            vectors.float().norm(dim=1).amax() for vectors in (self.queries, self.candidates)
+        ]
+        most = self.rate * lengths[0] * lengths[1]
+        counts = self.offsets.isfinite()
+        high = self.offsets.amax()
+        low = torch.where(counts, self.offsets, high).amin()
+        bound = most + high
+        return torch.where(most + bound - low < FAR, bound, torch.inf).reshape(1)
 
     def of_candidates(self, shift: Tensor) -> Tensor:
         """G ``(C, D)`` in float32 and the order of the candidates as they were given.
@@ -117,7 +123,7 @@ class Problem:
         """
         num_candidates, width = self.candidates.shape
         found = self.offsets.new_empty(num_candidates, width)
-        _of_candidates[lambda config: (triton.cdiv(num_candidates, config["block_n"]),)](
+        sums_of_candidates[lambda config: (triton.cdiv(num_candidates, config["block_n"]),)](
             *self._vectors(),
             LOG2_E * shift.float(),
             found,
@@ -151,150 +157,3 @@ class Problem:
         num_queries, num_candidates = len(self.queries), len(self.candidates)
         size = (num_queries * num_candidates).bit_length()
         return num_queries, num_candidates, self.rate, size
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _rows_of(vectors: tl.tensor, at: tl.tensor, num: tl.tensor, width: tl.constexpr) -> tl.tensor:
-    """Rows of a matrix ``(num, D)``, zeros where there are none."""
-    places = at[:, None] * width + tl.arange(0, width)[None, :]
-    return tl.load(vectors + places, mask=at[:, None] < num, other=0.0)
-
-
-@_tuned("block_m", "block_n")  # type: ignore[untyped-decorator]
-@triton.jit(do_not_specialize=["size"])  # type: ignore[untyped-decorator]
-def _sums(  # noqa: PLR0913
-    queries: tl.tensor,
-    candidates: tl.tensor,
-    offsets: tl.tensor,
-    log_sums: tl.tensor,
-    means: tl.tensor,
-    target_rows: tl.tensor,
-    rows: tl.tensor,
-    lists: tl.tensor,
-    packed: tl.tensor,
-    has_targets: tl.constexpr,
-    known: tl.constexpr,
-    tile: tl.constexpr,
-    chunk: tl.constexpr,
-    chunks: tl.constexpr,
-    num_queries: tl.tensor,
-    num_candidates: tl.tensor,
-    rate: tl.tensor,
-    size: tl.tensor,
-    width: tl.constexpr,
-    block_m: tl.constexpr,
-    block_n: tl.constexpr,
-) -> None:
-    """Sums of a block of queries; see `Problem.sums`."""
-    query = tl.program_id(0) * block_m
-    at = query + tl.arange(0, block_m)
-    own = _rows_of(queries, at, num_queries, width)  # (m, D)
-    if has_targets:
-        targets = tl.load(target_rows + at, mask=at < num_queries, other=-1)
-    highest = tl.full((block_m,), float("-inf"), tl.float32)
-    total = tl.zeros((block_m,), tl.float32)
-    mean = tl.zeros((block_m, width), tl.float32)
-    for candidate in range(0, num_candidates, block_n):
-        column = candidate + tl.arange(0, block_n)
-        block = _rows_of(candidates, column, num_candidates, width)  # (n, D)
-        offset = tl.load(offsets + column, mask=column < num_candidates, other=float("-inf"))
-        logits = tl.dot(own, tl.trans(block), input_precision="ieee")  # (m, n)
-        logits = logits * rate + offset[None, :]
-        if has_targets:
-            item = tl.load(rows + column, mask=column < num_candidates, other=-1)
-            logits = tl.where(targets[:, None] == item[None, :], float("-inf"), logits)
-        if known:
-            logits = without_known(
-                logits,
-                query,
-                candidate,
-                lists,
-                packed,
-                num_candidates,
-                block_m,
-                block_n,
-                False,
-                tile,
-                chunk,
-                chunks,
-            )
-        top = tl.maximum(highest, tl.max(logits, 1))
-        # Minus infinity from itself is no number; nothing stands against such a query yet.
-        base = tl.where(top == float("-inf"), 0.0, top)
-        values = tl.exp2(logits - base[:, None])
-        shrink = tl.exp2(highest - base)
-        total = total * shrink + tl.sum(values, 1)
-        mean = tl.dot(
-            values.to(block.dtype), block, mean * shrink[:, None], input_precision="ieee"
-        )  # (m, D)
-        highest = top
-    empty = total == 0.0
-    total = tl.where(empty, 1.0, total)
-    lowest = -3.4028234663852886e38
-    log_sum = tl.where(empty, lowest, (highest + tl.log2(total)) * 0.6931471805599453)
-    tl.store(log_sums + at, log_sum, mask=at < num_queries)
-    places = at[:, None] * width + tl.arange(0, width)[None, :]
-    tl.store(means + places, mean / total[:, None], mask=at[:, None] < num_queries)
-
-
-@_tuned("block_n", "block_m")  # type: ignore[untyped-decorator]
-@triton.jit(do_not_specialize=["size"])  # type: ignore[untyped-decorator]
-def _of_candidates(  # noqa: PLR0913
-    queries: tl.tensor,
-    candidates: tl.tensor,
-    offsets: tl.tensor,
-    shifts: tl.tensor,
-    gradient: tl.tensor,
-    target_rows: tl.tensor,
-    rows: tl.tensor,
-    lists: tl.tensor,
-    packed: tl.tensor,
-    has_targets: tl.constexpr,
-    known: tl.constexpr,
-    tile: tl.constexpr,
-    chunk: tl.constexpr,
-    chunks: tl.constexpr,
-    num_queries: tl.tensor,
-    num_candidates: tl.tensor,
-    rate: tl.tensor,
-    size: tl.tensor,
-    width: tl.constexpr,
-    block_m: tl.constexpr,
-    block_n: tl.constexpr,
-) -> None:
-    """Gradient of a block of candidates; see `Problem.of_candidates`."""
-    candidate = tl.program_id(0) * block_n
-    column = candidate + tl.arange(0, block_n)
-    own = _rows_of(candidates, column, num_candidates, width)  # (n, D)
-    offset = tl.load(offsets + column, mask=column < num_candidates, other=float("-inf"))
-    if has_targets:
-        item = tl.load(rows + column, mask=column < num_candidates, other=-1)
-    found = tl.zeros((block_n, width), tl.float32)
-    for query in range(0, num_queries, block_m):
-        at = query + tl.arange(0, block_m)
-        block = _rows_of(queries, at, num_queries, width)  # (m, D)
-        shift = tl.load(shifts + at, mask=at < num_queries, other=float("inf"))
-        logits = tl.dot(own, tl.trans(block), input_precision="ieee")  # (n, m)
-        logits = logits * rate + offset[:, None]
-        if has_targets:
-            targets = tl.load(target_rows + at, mask=at < num_queries, other=-1)
-            logits = tl.where(item[:, None] == targets[None, :], float("-inf"), logits)
-        if known:
-            logits = without_known(
-                logits,
-                query,
-                candidate,
-                lists,
-                packed,
-                num_candidates,
-                block_m,
-                block_n,
-                True,
-                tile,
-                chunk,
-                chunks,
-            )
-        values = tl.exp2(logits - shift[None, :])
-        found = tl.dot(values.to(block.dtype), block, found, input_precision="ieee")  # (n, D)
-    places = column[:, None] * width + tl.arange(0, width)[None, :]
-    tl.store(gradient + places, found, mask=column[:, None] < num_candidates)

@@ -56,7 +56,7 @@ class HalfTable(nn.Embedding):
 
 
 def half_means(weight: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
-    """Means over sets of rows of a narrow table, without a gradient.
+    """Means over sets of rows of a narrow table on a CPU, without a gradient.
 
     They are added up and given in float32; under autocast they are given in the table's own type,
     as what comes next would narrow them.
@@ -74,19 +74,14 @@ def half_means(weight: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
             rows, weight, offsets, mode="mean", include_last_offset=True
         )
     num_sets = len(offsets) - 1
-    if weight.device.type != "cpu":  # where sets begin is not asked for: a device is not waited for
-        return _means(weight, rows, offsets)
     found = torch.empty(num_sets, weight.shape[1])
     bounds = [*offsets[:-1][::SETS_OF_A_BLOCK].tolist(), len(rows)]
     for number, start in enumerate(bounds[:-1]):
         first = number * SETS_OF_A_BLOCK
         of_block = offsets[first : first + SETS_OF_A_BLOCK + 1] - start
-        means = _means(weight, rows[start : bounds[number + 1]], of_block)
-        found[first : first + SETS_OF_A_BLOCK] = means
+        widened = functional.embedding(rows[start : bounds[number + 1]], weight).float()
+        every = torch.arange(len(widened), dtype=rows.dtype)
+        found[first : first + SETS_OF_A_BLOCK] = functional.embedding_bag(
+            every, widened, of_block, mode="mean", include_last_offset=True
+        )
     return found
-
-
-def _means(weight: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
-    widened = functional.embedding(rows, weight).float()  # (E, D)
-    every = torch.arange(len(rows), dtype=rows.dtype, device=rows.device)
-    return functional.embedding_bag(every, widened, offsets, mode="mean", include_last_offset=True)

@@ -4,16 +4,73 @@ Of what a batch looks up in a table much is the same row: an item that is a targ
 histories, a country, a price band. Summed at once, gradients of several readers of a table are
 small when they are added up, and an optimizer finds every row once.
 
-Shapes: V rows of a table, D width, K looked-up rows with repeats, R distinct ones.
+On a GPU an optimizer may sum by row itself, as a part of its step, and that of all readers
+together. It says so by a list on the table, in which readers leave what they have; the table has no
+gradient then.
+
+Shapes: V rows of a table, D width, K looked-up rows with repeats, R distinct ones, G gradients, B
+sets.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowGradients:
+    """Gradients of rows of a table that are not summed.
+
+    Args:
+        rows: ``(K,)``, repeats allowed; those from V on stand for none.
+        values: ``(G, D)`` float32.
+        sources: ``(K,)`` which of the values each row has; None for that of its place.
+    """
+
+    rows: Tensor
+    values: Tensor
+    sources: Tensor | None = None
+
+    @staticmethod
+    def joined(parts: Iterable[RowGradients]) -> RowGradients:
+        """Those of all readers of a table."""
+        found = [*parts]
+        if len(found) == 1:
+            return found[0]
+        sources, first = [], 0
+        for part in found:
+            own = part.sources
+            if own is None:
+                own = torch.arange(len(part.rows), dtype=part.rows.dtype, device=part.rows.device)
+            sources.append(own + first)
+            first += len(part.values)
+        return RowGradients(
+            rows=torch.cat([part.rows for part in found]),
+            values=torch.cat([part.values for part in found]),
+            sources=torch.cat(sources),
+        )
+
+
+def has_kernels(table: Tensor) -> bool:
+    """Whether a table ``(V, D)`` lies where Triton's kernels run."""
+    return table.is_cuda and importlib.util.find_spec("triton") is not None
+
+
+def take_rows(table: Tensor) -> None:
+    """Have readers of a table ``(V, D)`` with sparse gradients leave them unsummed from now on."""
+    table.row_gradients = []  # type: ignore[attr-defined]
+
+
+def rows_left(table: Tensor) -> list[RowGradients] | None:
+    """What readers of a table ``(V, D)`` have left, to be emptied; None where it has gradients."""
+    return getattr(table, "row_gradients", None)
 
 
 def read_rows(weight: Tensor, rows: Tensor, *, sparse: bool) -> Tensor:
@@ -45,34 +102,40 @@ class _Rows(torch.autograd.Function):
     ) -> Tensor:
         """Rows ``(...)`` of ``(V, D)`` as ``(..., D)``."""
         ctx.save_for_backward(rows)
-        ctx.shape, ctx.sparse = weight.shape, sparse
+        ctx.shape, ctx.sparse, ctx.left = weight.shape, sparse, rows_left(weight)
+        if has_kernels(weight):
+            from twotower.models.triton_lookup import looked_up
+
+            return looked_up(weight, rows)
         return functional.embedding(rows, weight).float()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: ANN401
-        """Summed by row; on a GPU an optimizer does that, of all readers together."""
+        """Summed by row, or left to the optimizer."""
         (rows,) = ctx.saved_tensors
         rows, values = rows.flatten(), gradient.reshape(-1, ctx.shape[1])  # (K,), (K, D)
-        if ctx.sparse and rows.device.type == "cpu":
-            rows, values = sum_by_row(narrowed(rows, ctx.shape[0]), values)
-        return as_gradient(rows, values, ctx.shape, ctx.sparse), None, None
+        if not ctx.sparse:
+            return values.new_zeros(ctx.shape).index_add_(0, rows, values), None, None
+        found = RowGradients(rows=narrowed(rows, ctx.shape[0]), values=values)
+        return left_or_summed(found, ctx.shape, ctx.left), None, None
 
 
-def as_gradient(rows: Tensor, values: Tensor, shape: tuple[int, int], sparse: bool) -> Tensor:
-    """The gradient of a table ``(V, D)``.
+def left_or_summed(
+    found: RowGradients, shape: tuple[int, int], left: list[RowGradients] | None
+) -> Tensor | None:
+    """The sparse gradient of a table ``(V, D)``, with every row once; None where it is left.
 
     Args:
-        rows: ``(K,)``; of a sparse gradient on a CPU distinct and ascending.
-        values: ``(K, D)``.
+        found: Gradients of rows, all below V where there is no list.
         shape: V and D.
-        sparse: Whether it is sparse.
+        left: The list of `rows_left`.
     """
-    if not sparse:
-        return values.new_zeros(shape).index_add_(0, rows, values)
+    if left is not None:
+        left.append(found)
+        return None
+    rows, values = sum_by_row(found.rows, found.values, found.sources)
     return torch.sparse_coo_tensor(
-        *(rows.unsqueeze(0), values, shape),
-        check_invariants=False,
-        is_coalesced=rows.device.type == "cpu",
+        *(rows.unsqueeze(0), values, shape), check_invariants=False, is_coalesced=True
     )
 
 
@@ -91,10 +154,7 @@ def narrowed(rows: Tensor, limit: int) -> Tensor:
 def sum_by_row(
     rows: Tensor, gradients: Tensor, sources: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sum gradients over equal rows.
-
-    On a GPU nothing is waited for: there are as many sums as rows were given, those beyond the
-    distinct rows are zero and stand at the largest row.
+    """Sum gradients over equal rows; a GPU is waited for, to know how many rows there are.
 
     Args:
         rows: ``(K,)`` rows, repeats allowed.
@@ -102,23 +162,37 @@ def sum_by_row(
         sources: ``(K,)`` which of the gradients each row has; None for that of its place.
 
     Returns:
-        Rows ``(R,)`` int64, ascending, and their sums ``(R, D)``; R distinct rows on a CPU, K on a
-        GPU.
+        Rows ``(R,)`` int64, distinct and ascending, and their sums ``(R, D)``.
     """
     if not len(rows):
         return rows.long(), gradients.new_zeros(0, gradients.shape[1])
     ordered, order = rows.sort(stable=True)
     chosen = order if sources is None else sources[order]
-    if rows.device.type == "cpu":
-        touched, counts = torch.unique_consecutive(ordered, return_counts=True)
-        offsets = functional.pad(counts.cumsum(0), (1, 0))  # (R + 1,)
-    else:
-        is_first = functional.pad(ordered[1:] != ordered[:-1], (1, 0), value=True)
-        segments = is_first.cumsum(0) - 1  # (K,)
-        places = torch.arange(len(rows) + 1, device=rows.device)
-        offsets = torch.searchsorted(segments, places)  # (K + 1,)
-        touched = ordered[offsets[:-1].clamp(max=len(rows) - 1)]
+    touched, counts = torch.unique_consecutive(ordered, return_counts=True)
+    offsets = functional.pad(counts.cumsum(0), (1, 0))  # (R + 1,)
     summed = functional.embedding_bag(
         chosen, gradients, offsets.to(chosen.dtype), mode="sum", include_last_offset=True
     )
     return touched.long(), summed
+
+
+def owners_of(offsets: Tensor, num_members: int) -> Tensor:
+    """Which set each member is of, ``(E,)``; a member beyond the last set has the number B.
+
+    Only on a GPU there are such: how many members there are is not asked for there.
+
+    Args:
+        offsets: ``(B + 1,)`` where each set begins, and where the last one ends.
+        num_members: E.
+    """
+    if offsets.is_cuda:
+        return owners_by_search(offsets, num_members)
+    every = torch.arange(len(offsets) - 1, dtype=offsets.dtype)
+    return every.repeat_interleave(offsets.diff(), output_size=num_members)
+
+
+def owners_by_search(offsets: Tensor, num_members: int) -> Tensor:
+    """The same without a look at how many members the sets have; see `owners_of`."""
+    every = torch.arange(num_members, dtype=offsets.dtype, device=offsets.device)
+    is_narrow = offsets.dtype == torch.int32
+    return torch.searchsorted(offsets[1:], every, right=True, out_int32=is_narrow)

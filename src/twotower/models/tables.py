@@ -5,6 +5,9 @@ step costs is then set by the rows of the batch, not by the length of the tables
 mean over sets is summed by row before it leaves: of 50 events a query many are of the same items,
 and the rows of all events, one gradient each, are never there.
 
+On a GPU the members of sets may go on beyond the last set; those are of none. How many there are
+would have to be waited for.
+
 Shapes: V rows of all tables, F tables, B queries, E events of B sets one behind the other, K rows
 with repeats, D width.
 """
@@ -19,7 +22,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from twotower.models.half_tables import HalfTable, half_means
-from twotower.models.row_gradients import as_gradient, narrowed, read_rows, sum_by_row
+from twotower.models.row_gradients import (
+    RowGradients,
+    has_kernels,
+    left_or_summed,
+    narrowed,
+    owners_by_search,
+    owners_of,
+    read_rows,
+    rows_left,
+    sum_by_row,
+)
 
 TABLE_STD = 0.05
 
@@ -78,8 +91,10 @@ class TableGroup(nn.Module):
             ``(..., F, D)``.
         """
         shifted = rows + self.starts[first : first + rows.shape[-1]]  # (..., F)
-        if isinstance(self.rows, nn.Embedding) and self.rows.sparse:
-            return read_rows(self.rows.weight, shifted, sparse=True)
+        if isinstance(self.rows, nn.Embedding):
+            weight, sparse = self.rows.weight, self.rows.sparse
+            if sparse or has_kernels(weight):
+                return read_rows(weight, shifted, sparse=sparse)
         found: Tensor = self.rows(shifted)
         return found
 
@@ -89,7 +104,7 @@ class TableGroup(nn.Module):
         Args:
             name: The table.
             rows: ``(E,)`` rows of all sets, one behind the other.
-            offsets: ``(B + 1,)`` where each set begins, and E.
+            offsets: ``(B + 1,)`` where each set begins, and where the last one ends.
 
         Returns:
             ``(B, D)``; zeros for an empty set.
@@ -118,16 +133,15 @@ def mean_of_sets(members: Tensor, offsets: Tensor) -> Tensor:
 
     Args:
         members: ``(E, W)``, one set behind the other.
-        offsets: ``(B + 1,)`` where each set begins, and E.
+        offsets: ``(B + 1,)`` where each set begins, and where the last one ends.
 
     Returns:
         ``(B, W)``; zeros for an empty set.
     """
     counts = offsets.diff()  # (B,)
-    owners = torch.arange(len(counts), device=members.device)
-    owners = owners.repeat_interleave(counts, output_size=len(members))  # (E,)
-    totals = members.new_zeros(len(counts), members.shape[1]).index_add(0, owners, members)
-    return totals / counts.clamp(min=1).unsqueeze(1)
+    owners = owners_of(offsets, len(members))  # (E,)
+    totals = members.new_zeros(len(counts) + 1, members.shape[1]).index_add(0, owners, members)
+    return totals[:-1] / counts.clamp(min=1).unsqueeze(1)
 
 
 class _Means(torch.autograd.Function):
@@ -144,7 +158,13 @@ class _Means(torch.autograd.Function):
         """Means ``(B, D)`` of rows ``(E,)`` of ``(V, D)``."""
         rows, offsets = narrowed(rows, len(weight)), narrowed(offsets, len(rows))
         ctx.save_for_backward(rows, offsets)
-        ctx.shape, ctx.sparse = weight.shape, sparse
+        ctx.shape, ctx.sparse, ctx.left = weight.shape, sparse, rows_left(weight)
+        if has_kernels(weight):
+            from twotower.models.triton_lookup import means_of_sets
+
+            return means_of_sets(weight, rows, offsets)
+        if weight.is_cuda:
+            return mean_of_sets(functional.embedding(rows, weight).float(), offsets)
         if weight.dtype != torch.float32:
             return half_means(weight, rows, offsets)
         return functional.embedding_bag(
@@ -153,11 +173,22 @@ class _Means(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: ANN401
-        """Sum over the events of every row."""
+        """Sum over the events of every row, or leave them to the optimizer."""
         rows, offsets = ctx.saved_tensors
-        counts = offsets.diff()  # (B,)
-        shares = gradient.float() / counts.clamp(min=1).unsqueeze(1)  # (B, D)
-        owners = torch.arange(len(counts), dtype=rows.dtype, device=rows.device)
-        owners = owners.repeat_interleave(counts, output_size=len(rows))  # (E,)
-        touched, summed = sum_by_row(rows, shares, owners)
-        return as_gradient(touched, summed, ctx.shape, ctx.sparse), None, None, None
+        shares = gradient.float() / offsets.diff().clamp(min=1).unsqueeze(1)  # (B, D)
+        if ctx.left is not None:
+            owners = owners_by_search(offsets, len(rows))  # (E,)
+            is_of_none = owners == len(shares)
+            owners = owners.clamp(max=len(shares) - 1)
+            rows = rows.masked_fill(is_of_none, ctx.shape[0])
+        else:
+            rows = rows[: int(offsets[-1])] if rows.is_cuda else rows
+            owners = owners_of(offsets, len(rows))  # (E,)
+        if ctx.sparse:
+            found = RowGradients(rows=rows, values=shares, sources=owners)
+            return left_or_summed(found, ctx.shape, ctx.left), None, None, None
+        if rows.is_cuda:
+            summed = shares[owners]  # (E, D)
+        else:
+            rows, summed = sum_by_row(rows, shares, owners)
+        return summed.new_zeros(ctx.shape).index_add_(0, rows, summed), None, None, None

@@ -179,6 +179,9 @@ class Throughput(pl.Callback):
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar with the stage before it and the loss alone beside it.
 
+    The loss is asked for when the bar is drawn: what is logged for Lightning's own bar is read
+    after every step, for which a GPU has to be waited for.
+
     Args:
         stage: Name of the stage.
     """
@@ -202,9 +205,8 @@ class ProgressBar(TQDMProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         """What stands beside the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return {name.rpartition("/")[2]: value for name, value in metrics.items()}
+        loss = trainer.callback_metrics.get(f"{self.stage}/train/loss")
+        return {} if loss is None else {"loss": float(loss)}
 
 
 class ResumeState(pl.Callback):

@@ -44,6 +44,11 @@ class JointOptimizer(Optimizer):
             member.step()
         return loss
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all."""
+        for member in self.members:
+            member.zero_grad(set_to_none)
+
     def state_dict(self) -> dict[str, Any]:
         """States of all."""
         return {"members": [member.state_dict() for member in self.members]}

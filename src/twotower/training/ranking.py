@@ -85,7 +85,7 @@ class RankingTask(StageTask):
         logits = self.model.logits(batch)  # (B, T)
         loss = self._mean(logits[:, 0], batch[LABELS], batch[WEIGHTS])
         of_all = self.ranks.mean(loss)
-        self.log("ranking/train/loss", of_all, batch_size=len(logits), prog_bar=True)
+        self.log("ranking/train/loss", of_all, batch_size=len(logits))
         for column, task in enumerate(self.model.tasks, 1):
             of_task = self._mean(logits[:, column], batch[TASK_PREFIX + task], batch[TASK_WEIGHTS])
             of_all = self.ranks.mean(of_task)

@@ -84,7 +84,7 @@ class RetrievalTask(StageTask):
             step = step.without_queries()
         loss = self.ranks.share_of(self.objective(step), step.weights)
         of_all = self.ranks.mean(loss)
-        self.log("retrieval/train/loss", of_all, batch_size=len(targets), prog_bar=True)
+        self.log("retrieval/train/loss", of_all, batch_size=len(targets))
         if self.aligned is None:
             return loss
         held = self.aligned.loss()

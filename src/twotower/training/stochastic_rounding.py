@@ -52,9 +52,7 @@ def add_rounded(
         table: bfloat16 ``(V, D)``, changed in place.
         change: Float32 ``(K, D)``.
         noise: Where random bits come from, on the device of the table.
-        rows: ``(K,)`` distinct rows, ascending; on a GPU further changes of the last one may
-            follow and are left out: `twotower.models.row_gradients.sum_by_row` fills up with zeros.
-            None for all rows.
+        rows: ``(K,)`` distinct rows; None for all rows.
     """
     # A CPU copies number by number: four in one are twice as fast.
     wide = table.view(torch.int64) if table.shape[1] % 4 == 0 else table
@@ -68,19 +66,7 @@ def add_rounded(
             moved = stochastic_round_(
                 table.index_select(0, there).float().add_(change[part]), noise
             )
-            if table.device.type != "cpu":
-                moved = first_of_equal(there, moved)
             wide.index_copy_(0, there, moved.view(wide.dtype))
-
-
-def first_of_equal(rows: Tensor, values: Tensor) -> Tensor:
-    """Values with those of a row that is there again replaced by the first ones of that row.
-
-    Args:
-        rows: ``(K,)`` ascending.
-        values: ``(K, D)``.
-    """
-    return values[torch.searchsorted(rows, rows)]
 
 
 def _random_bits(values: Tensor, noise: torch.Generator) -> Tensor:

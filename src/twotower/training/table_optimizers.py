@@ -19,10 +19,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from twotower.models.row_gradients import by_row
+from twotower.models.row_gradients import (
+    RowGradients,
+    by_row,
+    has_kernels,
+    rows_left,
+    take_rows,
+)
 from twotower.training.stochastic_rounding import add_rounded
 
 # The state of a narrow table that counts its steps.
@@ -49,16 +56,20 @@ class _TableOptimizer(Optimizer):
             for name, value in state_dict["state"].get(number, {}).items():
                 self.state[table][name] = value.to(table.device) if value.dim() else value.clone()
 
-    def _noise(self, table: Tensor) -> torch.Generator | None:
-        """Random numbers for one step of a narrow table, other ones than those of others."""
+    def _seed(self, table: Tensor) -> int:
+        """Of the random numbers for one step of a narrow table; each step of each has its own."""
         if table.dtype != torch.bfloat16:
-            return None
+            return 0
         tables = self._tables()
         (place,) = (place for place, other in enumerate(tables) if other is table)
         self.state[table][ROUNDINGS] += 1
-        noise = torch.Generator(table.device)
-        noise.manual_seed(int(self.state[table][ROUNDINGS]) * len(tables) + place)
-        return noise
+        return int(self.state[table][ROUNDINGS]) * len(tables) + place
+
+    def _noise(self, table: Tensor) -> torch.Generator | None:
+        """Those random numbers; None for a table that is not narrow."""
+        if table.dtype != torch.bfloat16:
+            return None
+        return torch.Generator(table.device).manual_seed(self._seed(table))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -115,6 +126,40 @@ class RowWiseAdagrad(_TableOptimizer):
         super().__init__(params, {"lr": lr, "eps": eps})
         for table in self._tables():
             self.state[table]["sum"] = torch.full((table.shape[0],), initial, device=table.device)
+            # Of several processes, the gradients are averaged first.
+            if has_kernels(table) and not _several_processes():
+                take_rows(table)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget what readers of the tables have left, too."""
+        super().zero_grad(set_to_none)
+        for table in self._tables():
+            (rows_left(table) or []).clear()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update the rows that have a gradient, or whose gradients were left."""
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for table in group["params"]:
+                if rows_left(table):
+                    self._take(table, group)
+        return loss
+
+    def _take(self, table: Tensor, group: dict[str, Any]) -> None:
+        """Step a table of a GPU."""
+        from twotower.training.triton_adagrad import Step
+
+        left = rows_left(table) or []
+        step = Step(
+            table=table,
+            accumulator=self.state[table]["sum"],
+            lr=group["lr"],
+            eps=group["eps"],
+            seed=self._seed(table),
+        )
+        step.take(RowGradients.joined(left))
+        left.clear()
 
     def _update(
         self,
@@ -126,8 +171,7 @@ class RowWiseAdagrad(_TableOptimizer):
         accumulator = self.state[table]["sum"]
         lr, eps = group["lr"], group["eps"]
         if gradient.is_sparse:
-            # Rows that a GPU fills up with are there again, with zeros: nothing but sums will do.
-            rows, values = by_row(gradient)  # (K,), (K, D)
+            rows, values = by_row(gradient)  # (K,) distinct, (K, D)
             accumulator.index_add_(0, rows, values.pow(2).mean(dim=1))
             total = accumulator.index_select(0, rows)  # (K,)
             change = values * (-lr / (total.sqrt() + eps)).unsqueeze(1)  # (K, D)
@@ -226,3 +270,7 @@ class LazyAdam(_TableOptimizer):
                 add_rounded(table, -rate * mean / spread, noise)
             else:
                 table.addcdiv_(mean, spread, value=-rate)
+
+
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -35,6 +35,7 @@ pytestmark = [
 ]
 
 TEMPERATURE = 0.2
+NUM_FORMS = 8  # of the blocks, that the tuning chooses from
 # Of values and of gradients, as parts of the largest.
 TOLERANCE = {torch.float32: (2e-6, 1e-5), torch.bfloat16: (4e-3, 1.5e-2)}
 
@@ -59,6 +60,16 @@ def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
         monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One form of the blocks, as in the interpreter: to compile and try all takes minutes."""
+    from twotower.losses.triton_sums import sums_of_candidates, sums_of_queries
+
+    place = getattr(request, "param", 0)
+    for kernel in (sums_of_queries, sums_of_candidates):
+        monkeypatch.setattr(kernel, "configs", [kernel.configs[place]])
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -152,6 +163,17 @@ def test_value_and_gradients_are_those_of_the_plain_formula(
     leaves = tuple(unit_vectors(num, width, seed=k) for k, num in enumerate(shapes))
     counts = draw(num_candidates, seed=8)
     compare(precision, leaves, counts, rows, mask_of(num_queries, 40, targets=True, known=known))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter has one form of the blocks")
+@pytest.mark.parametrize("blocks", range(NUM_FORMS), indirect=True)
+@pytest.mark.parametrize("precision", [torch.bfloat16], indirect=True)
+@pytest.mark.parametrize("known", [0, 4])
+def test_all_forms_of_the_blocks(precision: torch.dtype, known: int) -> None:
+    rows = integers(400, 300, 2)
+    leaves = tuple(unit_vectors(num, 128, seed=k) for k, num in enumerate((200, 200, 300)))
+    counts = draw(300, seed=8)
+    compare(precision, leaves, counts, rows, mask_of(200, 400, targets=True, known=known))
 
 
 @pytest.mark.parametrize("has_further", [False, True])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from twotower.models.row_gradients import sum_by_row
@@ -27,20 +26,6 @@ def test_no_rows() -> None:
     rows, sums = sum_by_row(torch.zeros(0, dtype=torch.int32), torch.ones(0, 3))
     assert rows.dtype == torch.int64
     assert sums.shape == (0, 3)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_the_same_sums_and_fills_up_with_zeros() -> None:
-    state = torch.Generator().manual_seed(0)
-    rows = torch.randint(50, (1000,), generator=state)
-    gradients = torch.randn(1000, 8, generator=state)
-    expected = torch.zeros(50, 8).index_add_(0, rows, gradients)
-    found_rows, sums = sum_by_row(rows.cuda(), gradients.cuda())
-    assert len(found_rows) == 1000
-    assert sums[50:].abs().sum() == 0
-    found = torch.zeros(50, 8).index_add_(0, found_rows.cpu(), sums.cpu())
-    torch.testing.assert_close(found, expected)
 
 
 def test_a_group_gives_the_rows_of_its_tables() -> None:
