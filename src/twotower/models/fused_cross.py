@@ -61,12 +61,13 @@ class _FullRankStack(torch.autograd.Function):
         linear = ctx.saved_tensors[2 * num_layers :]
         of_weights, of_biases = [], []
         of_x0 = torch.mul(gradient, linear[-1])  # (B, W)
-        own = gradient.clone()  # (B, W)
+        own = gradient  # (B, W)
         for weight, x, h in zip(reversed(weights), reversed(inputs), reversed(linear), strict=True):
             of_linear = own * inputs[0]  # (B, W)
             if h is not linear[-1]:
                 of_x0.addcmul_(own, h)
             of_weights.append(torch.mm(of_linear.T, x))  # (W, W)
             of_biases.append(of_linear.sum(dim=0))
-            own.addmm_(of_linear, weight)  # (B, W)
+            # Products that are added to what is there are slower than both by themselves.
+            own = torch.mm(of_linear, weight).add_(own)  # (B, W)
         return of_x0.add_(own), *reversed(of_weights), *reversed(of_biases)
