@@ -70,6 +70,33 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> floa
     return float(np.average(by_group, weights=(positives + negatives)[both]))
 
 
+def auc_by_group(labels: ArrayLike, scores: ArrayLike, groups: NDArray[np.int64]) -> FloatArray:
+    """AUC within every group.
+
+    Args:
+        labels: (R,) 0 or 1.
+        scores: (R,) any finite numbers, compared within a group only.
+        groups: (R,) which of the groups 0 to G - 1 each impression is of.
+
+    Returns:
+        (G,), NaN where a group has one class or none; G is the largest group and one.
+
+    Raises:
+        ValueError: When the arrays do not fit together.
+
+    Example:
+        >>> auc_by_group([1, 0, 1, 0, 0], [0.3, 0.1, 0.2, 0.25, 0.9], np.array([0, 0, 0, 2, 2]))
+        array([ 1., nan, nan])
+    """
+    positive, values, mass = checked_clicks(labels, scores, None, name="scores")
+    names, index = np.unique(groups, return_inverse=True)
+    wins, positives, negatives = _pairs(positive, values, mass, index)
+    both = (positives > 0) & (negatives > 0)
+    found = np.full(int(names[-1]) + 1, np.nan)
+    found[names[both]] = wins[both] / (positives[both] * negatives[both])
+    return found
+
+
 def log_loss(
     labels: ArrayLike, probabilities: ArrayLike, weights: ArrayLike | None = None
 ) -> float:

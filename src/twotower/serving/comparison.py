@@ -4,7 +4,7 @@ Each bundle answers as it would online: with its own catalogue, its own features
 and of a user's history the items that it knows. What it lacks it cannot show; that is what a window
 with new items is about.
 
-Shapes: Q queries, K candidates, N items of the window, C items of a bundle.
+Shapes: Q queries, K candidates, N items of the window, C items of a bundle, S impressions.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from twotower.metrics.bootstrap import Interval, bootstrap_difference, bootstrap
 from twotower.metrics.top_k import Relevant, top_k_metrics
 from twotower.serving.ids import find_rows
 from twotower.serving.recommender import Recommender
+from twotower.serving.shown import Shown
 
 Array = npt.NDArray[Any]
 
 QUERY_BLOCK = 256
 TWO_STAGE, RETRIEVAL = "two_stage", "retrieval"
+USER_AUC = "ranking/user_auc"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +61,14 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class _Answers:
-    """Lists of a bundle in the item rows of the window, (Q, K) each."""
+    """Lists of a bundle in the item rows of the window, (Q, K) each, and scores of impressions.
+
+    Scores are (S,), or None without a ranker.
+    """
 
     final: Array
     candidates: Array
+    shown: Array | None
 
 
 def compare_bundles(
@@ -77,9 +83,10 @@ def compare_bundles(
         settings: Lengths of lists, users, bootstrap; lists are no longer than the candidates.
 
     Returns:
-        Both stages together at every length, the candidates at the longest, and the recall of items
-        that the old bundle lacks. Judged are the ranking of the shortest list and the recall of the
-        longest.
+        Both stages together at every length, the candidates at the longest, the recall of items
+        that the old bundle lacks, and where both have a ranker and users took some of what they
+        were shown, the AUC within each user among items that both know. Judged are the ranking of
+        the shortest list, the recall of the longest, and that AUC.
 
     Raises:
         ValueError: When the test part holds nothing to be found, or lists that are too long.
@@ -88,7 +95,9 @@ def compare_bundles(
     longest = min(old.num_candidates, new.num_candidates)
     ks = [k for k in settings.ks if k <= longest] or [longest]
     made_by = FeaturePipeline.load(prepared.folder / FEATURES_FOLDER)
-    answers = [_ask(bundle, prepared, made_by, queries, longest) for bundle in (old, new)]
+    both_know = np.logical_and(*(_rows_in(bundle, prepared) >= 0 for bundle in (old, new)))
+    shown = Shown.of(prepared, queries, both_know)
+    answers = [_ask(bundle, prepared, made_by, queries, longest, shown) for bundle in (old, new)]
     truth = Relevant.of(queries.truth)
     judged = {f"{TWO_STAGE}/ndcg@{ks[0]}", f"{RETRIEVAL}/recall@{longest}"}
     values = [_values(answer, truth, ks, longest) for answer in answers]
@@ -96,7 +105,10 @@ def compare_bundles(
         _compared(name, [of_bundle[name] for of_bundle in values], settings, name in judged)
         for name in values[0]
     ]
-    known = find_rows(old.items.ids, _ids(prepared)) >= 0  # (N,)
+    of_shown = [shown.auc_by_query(a.shown) for a in answers if a.shown is not None]
+    if len(of_shown) == len(answers) and np.isfinite(of_shown[0]).any():
+        found.append(_compared(USER_AUC, of_shown, settings, True))
+    known = _rows_in(old, prepared) >= 0  # (N,)
     is_new = queries.truth.where(~known[queries.truth.item_rows])
     if len(is_new.item_rows):
         right, name = Relevant.of(is_new), f"recall@{longest}"
@@ -134,10 +146,10 @@ def _compared(
     )
 
 
-def _ids(prepared: Prepared) -> list[Any]:
+def _rows_in(recommender: Recommender, prepared: Prepared) -> Array:
+    """(N,) rows of the window's items in a bundle, -1 for those that it lacks."""
     _, _, items = prepared.require_events()
-    ids: list[Any] = items.ids.to_pylist()
-    return ids
+    return find_rows(recommender.items.ids, items.ids.to_pylist())
 
 
 def _ask(
@@ -146,11 +158,12 @@ def _ask(
     made_by: FeaturePipeline,
     queries: Queries,
     k: int,
+    shown: Shown,
 ) -> _Answers:
     """Lists of one bundle."""
     from twotower.serving.evaluation import query_columns
 
-    to_bundle = find_rows(recommender.items.ids, _ids(prepared))  # (N,)
+    to_bundle = _rows_in(recommender, prepared)  # (N,)
     known = to_bundle >= 0
     to_window = len(known) + np.arange(len(recommender.items))  # (C,) rows of nothing, at first
     to_window[to_bundle[known]] = np.flatnonzero(known)
@@ -160,17 +173,22 @@ def _ask(
     removed = replace(removed, item_rows=to_bundle[removed.item_rows])
     remove_seen = recommender.bundle.manifest.remove_seen
     parts: list[tuple[Array, Array]] = []
+    scores: list[Array] = []
     for start in range(0, len(queries), QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, len(queries))
         columns = query_columns(view, recommender, queries, start, stop)
         left_out = removed.between(start, stop) if remove_seen else None
         ranked = recommender.rank(columns, k, left_out)
         parts.append((ranked.rows[:, :k], ranked.candidates.rows[:, :k]))
+        if recommender.ranker is not None:
+            model = recommender.ranker.model
+            scores.append(shown.scores(recommender, model, to_bundle, columns, ranked, start))
     final, candidates = (
         np.where(rows >= 0, to_window[rows], -1)
         for rows in (np.concatenate(part) for part in zip(*parts, strict=True))
     )
-    return _Answers(final=final, candidates=candidates)
+    of_shown = np.concatenate(scores) if scores else None
+    return _Answers(final=final, candidates=candidates, shown=of_shown)
 
 
 def _as_encoded_by(
