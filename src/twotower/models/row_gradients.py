@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -60,7 +61,12 @@ class RowGradients:
 
 def has_kernels(table: Tensor) -> bool:
     """Whether a table ``(V, D)`` lies where Triton's kernels run."""
-    return table.is_cuda and importlib.util.find_spec("triton") is not None
+    return table.is_cuda and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def take_rows(table: Tensor) -> None:
