@@ -60,14 +60,13 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> floa
     if names.shape != values.shape:
         raise ValueError(f"groups must have shape {values.shape}, got {names.shape}")
     index = np.unique(names, return_inverse=True)[1]
-    wins, positives, negatives = _pairs(positive, values, mass, index)
-    both = (positives > 0) & (negatives > 0)
+    by_group = _within(positive, values, mass, index)  # (G,)
+    both = np.isfinite(by_group)
     if not both.any():
         raise ValueError(
             f"grouped AUC needs a group with both classes, got none among {len(both)} groups"
         )
-    by_group = wins[both] / (positives[both] * negatives[both])  # (G,)
-    return float(np.average(by_group, weights=(positives + negatives)[both]))
+    return float(np.average(by_group[both], weights=np.bincount(index)[both]))
 
 
 def auc_by_group(labels: ArrayLike, scores: ArrayLike, groups: NDArray[np.int64]) -> FloatArray:
@@ -90,10 +89,8 @@ def auc_by_group(labels: ArrayLike, scores: ArrayLike, groups: NDArray[np.int64]
     """
     positive, values, mass = checked_clicks(labels, scores, None, name="scores")
     names, index = np.unique(groups, return_inverse=True)
-    wins, positives, negatives = _pairs(positive, values, mass, index)
-    both = (positives > 0) & (negatives > 0)
     found = np.full(int(names[-1]) + 1, np.nan)
-    found[names[both]] = wins[both] / (positives[both] * negatives[both])
+    found[names] = _within(positive, values, mass, index)
     return found
 
 
@@ -194,6 +191,17 @@ def _value_problems(outcomes: NDArray[Any], predictions: FloatArray, name: str) 
     if len(wrong):
         problems.append(f"{name} must be {allowed}, got {wrong[:5]} in {len(wrong)} rows")
     return problems
+
+
+def _within(
+    positive: NDArray[np.bool_], scores: FloatArray, mass: FloatArray, group: NDArray[np.int64]
+) -> FloatArray:
+    """AUC of every group (G,), none of them empty; NaN where it has one class."""
+    wins, positives, negatives = _pairs(positive, scores, mass, group)
+    found: FloatArray = np.full(len(wins), np.nan)
+    pairs = positives * negatives
+    np.divide(wins, pairs, out=found, where=pairs > 0)
+    return found
 
 
 def _pairs(

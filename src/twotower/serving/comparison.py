@@ -95,9 +95,12 @@ def compare_bundles(
     longest = min(old.num_candidates, new.num_candidates)
     ks = [k for k in settings.ks if k <= longest] or [longest]
     made_by = FeaturePipeline.load(prepared.folder / FEATURES_FOLDER)
-    both_know = np.logical_and(*(_rows_in(bundle, prepared) >= 0 for bundle in (old, new)))
-    shown = Shown.of(prepared, queries, both_know)
-    answers = [_ask(bundle, prepared, made_by, queries, longest, shown) for bundle in (old, new)]
+    rows_in = [_rows_in(bundle, prepared) for bundle in (old, new)]
+    shown = Shown.of(prepared, queries, np.min(rows_in, axis=0) >= 0)
+    answers = [
+        _ask(bundle, to_bundle, prepared, made_by, queries, longest, shown)
+        for bundle, to_bundle in zip((old, new), rows_in, strict=True)
+    ]
     truth = Relevant.of(queries.truth)
     judged = {f"{TWO_STAGE}/ndcg@{ks[0]}", f"{RETRIEVAL}/recall@{longest}"}
     values = [_values(answer, truth, ks, longest) for answer in answers]
@@ -108,7 +111,7 @@ def compare_bundles(
     of_shown = [shown.auc_by_query(a.shown) for a in answers if a.shown is not None]
     if len(of_shown) == len(answers) and np.isfinite(of_shown[0]).any():
         found.append(_compared(USER_AUC, of_shown, settings, True))
-    known = _rows_in(old, prepared) >= 0  # (N,)
+    known = rows_in[0] >= 0  # (N,)
     is_new = queries.truth.where(~known[queries.truth.item_rows])
     if len(is_new.item_rows):
         right, name = Relevant.of(is_new), f"recall@{longest}"
@@ -154,16 +157,16 @@ def _rows_in(recommender: Recommender, prepared: Prepared) -> Array:
 
 def _ask(
     recommender: Recommender,
+    to_bundle: Array,
     prepared: Prepared,
     made_by: FeaturePipeline,
     queries: Queries,
     k: int,
     shown: Shown,
 ) -> _Answers:
-    """Lists of one bundle."""
+    """Lists of one bundle, in which the window's items have rows `to_bundle` (N,)."""
     from twotower.serving.evaluation import query_columns
 
-    to_bundle = _rows_in(recommender, prepared)  # (N,)
     known = to_bundle >= 0
     to_window = len(known) + np.arange(len(recommender.items))  # (C,) rows of nothing, at first
     to_window[to_bundle[known]] = np.flatnonzero(known)

@@ -142,15 +142,16 @@ class RowWiseAdagrad(_TableOptimizer):
         loss = super().step(closure)
         for group in self.param_groups:
             for table in group["params"]:
-                if rows_left(table):
-                    self._take(table, group)
+                left = rows_left(table)
+                if left:
+                    self._take(table, RowGradients.joined(left), group)
+                    left.clear()
         return loss
 
-    def _take(self, table: Tensor, group: dict[str, Any]) -> None:
+    def _take(self, table: Tensor, gradients: RowGradients, group: dict[str, Any]) -> None:
         """Step a table of a GPU."""
         from twotower.training.triton_adagrad import Step
 
-        left = rows_left(table) or []
         step = Step(
             table=table,
             accumulator=self.state[table]["sum"],
@@ -158,8 +159,7 @@ class RowWiseAdagrad(_TableOptimizer):
             eps=group["eps"],
             seed=self._seed(table),
         )
-        step.take(RowGradients.joined(left))
-        left.clear()
+        step.take(gradients)
 
     def _update(
         self,

@@ -5,15 +5,13 @@ Without a GPU they run in Triton's interpreter: `TRITON_INTERPRET=1 pytest <this
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.kernels import DEVICE, INTERPRETED, NEEDS_KERNELS
 from twotower.losses import fused_softmax as module
 from twotower.losses.fused_softmax import Logits, fused_softmax
 from twotower.losses.masks import OnCandidates, PositiveMask
@@ -21,18 +19,7 @@ from twotower.losses.reduction import weighted_mean
 from twotower.losses.sampled_softmax import sampled_softmax
 from twotower.losses.scores import Scores, dot_products
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        importlib.util.find_spec("triton") is None, reason="Triton is not installed"
-    ),
-    pytest.mark.skipif(
-        not (INTERPRETED or torch.cuda.is_available()),
-        reason="no GPU; TRITON_INTERPRET=1 runs the kernels without one",
-    ),
-]
+pytestmark = NEEDS_KERNELS
 
 TEMPERATURE = 0.2
 NUM_FORMS = 8  # of the blocks, that the tuning chooses from

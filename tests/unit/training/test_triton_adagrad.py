@@ -5,13 +5,11 @@ Without a GPU they run in Triton's interpreter: `TRITON_INTERPRET=1 pytest <this
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels import DEVICE, INTERPRETED, NEEDS_KERNELS
 from twotower.models import row_gradients, tables
 from twotower.models.row_gradients import RowGradients
 from twotower.models.tables import TableGroup
@@ -19,18 +17,7 @@ from twotower.training import table_optimizers
 from twotower.training.optimizers import JointOptimizer
 from twotower.training.table_optimizers import RowWiseAdagrad
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        importlib.util.find_spec("triton") is None, reason="Triton is not installed"
-    ),
-    pytest.mark.skipif(
-        not (INTERPRETED or torch.cuda.is_available()),
-        reason="no GPU; TRITON_INTERPRET=1 runs the kernels without one",
-    ),
-]
+pytestmark = NEEDS_KERNELS
 LR, EPS = 0.5, 1e-10
 SIZE = 200 if INTERPRETED else 2000
 
