@@ -1,9 +1,11 @@
 """A mask for kernels that see a tile of queries and candidates at a time.
 
-The target of a query is compared with the candidates in the kernel. A known positive is a run of
-candidates: they are ordered by item, and so all places of an item lie together however often the
-batch has it. Runs are cut at the borders of tiles of 128 x 128 and listed by tile. What is kept
-grows with the known positives and not with B x C, but for one number a tile.
+Candidates are ordered by item, and so all places of an item lie together however often the batch
+has it. The target of a query is compared with the candidates in the kernel; where that is all,
+queries are ordered by it, and those that a block of them has to be compared with lie together too.
+A known positive is a run of candidates. Runs are cut at the borders of tiles of 128 x 128 and
+listed by tile. What is kept grows with the known positives and not with B x C, but for one number a
+tile.
 
 Shapes: B queries, C candidates, R runs, P pieces of runs, T tiles.
 """
@@ -82,7 +84,9 @@ class MaskTiles:
     Args:
         rows: Item rows of the candidates, ``(C,)`` int32, in the order of `order`.
         order: Which candidate stands at each place, ``(C,)``; None where none has moved.
-        target_rows: Item row of every query's target, ``(B,)`` int32, or None.
+        target_rows: Item row of every query's target, ``(B,)`` int32, in the order of
+            `query_order`, or None.
+        query_order: Which query stands at each place, ``(B,)``; None where none has moved.
         never: ``(C,)`` bool, candidates that stand against no query, or None; in that order.
         known: Further pairs, or None.
     """
@@ -90,6 +94,7 @@ class MaskTiles:
     rows: Tensor
     order: Tensor | None
     target_rows: Tensor | None
+    query_order: Tensor | None
     never: Tensor | None
     known: Pieces | None
 
@@ -98,12 +103,18 @@ class MaskTiles:
         pool_rows: Tensor, target_rows: Tensor | None, never: Tensor | None, known: Known | None
     ) -> MaskTiles:
         """Of candidates ``(C,)`` and targets ``(B,)``; `never` is of items."""
-        rows = pool_rows if known is None else known.matches.ordered
+        rows, order, query_order = pool_rows, None, None
+        if known is not None:
+            rows, order = known.matches.ordered, known.matches.order
+        elif target_rows is not None:
+            rows, order = pool_rows.sort()
+            target_rows, query_order = target_rows.sort()
         return MaskTiles(
             # Rows are below 2^31: they are places in a table of vectors.
             rows=rows.int(),
-            order=None if known is None else known.matches.order,
+            order=order,
             target_rows=None if target_rows is None else target_rows.int(),
+            query_order=query_order,
             never=None if never is None else never[rows],
             known=None if known is None else known.pieces,
         )

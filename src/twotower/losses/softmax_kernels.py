@@ -11,6 +11,7 @@ Shapes: B queries, C candidates, D width of the vectors.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -66,7 +67,12 @@ def kernel_precision(queries: Tensor, candidates: Tensor) -> torch.dtype | None:
     if max(len(queries), len(candidates)) * width >= 2**31:
         return None
     known = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if known and importlib.util.find_spec("triton") else None
+    return torch.bfloat16 if known and _has_triton() else None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def cpu_precision(queries: Tensor, candidates: Tensor) -> torch.dtype | None:

@@ -1,8 +1,8 @@
 """Sums and gradients of the sampled softmax on a GPU, without a matrix of logits.
 
-In two kernels, each of two matrix products; logits are recomputed in the second. The first goes
-over all candidates for a block of queries and keeps, as in attention, the largest logit, the sum
-and the weighted sum of candidates up to there:
+In two passes of one kernel, each of two matrix products; logits are made again in the second. The
+first goes over all candidates for a block of queries and keeps, as in attention, the largest logit,
+the sum and the weighted sum of candidates up to there:
 
     o_b = log sum_c exp(l_bc),    O_b = sum_c exp(l_bc - o_b) v_c,    l_bc = s_bc / T - log E_c.
 
@@ -12,49 +12,114 @@ be looked for or scaled on the way.
 
 The second goes over all queries for a block of candidates:
 
-    G_c = sum_b exp(l_bc - shift_b) u_b,    shift_b = o_b - log g_b,
+    G_c = sum_b exp(l_bc - shift_b) u_b = 1 / E_c sum_b exp(s_bc / T - shift_b) u_b,
+    shift_b = o_b - log g_b,
 
 where g_b, what the loss pulls at o_b with, is in the exponent and costs nothing. Logits are kept in
 base 2. Nothing of size B x C is written, and nothing is added in the order of chance.
 
+What an element costs beside the products decides: tensor cores multiply a block in the time in
+which its exponentials are taken, and every further instruction is waited for. So vectors are filled
+up to whole tiles, where no border has to be looked at, and queries and candidates are ordered by
+item: candidates that may be a query's own target lie in one stretch, and only there are items
+compared.
+
 Dao 2023, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning";
 Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models".
 
-Shapes: B queries, C candidates, D width of the vectors, m and n rows of the blocks.
+Shapes: B queries, C candidates, D width of the vectors; with fillings B' and C', multiples of 128.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
+from torch.nn import functional
 
 from twotower.losses.mask_tiles import TILE, MaskTiles
 from twotower.losses.triton_mask import CHUNK, CHUNKS
-from twotower.losses.triton_sums import sums_of_candidates, sums_of_queries
+from twotower.losses.triton_sums import weighted_sums
 
 LOG2_E = 1.4426950408889634
 # How far below the largest logit another one may be for its exponential, in base 2, to be a number
 # of full precision, with room for a sum of many.
 FAR = 100.0
+# Rows whose columns are looked up together; divides the rows of a block.
+UNIT = 64
+# Items of fillings, above all others and not of one another.
+NO_CANDIDATE, NO_TARGET = 2**31 - 1, 2**31 - 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """Queries or candidates, as the kernel reads them.
+
+    Args:
+        vectors: ``(N', D)``, ordered by item, then fillings; in the precision of the products,
+            whose sums are in float32.
+        items: ``(N',)`` int32, of the targets or the candidates.
+        places: Which query or candidate stands at each place, ``(N',)``; N for fillings.
+        size: N.
+    """
+
+    vectors: Tensor
+    items: Tensor
+    places: Tensor
+    size: int
+
+    @staticmethod
+    def of(vectors: Tensor, order: Tensor | None, items: Tensor, filling: int) -> Side:
+        """Fill up and order.
+
+        Args:
+            vectors: ``(N, D)`` as they were given.
+            items: ``(N,)`` in order.
+            order: Which of them stands at each place, ``(N,)``; None where none has moved.
+            filling: Item of what is filled up with.
+        """
+        size, more = len(vectors), -len(vectors) % TILE
+        if order is None:
+            order = torch.arange(size, device=vectors.device)
+        else:
+            vectors = vectors.index_select(0, order)
+        return Side(
+            vectors=functional.pad(vectors, (0, 0, 0, more)) if more else vectors.contiguous(),
+            items=functional.pad(items, (0, more), value=filling),
+            places=functional.pad(order, (0, more), value=size),
+            size=size,
+        )
+
+    def terms(self, values: Tensor) -> Tensor:
+        """Of values ``(N,)`` as they were given ``(N',)``; minus infinity for fillings."""
+        return functional.pad(values, (0, 1), value=-torch.inf)[self.places]
+
+    def stretches(self, other: Side) -> tuple[Tensor, Tensor]:
+        """Where items of each unit of this side begin and end in the other, ``(N' / 64,)``."""
+        units = self.items.view(-1, UNIT)
+        first, last = units[:, 0].contiguous(), units[:, -1].contiguous()
+        return (
+            torch.searchsorted(other.items, first, out_int32=True),
+            torch.searchsorted(other.items, last, out_int32=True, right=True),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What both kernels read.
+    """What the kernel reads.
 
     Args:
-        queries: ``(B, D)``, in the precision of the products; sums are in float32.
-        candidates: ``(C, D)``, in the order of `tiles`.
-        offsets: ``(C,)`` float32, added to the logits in base 2; minus infinity masks.
+        queries: B queries.
+        candidates: C candidates.
+        offsets: ``(C',)`` float32, added to the logits in base 2; minus infinity masks.
         rate: What scores are multiplied by: log2(e) / T.
         tiles: The mask.
     """
 
-    queries: Tensor
-    candidates: Tensor
+    queries: Side
+    candidates: Side
     offsets: Tensor
     rate: float
     tiles: MaskTiles
@@ -69,17 +134,18 @@ class Problem:
         tiles: MaskTiles,
         products: torch.dtype,
     ) -> Problem:
-        """Of vectors ``(B, D)`` and ``(C, D)``; `products` is their precision in the kernels."""
-        if tiles.order is not None:
-            candidates = candidates[tiles.order]
-            log_expected_count = log_expected_count[tiles.order]
-        offsets = -LOG2_E * log_expected_count.float()
+        """Of vectors ``(B, D)`` and ``(C, D)``; `products` is their precision in the kernel."""
+        targets = tiles.target_rows
+        if targets is None:  # Nothing is compared; they are there to be filled up.
+            targets = tiles.rows.new_zeros(len(queries))
+        side = Side.of(candidates.to(products), tiles.order, tiles.rows, NO_CANDIDATE)
+        offsets = side.terms(-LOG2_E * log_expected_count.float())
         if tiles.never is not None:
-            offsets = offsets.masked_fill(tiles.never, -torch.inf)
+            offsets[: side.size].masked_fill_(tiles.never, -torch.inf)
         return Problem(
-            queries=queries.to(products).contiguous(),
-            candidates=candidates.to(products).contiguous(),
-            offsets=offsets.contiguous(),
+            queries=Side.of(queries.to(products), tiles.query_order, targets, NO_TARGET),
+            candidates=side,
+            offsets=offsets,
             rate=LOG2_E / temperature,
             tiles=tiles,
         )
@@ -89,24 +155,33 @@ class Problem:
 
         Both in float32; for a query without candidates the lowest number, and zero.
         """
-        num_queries, width = self.queries.shape
-        log_sums = self.offsets.new_empty(num_queries)
-        means = self.offsets.new_empty(num_queries, width)
-        bound = self._bound()
+        queries, bound = self.queries, self._bound()
+        log_sums = self.offsets.new_empty(queries.size)
+        means = self.offsets.new_empty(queries.size, queries.vectors.shape[1])
+        run = self._kernel(queries, self.candidates, by_candidate=False)
         # One of the two has nothing to do; which one is not asked for here.
-        for bounded in (True, False):
-            sums_of_queries[lambda found: (triton.cdiv(num_queries, found["block_m"]),)](
-                *(*self._vectors(), bound, log_sums, means),
-                *(*self._mask(), *self._numbers()),
-                bounded=bounded,
-                width=width,
-            )
+        run(self.offsets - bound, bound, log_sums, means, bounded=True)
+        run(self.offsets, bound, log_sums, means, bounded=False)
         return log_sums, means
+
+    def of_candidates(self, shift: Tensor) -> Tensor:
+        """G ``(C, D)`` in float32.
+
+        Args:
+            shift: ``(B,)`` float32; infinity for a query that pulls at nothing.
+        """
+        candidates = self.candidates
+        found = self.offsets.new_empty(candidates.size, candidates.vectors.shape[1])
+        terms = self.queries.terms(-LOG2_E * shift.float())
+        run = self._kernel(candidates, self.queries, by_candidate=True)
+        run(terms, terms, terms, found, bounded=True)
+        return found
 
     def _bound(self) -> Tensor:
         """What no logit is above, ``(1,)`` in base 2; infinity where some may be far below."""
         lengths = [
-            vectors.float().norm(dim=1).amax() for vectors in (self.queries, self.candidates)
+            torch.linalg.vector_norm(side.vectors, dim=1, dtype=torch.float32).amax()
+            for side in (self.queries, self.candidates)
         ]
         most = self.rate * lengths[0] * lengths[1]
         counts = self.offsets.isfinite()
@@ -115,45 +190,34 @@ class Problem:
         bound = most + high
         return torch.where(most + bound - low < FAR, bound, torch.inf).reshape(1)
 
-    def of_candidates(self, shift: Tensor) -> Tensor:
-        """G ``(C, D)`` in float32 and the order of the candidates as they were given.
-
-        Args:
-            shift: ``(B,)`` float32; infinity for a query that pulls at nothing.
-        """
-        num_candidates, width = self.candidates.shape
-        found = self.offsets.new_empty(num_candidates, width)
-        sums_of_candidates[lambda config: (triton.cdiv(num_candidates, config["block_n"]),)](
-            *self._vectors(),
-            LOG2_E * shift.float(),
-            found,
-            *self._mask(),
-            *self._numbers(),
-            width=width,
-        )
-        order = self.tiles.order
-        return found if order is None else torch.empty_like(found).index_copy_(0, order, found)
-
-    def _vectors(self) -> tuple[Tensor, ...]:
-        return self.queries, self.candidates, self.offsets
-
-    def _mask(self) -> tuple[Tensor | bool | int, ...]:
-        """The mask's tensors; which of them count; tile, chunk and chunks of lists.
+    def _kernel(self, rows: Side, columns: Side, *, by_candidate: bool) -> Callable[..., None]:
+        """The kernel, which takes what columns add to logits, the bound, and where sums go.
 
         What does not count is not looked at.
         """
         tiles, known = self.tiles, self.tiles.known
-        targets = tiles.rows if tiles.target_rows is None else tiles.target_rows
-        lists, packed = (tiles.rows, tiles.rows) if known is None else (known.lists, known.packed)
+        compares = tiles.target_rows is not None
+        starts = stops = rows.items
+        if compares and known is None:
+            starts, stops = rows.stretches(columns)
+        lists, packed = (rows.items, rows.items) if known is None else (known.lists, known.packed)
         few = known is None or known.longest <= CHUNK * CHUNKS
-        return (
-            *(targets, tiles.rows, lists, packed),
-            *(tiles.target_rows is not None, known is not None),
-            *(TILE, CHUNK, CHUNKS if few else 0),
-        )
+        num_rows, num_columns = len(rows.places), len(columns.places)
 
-    def _numbers(self) -> tuple[int, int, float, int]:
-        """B, C, the rate, and how large it all is: what is tuned for one size does for others."""
-        num_queries, num_candidates = len(self.queries), len(self.candidates)
-        size = (num_queries * num_candidates).bit_length()
-        return num_queries, num_candidates, self.rate, size
+        def blocks(form: dict[str, int]) -> tuple[int]:
+            return (num_rows // form["block_m"],)
+
+        def run(
+            terms: Tensor, bound: Tensor, log_sums: Tensor, sums: Tensor, *, bounded: bool
+        ) -> None:
+            weighted_sums[blocks](
+                *(rows.vectors, columns.vectors, terms, self.offsets, bound, log_sums, sums),
+                *(rows.places, rows.items, columns.items, starts, stops, lists, packed),
+                # What is tuned for one size does for others.
+                *(rows.size, num_columns, self.rate, (num_rows * num_columns).bit_length()),
+                *(compares, known is not None, by_candidate, bounded),
+                *(UNIT, TILE, CHUNK, CHUNKS if few else 0),
+                width=rows.vectors.shape[1],
+            )
+
+        return run

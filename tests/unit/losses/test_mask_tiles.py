@@ -35,9 +35,10 @@ def matrix_of(tiles: MaskTiles, num_queries: int) -> Tensor:
                 assert at < TILE
                 assert low < high <= TILE
                 masked[query + at, candidate + low : candidate + high] = True
-    if tiles.order is None:
-        return masked
-    return torch.empty_like(masked).index_copy_(1, tiles.order, masked)
+    for dim, order in enumerate((tiles.query_order, tiles.order)):
+        if order is not None:
+            masked = torch.empty_like(masked).index_copy_(dim, order, masked)
+    return masked
 
 
 @pytest.mark.parametrize("spread", [1, 10**6])
@@ -107,11 +108,11 @@ def test_what_is_left_to_kernels(
     """Vectors that only say where they are; no GPU is asked for."""
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: True)
     monkeypatch.setattr("torch.is_autocast_enabled", lambda kind: autocast and kind == "cuda")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "triton")
+    monkeypatch.setattr("twotower.losses.softmax_kernels._has_triton", lambda: True)
     with FakeTensorMode():
         vectors = torch.empty(5, width, dtype=dtype, device=device)
         assert kernel_precision(vectors, vectors) == expected
         none = torch.empty(0, width, dtype=dtype, device=device)
         assert kernel_precision(none, vectors) is None
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("twotower.losses.softmax_kernels._has_triton", lambda: False)
     assert kernel_precision(vectors, vectors) is None
