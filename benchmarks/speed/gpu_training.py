@@ -218,6 +218,7 @@ class Stopwatch(Throughput):
     """Seconds between the end of the warm-up and the last step; the device is waited for there."""
 
     marks: list[float]
+    ticks: list[float]
     last: int
     utilisation: list[int]
 
@@ -231,6 +232,7 @@ class Stopwatch(Throughput):
     ) -> None:
         """Look at the clock at two steps."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self.ticks.append(time.perf_counter())
         if trainer.global_step in (WARM_UP, self.last):
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize()
@@ -258,10 +260,12 @@ def measure(
     torch.manual_seed(0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+        torch.cuda.utilization()  # what it loads at its first call is not measured
     task, batches = (retrieval if stage == "retrieval" else ranking)(scale, device)
     if WARM_UP + steps >= len(batches):
         raise SystemExit(f"--steps: {WARM_UP + steps} steps are more than an epoch, {len(batches)}")
-    Stopwatch.marks, Stopwatch.last, Stopwatch.utilisation = [], WARM_UP + steps, []
+    Stopwatch.marks, Stopwatch.ticks, Stopwatch.utilisation = [], [], []
+    Stopwatch.last = WARM_UP + steps
     fit.Throughput = Stopwatch  # type: ignore[misc]
     name = "recall@10" if stage == "retrieval" else "auc"
     with tempfile.TemporaryDirectory() as folder, suppress(Measured):
@@ -281,6 +285,7 @@ def measure(
             folder=profiled or Path(folder),
             progress=False,
         )
+    pauses = np.diff(Stopwatch.ticks[WARM_UP:])  # in which the host came from step to step
     rate = steps * scale["batch"] / (Stopwatch.marks[1] - Stopwatch.marks[0])
     row: dict[str, Any] = {
         "stage": stage,
@@ -291,6 +296,10 @@ def measure(
             p.shape[0] for n, p in task.named_parameters() if n.endswith("tables.128.rows.weight")
         ),
         "examples_per_second": rate,
+        "median_step_ms": 1000 * float(np.median(pauses)),
+        "longest_steps_ms": [
+            [int(at), 1000 * float(pauses[at])] for at in pauses.argsort()[:-4:-1]
+        ],
     }
     if device.type == "cuda":
         row["share_of_floor"] = rate / FLOORS[stage]

@@ -121,12 +121,11 @@ def fused_softmax(
     logits = replace(logits, products=cpu_precision(queries, candidates))
     queries, candidates = widened(queries), widened(candidates)
     own = target_scores(queries, targets, owners) / logits.temperature  # (N,)
-    if further is None:
-        further = torch.full_like(queries[:, 0], torch.finfo(queries.dtype).min)
     if weights is None:
-        weights = torch.ones_like(own)
-    shares = weights.to(own.dtype)
-    shares = shares / shares.sum().clamp_min(torch.finfo(own.dtype).tiny)
+        shares = own.new_full(own.shape, 1 / max(1, len(own)))
+    else:
+        shares = weights.to(own.dtype)
+        shares = shares / shares.sum().clamp_min(torch.finfo(own.dtype).tiny)
     loss: Tensor = _FusedSoftmax.apply(  # type: ignore[no-untyped-call]
         queries, own, candidates, further, shares, owners, kernels or logits
     )
@@ -142,7 +141,7 @@ class _FusedSoftmax(torch.autograd.Function):
         queries: Tensor,
         own: Tensor,
         candidates: Tensor,
-        further: Tensor,
+        further: Tensor | None,
         shares: Tensor,
         owners: Tensor | None,
         logits: Logits | Kernels,
@@ -174,7 +173,8 @@ class _FusedSoftmax(torch.autograd.Function):
         """
         if torch.is_grad_enabled():
             raise RuntimeError("the fused softmax can be differentiated only once (create_graph)")
-        return *(found * gradient for found in ctx.saved_tensors), None, None, None
+        found = (None if found is None else found * gradient for found in ctx.saved_tensors)
+        return *found, None, None, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,20 +185,20 @@ class _Found:
         log_sums: ``(B,)``, further sums among them.
         of_queries: Gradient by T ``(B, D)``.
         of_candidates: Gradient by T ``(C, D)``.
-        of_further: ``(B,)``.
+        of_further: ``(B,)``, or None where there is no further sum.
     """
 
     log_sums: Tensor
     of_queries: Tensor
     of_candidates: Tensor
-    of_further: Tensor
+    of_further: Tensor | None
 
 
 def _by_blocks(
     queries: Tensor,
     own: Tensor,
     candidates: Tensor,
-    further: Tensor,
+    further: Tensor | None,
     shares: Tensor,
     owners: Tensor | None,
     logits: Logits,
@@ -208,7 +208,8 @@ def _by_blocks(
     factors = candidates.to(narrow)
     of_queries = torch.empty_like(queries)
     of_candidates = torch.zeros_like(candidates.T, memory_format=torch.contiguous_format)
-    log_sums, of_further = torch.empty_like(further), torch.empty_like(further)  # (B,)
+    log_sums = torch.empty_like(queries[:, 0])  # (B,)
+    of_further = None if further is None else torch.empty_like(further)  # (B,)
     starts = logits.starts(queries, candidates)
     blocks = _targets_by_block(owners, starts, len(own))
     room = queries.new_empty(min(starts.step, len(queries)), len(candidates) + COLUMNS_MORE)
@@ -217,12 +218,14 @@ def _by_blocks(
         stop = start + len(block)
         logits.of(block, candidates, start, room[: len(block), : len(candidates)])
         values, own_sums, total = softmax_in_place(room[: len(block)], len(candidates))
-        others = torch.logaddexp(own_sums, further[start:stop])
+        others = own_sums if further is None else torch.logaddexp(own_sums, further[start:stop])
         log_sums[start:stop] = others
         pull = _pull(shares[mine], own[mine], others, owners, start, mine)  # (b,) g
-        of_further[start:stop] = pull * (further[start:stop] - others).exp()
+        if further is not None and of_further is not None:
+            of_further[start:stop] = pull * (further[start:stop] - others).exp()
+            pull = pull * (own_sums - others).exp()
         # The factor of a query goes to the narrow side of both products.
-        scale = (pull * (own_sums - others).exp() / total).unsqueeze(1)  # (b, 1)
+        scale = (pull / total).unsqueeze(1)  # (b, 1)
         values = values.to(narrow)
         torch.mul(torch.mm(values, factors), scale, out=of_queries[start:stop])
         of_candidates.add_(torch.mm((block * scale).T.to(narrow), values))  # (D, C)
@@ -238,7 +241,7 @@ def _by_kernels(
     queries: Tensor,
     own: Tensor,
     candidates: Tensor,
-    further: Tensor,
+    further: Tensor | None,
     shares: Tensor,
     owners: Tensor | None,
     kernels: Kernels,
@@ -250,14 +253,18 @@ def _by_kernels(
     """
     problem = kernels.problem(queries, candidates)
     sums, means = problem.sums()  # (B,), (B, D)
-    log_sums = torch.logaddexp(sums, further)
+    log_sums = sums if further is None else torch.logaddexp(sums, further)
     pull = _pull(shares, own, log_sums, owners, 0, slice(None))  # (B,) g
     shift = log_sums - pull.log()  # (B,), infinity where nothing pulls
+    of_candidates, of_further = problem.of_candidates(shift), None
+    if further is not None:
+        of_further = pull * (further - log_sums).exp()
+        pull = pull * (sums - log_sums).exp()
     return _Found(
         log_sums=log_sums,
-        of_queries=means.mul_((pull * (sums - log_sums).exp()).unsqueeze(1)),
-        of_candidates=problem.of_candidates(shift),
-        of_further=pull * (further - log_sums).exp(),
+        of_queries=means.mul_(pull.unsqueeze(1)),
+        of_candidates=of_candidates,
+        of_further=of_further,
     )
 
 

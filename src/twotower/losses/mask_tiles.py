@@ -107,8 +107,8 @@ class MaskTiles:
         if known is not None:
             rows, order = known.matches.ordered, known.matches.order
         elif target_rows is not None:
-            rows, order = pool_rows.sort()
-            target_rows, query_order = target_rows.sort()
+            rows, order = pool_rows.int().sort()
+            target_rows, query_order = target_rows.int().sort()
         return MaskTiles(
             # Rows are below 2^31: they are places in a table of vectors.
             rows=rows.int(),

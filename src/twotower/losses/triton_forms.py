@@ -21,7 +21,7 @@ FORMS = (
 def tuned(kernel: Any) -> Any:  # noqa: ANN401 - Triton's own types
     """Chooses between blocks by trying them at the first call, where there is a GPU.
 
-    They divide a tile of the mask, and its unit divides their rows. With four warps for 64 rows
+    They divide a tile of the mask. With four warps for 64 rows
     what is added up stays in the registers.
     """
     configs = [

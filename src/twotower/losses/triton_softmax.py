@@ -47,8 +47,6 @@ LOG2_E = 1.4426950408889634
 # How far below the largest logit another one may be for its exponential, in base 2, to be a number
 # of full precision, with room for a sum of many.
 FAR = 100.0
-# Rows whose columns are looked up together; divides the rows of a block.
-UNIT = 64
 # Items of fillings, above all others and not of one another.
 NO_CANDIDATE, NO_TARGET = 2**31 - 1, 2**31 - 2
 
@@ -85,24 +83,23 @@ class Side:
             order = torch.arange(size, device=vectors.device)
         else:
             vectors = vectors.index_select(0, order)
-        return Side(
-            vectors=functional.pad(vectors, (0, 0, 0, more)) if more else vectors.contiguous(),
-            items=functional.pad(items, (0, more), value=filling),
-            places=functional.pad(order, (0, more), value=size),
-            size=size,
-        )
+        if more:
+            vectors = functional.pad(vectors, (0, 0, 0, more))
+            items = functional.pad(items, (0, more), value=filling)
+            order = functional.pad(order, (0, more), value=size)
+        return Side(vectors=vectors.contiguous(), items=items, places=order, size=size)
 
     def terms(self, values: Tensor) -> Tensor:
         """Of values ``(N,)`` as they were given ``(N',)``; minus infinity for fillings."""
-        return functional.pad(values, (0, 1), value=-torch.inf)[self.places]
+        if len(self.places) > self.size:
+            values = functional.pad(values, (0, 1), value=-torch.inf)
+        return values[self.places]
 
     def stretches(self, other: Side) -> tuple[Tensor, Tensor]:
-        """Where items of each unit of this side begin and end in the other, ``(N' / 64,)``."""
-        units = self.items.view(-1, UNIT)
-        first, last = units[:, 0].contiguous(), units[:, -1].contiguous()
+        """Where items of this side begin and end in the other, ``(N',)`` each."""
         return (
-            torch.searchsorted(other.items, first, out_int32=True),
-            torch.searchsorted(other.items, last, out_int32=True, right=True),
+            torch.searchsorted(other.items, self.items, out_int32=True),
+            torch.searchsorted(other.items, self.items, out_int32=True, right=True),
         )
 
 
@@ -114,6 +111,7 @@ class Problem:
         queries: B queries.
         candidates: C candidates.
         offsets: ``(C',)`` float32, added to the logits in base 2; minus infinity masks.
+        ends: The lowest and the highest of them, ``(1,)`` each, unless it is masked.
         rate: What scores are multiplied by: log2(e) / T.
         tiles: The mask.
     """
@@ -121,6 +119,7 @@ class Problem:
     queries: Side
     candidates: Side
     offsets: Tensor
+    ends: tuple[Tensor, Tensor]
     rate: float
     tiles: MaskTiles
 
@@ -138,14 +137,17 @@ class Problem:
         targets = tiles.target_rows
         if targets is None:  # Nothing is compared; they are there to be filled up.
             targets = tiles.rows.new_zeros(len(queries))
+        own = Side.of(queries.to(products), tiles.query_order, targets, NO_TARGET)
         side = Side.of(candidates.to(products), tiles.order, tiles.rows, NO_CANDIDATE)
-        offsets = side.terms(-LOG2_E * log_expected_count.float())
+        given = -LOG2_E * log_expected_count.float()
+        offsets = side.terms(given)
         if tiles.never is not None:
             offsets[: side.size].masked_fill_(tiles.never, -torch.inf)
         return Problem(
-            queries=Side.of(queries.to(products), tiles.query_order, targets, NO_TARGET),
+            queries=own,
             candidates=side,
             offsets=offsets,
+            ends=torch.aminmax(given, dim=0, keepdim=True),
             rate=LOG2_E / temperature,
             tiles=tiles,
         )
@@ -183,12 +185,8 @@ class Problem:
             torch.linalg.vector_norm(side.vectors, dim=1, dtype=torch.float32).amax()
             for side in (self.queries, self.candidates)
         ]
-        most = self.rate * lengths[0] * lengths[1]
-        counts = self.offsets.isfinite()
-        high = self.offsets.amax()
-        low = torch.where(counts, self.offsets, high).amin()
-        bound = most + high
-        return torch.where(most + bound - low < FAR, bound, torch.inf).reshape(1)
+        most, (low, high) = self.rate * lengths[0] * lengths[1], self.ends
+        return torch.where(2 * most + (high - low) < FAR, most + high, torch.inf)
 
     def _kernel(self, rows: Side, columns: Side, *, by_candidate: bool) -> Callable[..., None]:
         """The kernel, which takes what columns add to logits, the bound, and where sums go.
@@ -216,7 +214,7 @@ class Problem:
                 # What is tuned for one size does for others.
                 *(rows.size, num_columns, self.rate, (num_rows * num_columns).bit_length()),
                 *(compares, known is not None, by_candidate, bounded),
-                *(UNIT, TILE, CHUNK, CHUNKS if few else 0),
+                *(TILE, CHUNK, CHUNKS if few else 0),
                 width=rows.vectors.shape[1],
             )
 

@@ -41,7 +41,6 @@ def weighted_sums(  # noqa: PLR0913 - a kernel takes everything by itself
     known: tl.constexpr,
     by_candidate: tl.constexpr,
     bounded: tl.constexpr,
-    unit: tl.constexpr,
     tile: tl.constexpr,
     chunk: tl.constexpr,
     chunks: tl.constexpr,
@@ -69,8 +68,8 @@ def weighted_sums(  # noqa: PLR0913 - a kernel takes everything by itself
         if known:
             high = end
         else:
-            stop = tl.load(stops + (first + block_m - 1) // unit)
-            low = tl.minimum(tl.load(starts + first // unit) // block_n * block_n, end)
+            low = tl.minimum(tl.load(starts + first) // block_n * block_n, end)
+            stop = tl.load(stops + first + block_m - 1)
             high = tl.minimum(tl.cdiv(stop, block_n) * block_n, end)
     total = tl.zeros((block_m,), tl.float32)
     sum_ = tl.zeros((block_m, width), tl.float32)
