@@ -108,7 +108,7 @@ CODE_FROM_TEXT = (
     "subprocess.getoutput",
 )
 # Where a name decides what is imported: held to prefixes, or to the names of our commands.
-IMPORTERS = ("config_targets.py", "cli/main.py")
+IMPORTERS = ("config_targets.py", "cli/main.py", "cli/loading.py")
 ERRORS_OF_YAML = ("config_compose.py", "config_files.py")
 
 FORBIDDEN_NAMES = ("utils", "util", "common", "helpers", "helper", "core", "misc")

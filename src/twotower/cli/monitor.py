@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from twotower.monitoring.findings import Finding
 
+LOADS = ("pyarrow.compute", "scipy.stats", "twotower.cli.monitored")
+
 
 def monitor(cfg: DictConfig) -> list[Finding]:
     """Hold windows of logs against a bundle.
@@ -58,4 +60,4 @@ def monitor(cfg: DictConfig) -> list[Finding]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run_command("monitor", monitor, argv)
+    return run_command("monitor", monitor, argv, loads=LOADS)

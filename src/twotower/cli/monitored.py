@@ -73,7 +73,9 @@ def open_judge(cfg: DictConfig) -> Judge:
     described = Described(users=cfg["users"], items=cfg["items"])
     return Judge(
         bundle,
-        WindowProfiler(Known.of(bundle), reference, form, described=described),
+        WindowProfiler(
+            Known.of(bundle), reference, form, described=described, progress=not cfg.quiet
+        ),
         root=Path(cfg.output_dir),
         data=replace(build(cfg.data_drift), false_alarm_rate=cfg.false_alarm_rate),
         concept=build(cfg.concept_drift),

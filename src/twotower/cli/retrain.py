@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
     from twotower.cli.retraining import Retrained
 
+LOADS = (
+    *("torch", "lightning_fabric", "pytorch_lightning", "onnxscript"),
+    *("twotower.cli.training_run", "twotower.cli.retraining"),
+)
+
 
 def retrain(cfg: DictConfig) -> Retrained:
     """Prepare the window, train on from the bundle's run, export, compare, publish.
@@ -43,4 +48,4 @@ def retrain(cfg: DictConfig) -> Retrained:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run_command("retrain", retrain, argv)
+    return run_command("retrain", retrain, argv, loads=LOADS)

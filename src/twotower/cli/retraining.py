@@ -101,7 +101,7 @@ def next_version(cfg: DictConfig) -> Retrained:
     run = _run_of(old, cfg.run)
     training = training_config(cfg, old, run)
     check(training, TRAINING_NEEDS)
-    train(training)
+    train(training, summary=False)
     trained = load_run(Path(training.output_dir))
     home = old.folder.parent
     with staged_bundle(
@@ -197,7 +197,7 @@ def training_config(cfg: DictConfig, bundle: Bundle, run: Path) -> DictConfig:
     for stage in training.stages:
         training.training[stage].max_epochs = cfg.max_epochs
         training.training[stage].min_steps = 0
-    training.resume, training.quiet = None, True
+    training.resume, training.quiet = None, cfg.quiet
     training.name, training.prepared_dir = bundle.manifest.name, cfg.prepared_dir
     decides: dict[str, Any] = {
         "version": bundle.manifest.version,

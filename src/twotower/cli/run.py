@@ -23,7 +23,6 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +69,7 @@ def run_command(
     needs: Collection[str] = (),
     prelude: Collection[str] = (),
     unused: Collection[str] = (),
+    loads: Sequence[str] = (),
 ) -> int:
     """Run a command and say how it ended.
 
@@ -82,6 +82,8 @@ def run_command(
             away a folder that holds no more than that.
         unused: Fields of the config that `function` builds nothing of; they are not checked, so
             that what they name need not be imported.
+        loads: Modules that take long to import and that every call of the command needs. A
+            terminal shows a bar meanwhile.
 
     Returns:
         The exit status; see the table of this module.
@@ -115,8 +117,7 @@ def run_command(
 
             print(help_text(config_name, options.overrides, options.config_dir))
             return DONE
-        with _starting(config_name, options.overrides):
-            _check_jobs(config_name, options, needs, unused)
+        _check_jobs(config_name, options, needs, unused, loads)
         flags = [a for a in arguments if a not in options.overrides]
         sys.argv = [own_argv[0], *options.overrides, *flags]  # Hydra wants the overrides together.
         with env_override({FULL_ERROR: "1"}):  # Hydra shall raise instead of reporting.
@@ -126,15 +127,6 @@ def run_command(
     finally:
         sys.argv = own_argv
     return max(outcomes)
-
-
-def _starting(config_name: str, overrides: Sequence[str]) -> AbstractContextManager[object]:
-    """Something to look at on a terminal, while what the config names is imported."""
-    if "quiet=true" in overrides or not sys.stderr.isatty():
-        return nullcontext()
-    from rich.console import Console
-
-    return Console(stderr=True).status(f"{config_name}: loading what the config names")
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -164,8 +156,11 @@ def _check_jobs(
     options: argparse.Namespace,
     needs: Collection[str],
     unused: Collection[str],
+    loads: Sequence[str],
 ) -> None:
     """Compose and check every job, before Hydra makes a folder for the first."""
+    from twotower.cli.loading import load
+
     if options.hydra_help or options.info or options.shell_completion:
         return
     if options.config_path or options.experimental_rerun:
@@ -180,6 +175,7 @@ def _check_jobs(
     for overrides in jobs:
         cfg = compose(name, overrides, extra_dir=options.config_dir, with_hydra=True)
         if not options.cfg:
+            load(config_name, loads, quiet=cfg.get("quiet", False))
             check(cfg, needs, unused=unused)
 
 

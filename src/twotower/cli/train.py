@@ -22,13 +22,18 @@ PRELUDE = (
     *("config.yaml", "features", "features.yaml", "prepared.json", "tensorboard", "versions.json"),
 )
 
+LOADS = ("torch", "lightning_fabric", "pytorch_lightning", "twotower.cli.training_run")
 
-def train(cfg: DictConfig, processes: Processes | None = None) -> dict[str, float]:
+
+def train(
+    cfg: DictConfig, processes: Processes | None = None, *, summary: bool = True
+) -> dict[str, float]:
     """Prepare the data, train the stages, write the run folder.
 
     Args:
         cfg: The composed and checked config; with ``resume`` that of the run takes its place.
         processes: Those of the command, which go on to the next job; None for some of its own.
+        summary: Whether the figures are printed in the end, unless all is quiet.
 
     Returns:
         The figures of ``metrics.json``.
@@ -41,20 +46,21 @@ def train(cfg: DictConfig, processes: Processes | None = None) -> dict[str, floa
         check(cfg, TRAINING_NEEDS)
     if processes is None:
         with Processes() as own:
-            return train(cfg, own)
+            return train(cfg, own, summary=summary)
     try:
-        return train_together(cfg, processes.start(cfg))
+        return train_together(cfg, processes.start(cfg), summary=summary)
     except BaseException as error:
         processes.failed(error)
         raise
 
 
-def train_together(cfg: DictConfig, ranks: Ranks) -> dict[str, float]:
+def train_together(cfg: DictConfig, ranks: Ranks, *, summary: bool = True) -> dict[str, float]:
     """What every process does; the first one writes.
 
     Args:
         cfg: The config.
         ranks: The processes.
+        summary: Whether the figures are printed in the end, unless all is quiet.
     """
     from twotower.cli.training_run import TrainingRun
 
@@ -62,7 +68,7 @@ def train_together(cfg: DictConfig, ranks: Ranks) -> dict[str, float]:
     trained = run.retrieval() if run.wants("retrieval") else None
     if run.wants("ranking"):
         run.ranking(trained)
-    return run.finish()
+    return run.finish(summary=summary)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         def job(cfg: DictConfig) -> dict[str, float]:
             return train(cfg, processes())
 
-        status = run_command("train", job, argv, needs=TRAINING_NEEDS, prelude=PRELUDE)
+        status = run_command("train", job, argv, needs=TRAINING_NEEDS, prelude=PRELUDE, loads=LOADS)
         if size:  # The others wait for a word also where nothing was to be done.
             processes()
     return status

@@ -204,8 +204,8 @@ class TrainingRun:
             board.layout(names)
             board.close()
 
-    def finish(self) -> dict[str, float]:
-        """Write the figures and print the short table."""
+    def finish(self, *, summary: bool = True) -> dict[str, float]:
+        """Write the figures and, as a summary, print the short table."""
         folder = self.context.folder
         if self.context.ranks.rank:
             return self.metrics
@@ -213,7 +213,7 @@ class TrainingRun:
         point_latest(folder)
         figures = run_figures(self.metrics, self.context.evaluation.ks)
         compare_runs(folder, run_settings(self.cfg), figures)
-        if not self.cfg.quiet:
+        if summary and not self.cfg.quiet:
             names = headline_figures(self.context.evaluation.ks)
             Console().print(figures_table("Test part", self.metrics, names))
             Console().print(

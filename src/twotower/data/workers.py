@@ -69,15 +69,17 @@ class WithBar:
 
     Args:
         workers: Who does the work.
+        text: What stands before the bar.
     """
 
     workers: Workers
+    text: str = "preparing"
 
     def map(self, function: Callable[[Input], Result], inputs: Iterable[Input]) -> Iterator[Result]:
         """See `Workers`."""
         total = len(inputs) if isinstance(inputs, Sized) else None
         results = self.workers.map(function, inputs)
-        bar = tqdm(results, total=total, desc="preparing", unit="block", delay=2, leave=False)
+        bar = tqdm(results, total=total, desc=self.text, unit="block", delay=2, leave=False)
         yield from bar
 
 

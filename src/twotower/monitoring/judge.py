@@ -138,7 +138,8 @@ class Judge:
         profile = self._profiler.profile(location, now=now)
         folder = window_folder(self._root, self.bundle.manifest.name, profile.span)
         name = name or folder.name
-        window = read_window(location, self._profiler.form, now=now)
+        progress = self._profiler.progress
+        window = read_window(location, self._profiler.form, now=now, progress=progress)
         positive_from = self._concept.positive_from
         profile = with_scores(profile, window, self._models, self._profiler, positive_from)
         settings = self._data if self._can_judge(window) else self._data_alone

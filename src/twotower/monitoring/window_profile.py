@@ -72,6 +72,7 @@ class WindowProfiler:
         reference: Its reference.
         form: What windows must look like.
         described: Newer tables of users and items.
+        progress: Whether long reading shows a bar.
 
     Raises:
         DataError: When a table of users or items cannot be used.
@@ -84,7 +85,9 @@ class WindowProfiler:
         form: WindowForm,
         *,
         described: Described | None = None,
+        progress: bool = False,
     ) -> None:
+        self.progress = progress
         described = described or Described()
         self.form = form
         self._pipeline = known.pipeline
@@ -133,7 +136,9 @@ class WindowProfiler:
                 whole[0] = whole[0].merge(part)
 
         size = rows_per_block or Budget.rows_per_block
-        span = scan_window(location, self.form, visit, now=now, rows_per_block=size)
+        span = scan_window(
+            location, self.form, visit, now=now, rows_per_block=size, progress=self.progress
+        )
         if problems:
             raise DataError([f"{location}: {problem}" for problem in dict.fromkeys(problems)])
         times = (span.start, span.end) if span.end else None

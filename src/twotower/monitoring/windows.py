@@ -28,7 +28,7 @@ from twotower.data.naming import INTERACTIONS, OnBadRows, Reading
 from twotower.data.pieces import list_pieces
 from twotower.data.schema import ITEM_ID, LABEL, MICROSECONDS, TIMESTAMP, USER_ID, DataError, Label
 from twotower.data.validate import build_tables
-from twotower.data.workers import Budget, Scratch, Threads
+from twotower.data.workers import Budget, Scratch, Threads, WithBar
 from twotower.monitoring.row_hash import row_hashes
 
 MAX_HASHES = 1 << 22  # that are kept to count repeated rows; 32 MiB
@@ -98,13 +98,16 @@ class Span:
     num_rejected: int
 
 
-def read_window(location: str, form: WindowForm, *, now: float | None = None) -> Window:
+def read_window(
+    location: str, form: WindowForm, *, now: float | None = None, progress: bool = False
+) -> Window:
     """Read and check a window; all rows are in memory.
 
     Args:
         location: File, pattern or folder; Parquet, CSV or Arrow.
         form: What it must look like.
         now: The present, epoch seconds; by the clock when None.
+        progress: Whether long reading shows a bar.
 
     Raises:
         DataError: Lists everything that is wrong.
@@ -114,7 +117,7 @@ def read_window(location: str, form: WindowForm, *, now: float | None = None) ->
     def visit(number: int, rows: pa.Table) -> None:
         tables[number] = rows
 
-    span = scan_window(location, form, visit, now=now)
+    span = scan_window(location, form, visit, now=now, progress=progress)
     rows = pa.concat_tables([tables[number] for number in sorted(tables)])
     return Window(interactions=rows, start=span.start, end=span.end)
 
@@ -126,6 +129,7 @@ def scan_window(
     *,
     now: float | None = None,
     rows_per_block: int = Budget.rows_per_block,
+    progress: bool = False,
 ) -> Span:
     """Hand on the rows of a window piece by piece, and check them; memory is bounded.
 
@@ -136,6 +140,7 @@ def scan_window(
             worth nothing when this function raises.
         now: The present, epoch seconds; by the clock when None.
         rows_per_block: Rows that are read together.
+        progress: Whether long reading shows a bar.
 
     Raises:
         DataError: Lists everything that is wrong.
@@ -154,10 +159,11 @@ def scan_window(
     )
     with TemporaryDirectory() as folder:
         budget = Budget(rows_per_block=rows_per_block)
-        scratch = Scratch(folder=Path(folder), workers=Threads(), budget=budget)
+        workers = WithBar(workers=Threads(), text="reading") if progress else Threads()
+        scratch = Scratch(folder=Path(folder), workers=workers, budget=budget)
         raw = list_pieces(location, scratch)
         tables = build_tables(
-            {INTERACTIONS: raw}, reading, workers=scratch.workers, sink=sink, label_may_lack=True
+            {INTERACTIONS: raw}, reading, workers=workers, sink=sink, label_may_lack=True
         )
     present = time.time() if now is None else now
     problems = [

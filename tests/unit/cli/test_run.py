@@ -252,11 +252,28 @@ def test_job_is_named_after_the_command(folder):
     assert "hello" in Path(log).read_text()
 
 
-def test_a_terminal_shows_at_once_that_something_happens(monkeypatch, capsys):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setattr("rich.console.Console.is_terminal", True)
-    assert start(lambda cfg: None) == 0
-    assert "loading what the config names" in capsys.readouterr().err
-    assert start(lambda cfg: None, "quiet=true") in (0, 2)  # a field that this config may lack
+def test_a_terminal_shows_what_is_loaded(monkeypatch, capsys):
+    def load(*argv):
+        return run.run_command(
+            "train", lambda cfg: None, argv, needs={"out_features"}, loads=("colorsys", "wave")
+        )
+
+    assert load() == 0
     assert "loading" not in capsys.readouterr().err
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    assert load("quiet=true") == 0
+    assert "wave" in sys.modules
+    assert "loading" not in capsys.readouterr().err
+    assert load() == 0
+    seen = capsys.readouterr().err
+    assert "train: loading:   0%|" in seen
+    assert "| 1/2 [" in seen
+    assert "wave]" in seen
+
+
+def test_a_mistake_in_the_config_is_told_before_anything_is_loaded(monkeypatch, capsys):
+    for mistake in ("nothing=1", "data.num_users"):
+        status = run.run_command("train", lambda cfg: None, [mistake], loads=("no_such_module",))
+        assert status == 2
+        assert "no_such_module" not in capsys.readouterr().err
