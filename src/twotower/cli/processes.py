@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
-from twotower.cli.run import DONE, UNEXPECTED, report
+from twotower.cli.run import DONE, UNEXPECTED, never_freed, report
 from twotower.config import build
 from twotower.config_files import to_yaml
 from twotower.data.schema import DataError
@@ -97,14 +97,16 @@ class Processes:
             told = f"by signal {-status}" if status < 0 else f"with status {status}"
             print(f"process {rank} of {len(self._started) + 1} was ended {told}", file=sys.stderr)
         self._end_started(wait=0.0)
-        self._forget()
         if lost or not is_first:
+            never_freed.append(error)
+            self._store = None
             raise SystemExit(UNEXPECTED) from error
+        self._forget()
 
     def end(self) -> None:
         """Tell the others that there is nothing left to do, and wait for them."""
         place = Place.of_environment()
-        if self._store is None and place is not None and place.size > 1:
+        if self._store is None and place is not None and place.size > 1 and not never_freed:
             self._open(place)
         if self._store is None:
             return

@@ -46,6 +46,11 @@ TRAINING_NEEDS = (
 
 DONE, UNEXPECTED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
+# Errors that came of another process that is gone. Their frames hold connections with it, whose
+# threads may be waiting for Python's lock; to free those waits for the threads, under that lock.
+# With such an error a command leaves at once and frees nothing.
+never_freed: list[BaseException] = []
+
 # Hydra's switch for complete tracebacks; where a user has set it, bad input shows one too.
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -126,6 +131,10 @@ def run_command(
         outcomes.append(report(error, with_traceback=with_traceback))
     finally:
         sys.argv = own_argv
+    if never_freed:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(max(outcomes))
     return max(outcomes)
 
 

@@ -246,7 +246,7 @@ def _by_kernels(
     owners: Tensor | None,
     kernels: Kernels,
 ) -> _Found:
-    """The same from two kernels.
+    """The same from two passes of a kernel.
 
     The gradient of the candidates is taken at once here too: for the backward pass to do it, as
     much would have to be kept.
