@@ -272,6 +272,21 @@ def test_a_terminal_shows_what_is_loaded(monkeypatch, capsys):
     assert "wave]" in seen
 
 
+def test_a_command_that_has_lost_a_process_leaves_without_freeing_anything(monkeypatch):
+    left = []
+    monkeypatch.setattr(run, "never_freed", [])
+    monkeypatch.setattr(run.os, "_exit", left.append)
+
+    def lose(cfg):
+        run.never_freed.append(RuntimeError("connection closed by peer"))
+        raise SystemExit(1) from run.never_freed[0]
+
+    start(lambda cfg: None)
+    assert left == []
+    start(lose)
+    assert left == [1]
+
+
 def test_a_mistake_in_the_config_is_told_before_anything_is_loaded(monkeypatch, capsys):
     for mistake in ("nothing=1", "data.num_users"):
         status = run.run_command("train", lambda cfg: None, [mistake], loads=("no_such_module",))
