@@ -128,12 +128,14 @@ def main() -> None:
     parser.add_argument("--users", type=float, default=1e5)
     parser.add_argument("--items", type=float, default=5e4)
     parser.add_argument("--split", choices=SPLITTERS, default="temporal")
-    parser.add_argument("--folder", help="where the data lie meanwhile; by default a temporary one")
+    parser.add_argument("--folder", type=Path, help="where data lie meanwhile; or a temporary one")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     given = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     print(f"{cores} cores, {given.users:,.0f} users, {given.items:,.0f} items, {given.split} split")
     print(f"{'rows':>12} {'seconds':>8} {'rows/s':>10} {'CPU s':>7} {'peak GiB':>9} {'written':>9}")
+    if given.folder:
+        given.folder.mkdir(parents=True, exist_ok=True)
     figures = []
     for rows in map(int, given.rows):
         with tempfile.TemporaryDirectory(dir=given.folder) as name:
