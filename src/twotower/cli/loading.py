@@ -17,7 +17,7 @@ def load(command: str, names: Sequence[str], *, quiet: bool) -> None:
         names: The modules; constants of a command, never words of a user.
         quiet: Whether there is no bar.
     """
-    hidden = quiet or not names or not sys.stderr.isatty()
+    hidden = quiet or not sys.stderr.isatty()
     # A step takes a second: every one is drawn.
     with tqdm(names, f"{command}: loading", leave=False, mininterval=0, disable=hidden) as bar:
         for name in bar:

@@ -168,8 +168,6 @@ def _check_jobs(
     loads: Sequence[str],
 ) -> None:
     """Compose and check every job, before Hydra makes a folder for the first."""
-    from twotower.cli.loading import load
-
     if options.hydra_help or options.info or options.shell_completion:
         return
     if options.config_path or options.experimental_rerun:
@@ -181,10 +179,13 @@ def _check_jobs(
         first = next(first_values(options.overrides))
         cfg = compose(name, first, extra_dir=options.config_dir, with_hydra=True)
         jobs = [*first_values(with_params(cfg.hydra.sweeper.params or {}, options.overrides))]
-    for overrides in jobs:
+    for number, overrides in enumerate(jobs):
         cfg = compose(name, overrides, extra_dir=options.config_dir, with_hydra=True)
         if not options.cfg:
-            load(config_name, loads, quiet=cfg.get("quiet", False))
+            if loads and number == 0:
+                from twotower.cli.loading import load
+
+                load(config_name, loads, quiet=cfg.get("quiet", False))
             check(cfg, needs, unused=unused)
 
 

@@ -111,7 +111,7 @@ class Problem:
         queries: B queries.
         candidates: C candidates.
         offsets: ``(C',)`` float32, added to the logits in base 2; minus infinity masks.
-        ends: The lowest and the highest of them, ``(1,)`` each, unless it is masked.
+        ends: The lowest and the highest of them before any is masked, ``(1,)`` each.
         rate: What scores are multiplied by: log2(e) / T.
         tiles: The mask.
     """
