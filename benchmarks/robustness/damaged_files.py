@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet as pq
+import torch
 
 from tests.onnx_model import write_model
 from twotower.cli.load_run import load_run
@@ -161,7 +162,11 @@ def _run(home: Path) -> Any:
 
 def _last(home: Path) -> Any:
     found = read_checkpoint(home / "run" / "retrieval" / "last.ckpt")
-    return {name: value.numpy().tobytes() for name, value in found["state_dict"].items()}
+    # What is no tensor is the state of a module that keeps numbers of its own.
+    return {
+        name: value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value)
+        for name, value in found["state_dict"].items()
+    }
 
 
 def _bundle(home: Path) -> Any:
