@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from twotower.losses.fused_softmax import Logits, fused_softmax
+from twotower.losses.fused_softmax import fused_softmax
+from twotower.losses.logits import Logits
 from twotower.losses.masks import PositiveMask
 from twotower.losses.reduction import weighted_mean
 from twotower.losses.sampled_softmax import sampled_softmax

@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from twotower.losses import fused_softmax as module
-from twotower.losses.fused_softmax import Logits, fused_softmax
+from twotower.losses.fused_softmax import fused_softmax
+from twotower.losses.logits import Logits
 from twotower.losses.masks import PositiveMask
 
 WIDTH, TEMPERATURE, PEAK = 128, 0.05, 790.0

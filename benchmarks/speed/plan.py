@@ -31,7 +31,8 @@ from twotower.index.flat import Flat
 from twotower.index.graph import HNSW
 from twotower.index.inverted_file import IVFPQ, IVFFlat
 from twotower.losses.calibration import Calibration
-from twotower.losses.fused_softmax import Logits, fused_softmax
+from twotower.losses.fused_softmax import fused_softmax
+from twotower.losses.logits import Logits
 from twotower.losses.masks import PositiveMask
 from twotower.models.cross import full_rank
 from twotower.models.dcn import DCNv2, Parallel

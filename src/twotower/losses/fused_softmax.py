@@ -32,64 +32,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from twotower.losses.masks import CandidateMask, hide_, tiles_of
+from twotower.losses.logits import Logits
 from twotower.losses.row_softmax import COLUMNS_MORE, softmax_in_place
 from twotower.losses.scores import target_scores, widened
 from twotower.losses.softmax_kernels import Kernels, cpu_precision, kernel_precision
 
-# Logits of a block: what a cache holds, and what fills a GPU, which holds them twice.
-CPU_BLOCK, GPU_BLOCK = 2**20, 2**26
-# Queries at least: the gradient of all candidates is rewritten for every block.
-SMALLEST_BLOCK = 64
-
-
 Places: TypeAlias = slice | Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Logits:
-    """How scores of candidates become logits.
-
-    Args:
-        temperature: T, above 0.
-        log_expected_count: ``(C,)``, taken off after the division.
-        masked: Which candidates must not stand against which queries.
-        block: Queries of a block; None for as many as suit the device.
-        products: What the products that give gradients narrow to; None for not at all.
-    """
-
-    temperature: float
-    log_expected_count: Tensor
-    masked: CandidateMask
-    block: int | None = None
-    products: torch.dtype | None = None
-
-    def of(self, queries: Tensor, candidates: Tensor, start: int, out: Tensor) -> Tensor:
-        """Logits ``(b, C)`` of the queries ``(b, D)`` that begin at `start`, written to `out`."""
-        offset, scale = -self.log_expected_count.to(queries.dtype), 1 / self.temperature
-        logits = torch.addmm(offset, queries, candidates.T, alpha=scale, out=out)  # (b, C)
-        # Not minus infinity: a query without candidates shall have a gradient, zero.
-        lowest = torch.finfo(logits.dtype).min
-        hide_(logits, self.masked, start, lowest)
-        return logits
-
-    def kernels(self, products: torch.dtype | None) -> Kernels | None:
-        """The same for kernels with products in some precision; None without it, or such a mask."""
-        tiles = None if products is None else tiles_of(self.masked)
-        if products is None or tiles is None:
-            return None
-        return Kernels(
-            temperature=self.temperature,
-            log_expected_count=self.log_expected_count,
-            tiles=tiles,
-            products=products,
-        )
-
-    def starts(self, queries: Tensor, candidates: Tensor) -> range:
-        """Where the blocks of queries ``(B, D)`` begin, for candidates ``(C, D)``."""
-        budget = CPU_BLOCK if queries.device.type == "cpu" else GPU_BLOCK
-        size = self.block or max(SMALLEST_BLOCK, budget // len(candidates))
-        return range(0, len(queries), size)
 
 
 def fused_softmax(
@@ -205,7 +153,8 @@ def _by_blocks(
 ) -> _Found:
     """Block of queries by block, the logits of each in its gradient's place."""
     narrow = logits.products or queries.dtype
-    factors = candidates.to(narrow)
+    narrowed = candidates.to(narrow)
+    left, right, offset = logits.factors(queries, candidates)
     of_queries = torch.empty_like(queries)
     of_candidates = torch.zeros_like(candidates.T, memory_format=torch.contiguous_format)
     log_sums = torch.empty_like(queries[:, 0])  # (B,)
@@ -216,7 +165,8 @@ def _by_blocks(
     for start, mine in zip(starts, blocks, strict=True):
         block = queries[start : start + starts.step]  # (b, D)
         stop = start + len(block)
-        logits.of(block, candidates, start, room[: len(block), : len(candidates)])
+        out = room[: len(block), : len(candidates)]
+        logits.of(left[start:stop], right, offset, start, out)
         values, own_sums, total = softmax_in_place(room[: len(block)], len(candidates))
         others = own_sums if further is None else torch.logaddexp(own_sums, further[start:stop])
         log_sums[start:stop] = others
@@ -227,8 +177,12 @@ def _by_blocks(
         # The factor of a query goes to the narrow side of both products.
         scale = (pull / total).unsqueeze(1)  # (b, 1)
         values = values.to(narrow)
-        torch.mul(torch.mm(values, factors), scale, out=of_queries[start:stop])
-        of_candidates.add_(torch.mm((block * scale).T.to(narrow), values))  # (D, C)
+        torch.mul(torch.mm(values, narrowed), scale, out=of_queries[start:stop])
+        factors = (block * scale).T.to(narrow)  # (D, b)
+        if narrow == of_candidates.dtype:
+            of_candidates.addmm_(factors, values)  # (D, C)
+        else:
+            of_candidates.add_(torch.mm(factors, values))
     return _Found(
         log_sums=log_sums,
         of_queries=of_queries,

@@ -21,7 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from twotower.losses.fused_softmax import Logits, fused_softmax
+from twotower.losses.fused_softmax import fused_softmax
+from twotower.losses.logits import Logits
 from twotower.losses.masks import CandidateMask
 from twotower.losses.negatives import OwnCandidates, Pool
 from twotower.losses.pool_loss import check_temperature

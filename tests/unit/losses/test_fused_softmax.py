@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from twotower.losses.fused_softmax import Logits, fused_softmax
+from twotower.losses.fused_softmax import fused_softmax
+from twotower.losses.logits import Logits
 from twotower.losses.masks import PositiveMask
 from twotower.losses.reduction import weighted_mean
 from twotower.losses.sampled_softmax import sampled_softmax

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.kernels import DEVICE, INTERPRETED, NEEDS_KERNELS
 from twotower.losses import fused_softmax as module
-from twotower.losses.fused_softmax import Logits, fused_softmax
+from twotower.losses.fused_softmax import fused_softmax
+from twotower.losses.logits import Logits
 from twotower.losses.masks import OnCandidates, PositiveMask
 from twotower.losses.reduction import weighted_mean
 from twotower.losses.sampled_softmax import sampled_softmax

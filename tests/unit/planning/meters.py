@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from twotower.features.spec import FeatureInput, ModelInputs
-from twotower.losses.fused_softmax import Logits, fused_softmax
+from twotower.losses.fused_softmax import fused_softmax
+from twotower.losses.logits import Logits
 from twotower.losses.masks import PositiveMask
 from twotower.models.cross import full_rank
 from twotower.models.dcn import DCNv2, Parallel
