@@ -2,8 +2,9 @@
 
     python benchmarks/speed/bare_ranker.py --data FOLDER [--batch 16384] [--further large]
 
-26 columns embedded 16 wide in one table and 13 numbers, 429 wide; three full-rank cross layers
-beside 256-128-64; log loss; row-wise Adagrad on the rows of the batch, Adam for the rest.
+26 columns embedded 16 wide in one table and 13 numbers, 429 wide, and three zeros, so that rows
+begin where cache lines do; three full-rank cross layers beside 256-128-64; log loss; row-wise
+Adagrad on the rows of the batch, Adam for the rest.
 `--further` adds a column, of 10M values or of 1,000.
 
 Data: `world.py`. Prints one line of JSON as `bare_two_tower.py` does.
@@ -38,7 +39,8 @@ from torch.nn import functional
 from world import CLICK_FILES, click_sizes
 
 DIM, NUM_CROSS = 16, 3
-Batch = tuple[Tensor, Tensor, Tensor]  # rows of the table (B, F), numbers (B, 13), labels (B,)
+LINE = 16  # numbers of a cache line
+Batch = tuple[Tensor, Tensor, Tensor]  # rows of the table (B, F), numbers (B, 16), labels (B,)
 
 
 class Clicks:
@@ -59,6 +61,7 @@ class Clicks:
         for at, name in enumerate(sizes):
             rows[:, at] = table.column(name).to_numpy() + starts[at]
         numbers = np.stack([table.column(n).to_numpy() for n in world["dense_columns"]], 1)
+        numbers = np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % LINE)))
         self.num_rows = int(starts[-1])
         self.rows = torch.from_numpy(rows)
         self.numbers = torch.from_numpy(numbers.astype(np.float32))

@@ -65,6 +65,13 @@ class Continuation:
                 )
             except ValueError as error:
                 problems.append(f"warm_start: feature `{feature.name}`: {error}")
+            if getattr(new, "has_missing", False) and not getattr(old, "has_missing", True):
+                log.warning(
+                    "warm_start: values of `%s` are missing, of which the run that is gone on from "
+                    "lacked none; they count as its mean; train without warm_start to tell them "
+                    "apart",
+                    feature.name,
+                )
         if problems:
             raise DataError(problems)
         return FeaturePipeline(spec, transforms, part.fitted_on)

@@ -244,6 +244,7 @@ class FeaturePipeline:
             dim=feature.dim,
             num_rows=transform.num_rows if feature.kind in TABLE_KINDS else 0,
             width=transform.width,
+            has_missing=getattr(transform, "has_missing", True),
         )
 
 
@@ -257,13 +258,15 @@ def training_table(feature: Feature, part: TrainingPart) -> Columns | None:
 
 def _state(transform: Transform) -> dict[str, Any]:
     if isinstance(transform, Numeric):
-        return {"mean": transform.mean, "scale": transform.scale}
+        # Pipelines that were written before this was told apart have the digest that they had.
+        told = {} if transform.has_missing else {"has_missing": False}
+        return {"mean": transform.mean, "scale": transform.scale, **told}
     return {"width": transform.width}
 
 
 def _restore(feature: Feature, state: Mapping[str, Any], folder: Path) -> Transform:
     if feature.kind == "numeric":
-        return Numeric(mean=state["mean"], scale=state["scale"], log=feature.log)
+        return Numeric(log=feature.log, **state)
     if feature.kind == "vector":
         return Vector(width=state["width"])
     if feature.kind == "time":

@@ -61,8 +61,7 @@ class Feature:
         min_count: Values seen less often in the training part share row 0.
         stages: Stages whose model may look at it.
         log: Numeric only: take log(1 + x) before standardising; values below 0 count as 0.
-        separator: Tags only: separator when the column holds text instead of lists.
-        max_tags: Tags only: how many are kept.
+        separator, max_tags: Tags only: what parts a text, and how many tags are kept.
     """
 
     name: str
@@ -263,6 +262,7 @@ class FeatureInput:
         dim: Width of the embedding the user asked for; 0 leaves it to the model.
         num_rows: Rows of the embedding table, row 0 included; 0 for kinds without a table.
         width: Second dimension of the encoded column; 0 for (R,).
+        has_missing: Numeric only: whether training lacked values; else the second is not read.
     """
 
     name: str
@@ -271,18 +271,18 @@ class FeatureInput:
     dim: int
     num_rows: int
     width: int
+    has_missing: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInputs:
     """What one stage's model is given.
 
-    A batch is a dict: the columns of the table above by feature name, and for the history
-    ``history.<item feature>`` of shape (B, L, ...), oldest first and padded on the left, with
-    ``history.mask`` (B, L) bool, True where there is an event. Where the log has times,
-    ``history.time`` (B, L) int64 says when the events happened, in seconds since 1970. The ranker
-    may also be given ``retrieval_score`` and ``retrieval_rank`` (B,) float32, the rank from 1.
-    `tasks` names the outcomes that a ranker foretells beside the one that is ranked by.
+    A batch is a dict: the columns of the table above by name, and for the history
+    ``history.<item feature>`` (B, L, ...), oldest first and padded on the left, ``history.mask``
+    (B, L) bool, True for an event, and if the log has times ``history.time`` (B, L) int64, seconds
+    since 1970. The ranker may be given ``retrieval_score`` and ``retrieval_rank`` (B,) float32, the
+    rank from 1. `tasks` names what a ranker foretells beside what is ranked by.
     """
 
     features: tuple[FeatureInput, ...]

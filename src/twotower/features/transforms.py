@@ -89,11 +89,20 @@ class Tags:
 
 @dataclass(frozen=True)
 class Numeric:
-    """``numeric``: standardised value and whether it was missing."""
+    """``numeric``: standardised value and whether it was missing.
+
+    Args:
+        mean: Of the finite values of the training part.
+        scale: Their standard deviation.
+        log: Whether log(1 + x) is taken first.
+        has_missing: Whether a value of the training part was missing; else models do not read the
+            second column, of which nothing could be learned: what is missing later is the mean.
+    """
 
     mean: float
     scale: float
     log: bool
+    has_missing: bool = True
     width: int = 2
     num_rows: int = 0
 
@@ -107,6 +116,7 @@ class Numeric:
                 yield numbers[np.isfinite(numbers)]
 
         count, low, high = 0, np.inf, -np.inf
+        num_values = sum(len(chunk) for chunk in chunks_of(values))
         for numbers in known():
             count += len(numbers)
             low, high = (
@@ -119,7 +129,7 @@ class Numeric:
         squares = ((numbers - mean) * (numbers - mean) for numbers in known())
         varies = low < high  # rounding leaves a constant a deviation above 0
         scale = math.sqrt(pairwise_sum(squares, count) / count) if varies else 1.0
-        return Numeric(mean=mean, scale=scale, log=log)
+        return Numeric(mean=mean, scale=scale, log=log, has_missing=count < num_values)
 
     def apply(self, values: Values) -> Array:
         """See `Transform`."""

@@ -82,7 +82,8 @@ class FeatureEmbedder(nn.Module):
                 num_rows.setdefault(dim, {})[feature.name] = feature.num_rows
             elif feature.kind == "vector":
                 self.projections[_layer_name(feature.name)] = nn.Linear(feature.width, dim)
-            self._widths[feature.name] = feature.width if _is_passed_on(feature) else dim
+            passed_on = feature.width if feature.has_missing else 1
+            self._widths[feature.name] = passed_on if _is_passed_on(feature) else dim
         self._group_of: dict[str, TableGroup] = {}
         for dim, of_dim in num_rows.items():
             is_long = sum(of_dim.values()) >= MIN_SPARSE_ROWS
@@ -183,7 +184,7 @@ class FeatureEmbedder(nn.Module):
 
     def _projected(self, feature: FeatureInput, column: Tensor) -> Tensor:
         if _is_passed_on(feature):
-            return column
+            return column if feature.has_missing else column[..., :1].contiguous()
         projected: Tensor = self.projections[_layer_name(feature.name)](column)
         return projected
 

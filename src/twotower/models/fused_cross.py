@@ -8,6 +8,11 @@ The gradient of x_0 is a sum over all layers and that of x_l has g added to a pr
 summed in place here, where derivatives layer by layer carry each term through memory by itself. A
 third of the passes over (B, W) matrices are left out; the products are the same.
 
+Rows that do not begin where cache lines do make products slower, on a CPU by 7 %, so they are
+filled up. That leaves room for the biases: with a one behind x_0, b_l behind the columns of W_l and
+no further rows in it, h_l has its bias, and is zero in the further columns, so that the one is
+there in every x_l. The gradient of b_l is a column of that of W_l then.
+
 Shapes: B rows, W width.
 """
 
@@ -19,6 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+LINE = 16  # float32 numbers of a cache line
 
 
 def full_rank_stack(x0: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
@@ -36,38 +44,64 @@ def full_rank_stack(x0: Tensor, weights: Sequence[Tensor], biases: Sequence[Tens
     return crossed
 
 
+def _filled(
+    x0: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor | None]]:
+    """Inputs ``(B, W)``, weights ``(W, W)`` and biases ``(W,)``, of a width of whole cache lines.
+
+    Biases that found room are None.
+    """
+    more = -x0.shape[1] % LINE
+    if not more:
+        return x0, weights, biases
+    one, zeros = x0.new_ones(len(x0), 1), x0.new_zeros(len(x0), more - 1)
+    pairs = zip(weights, biases, strict=True)
+    wider = [torch.cat([weight, bias.unsqueeze(1)], dim=1) for weight, bias in pairs]
+    filled = [functional.pad(weight, (0, more - 1, 0, more)) for weight in wider]
+    return torch.cat([x0, one, zeros], dim=1), filled, [None] * len(biases)
+
+
 class _FullRankStack(torch.autograd.Function):
     """Forward and backward through all layers."""
 
     @staticmethod
     def forward(ctx: Any, x0: Tensor, *parameters: Tensor) -> Tensor:  # noqa: ANN401
         """``(B, W)`` inputs through all layers; the parameters are all weights, then all biases."""
-        num_layers = len(parameters) // 2
-        weights, biases = parameters[:num_layers], parameters[num_layers:]
-        inputs, linear = [x0], []
+        num_layers, width = len(parameters) // 2, x0.shape[1]
+        x0, weights, biases = _filled(x0, parameters[:num_layers], parameters[num_layers:])
+        inputs: list[Tensor] = [x0]
+        linear: list[Tensor] = []
         for weight, bias in zip(weights, biases, strict=True):
-            linear.append(torch.addmm(bias, inputs[-1], weight.T))  # (B, W)
-            inputs.append(torch.addcmul(inputs[-1], x0, linear[-1]))  # (B, W)
-        ctx.save_for_backward(*weights, *inputs[:-1], *linear)
-        return inputs[-1]
+            if linear:
+                inputs.append(torch.addcmul(inputs[-1], x0, linear[-1]))
+            x, turned = inputs[-1], weight.T
+            linear.append(torch.mm(x, turned) if bias is None else torch.addmm(bias, x, turned))
+        ctx.save_for_backward(*weights, *inputs, *linear)
+        ctx.width = width
+        return torch.addcmul(*(part[:, :width] for part in (inputs[-1], x0, linear[-1])))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: ANN401
         """Gradients of the inputs, all weights and all biases."""
-        num_layers = len(ctx.saved_tensors) // 3
+        num_layers, width = len(ctx.saved_tensors) // 3, ctx.width
         weights = ctx.saved_tensors[:num_layers]
         inputs = ctx.saved_tensors[num_layers : 2 * num_layers]
-        linear = ctx.saved_tensors[2 * num_layers :]
+        linear = [part[:, :width] for part in ctx.saved_tensors[2 * num_layers :]]
         of_weights, of_biases = [], []
         of_x0 = torch.mul(gradient, linear[-1])  # (B, W)
-        own = gradient  # (B, W)
+        own, filled = gradient, torch.empty_like(inputs[0])  # (B, W), and of whole lines
+        filled[:, width:], of_linear = 0, filled[:, :width]
         for weight, x, h in zip(reversed(weights), reversed(inputs), reversed(linear), strict=True):
-            of_linear = own * inputs[0]  # (B, W)
+            torch.mul(own, inputs[0][:, :width], out=of_linear)
             if h is not linear[-1]:
                 of_x0.addcmul_(own, h)
-            of_weights.append(torch.mm(of_linear.T, x))  # (W, W)
-            of_biases.append(of_linear.sum(dim=0))
+            of_weight = torch.mm(filled.T, x)
+            of_weights.append(of_weight[:width, :width].contiguous())
+            found_room = len(of_weight) > width
+            of_biases.append(
+                of_weight[:width, width].contiguous() if found_room else of_linear.sum(dim=0)
+            )
             # Products that are added to what is there are slower than both by themselves.
-            own = torch.mm(of_linear, weight).add_(own)  # (B, W)
+            own = torch.mm(filled, weight)[:, :width].add_(own)  # (B, W)
         return of_x0.add_(own), *reversed(of_weights), *reversed(of_biases)

@@ -130,6 +130,18 @@ def test_a_window_that_does_not_fit(before, window, message):
         fit(before, window)
 
 
+def test_numbers_of_which_none_was_missing_before(before, caplog):
+    """The models have no weight that says that one is."""
+    window = part(["v", "w"], ["b", "c"], [5.0, None], [["z"], ["x"]], ["tv", "app"])
+    with caplog.at_level(logging.WARNING):
+        fit(before)
+        assert not caplog.records
+        found = fit(before, window)
+    (warning,) = caplog.messages
+    assert "values of `price` are missing" in warning
+    assert found.transforms["price"] == before.transforms["price"]
+
+
 def test_an_inferred_spec_gives_way(before, caplog):
     window = part(["v"], ["b"], [5.0], [["z"]], ["tv"], colour=["red"])
     provider = AutoSpec(history_length=3, time=False)

@@ -1,5 +1,6 @@
 """A pipeline as a whole: what it is fitted on, what it stores, and what it makes of requests."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -143,6 +144,19 @@ def test_a_saved_pipeline_encodes_the_same_bytes(pipeline, tmp_path):
     assert loaded.inputs("retrieval") == pipeline.inputs("retrieval")
 
 
+def test_pipelines_from_before_it_was_told_which_numbers_were_missing(pipeline, tmp_path):
+    """Models have read whether they were, of every one of them."""
+    pipeline.save(tmp_path)
+    document = json.loads((tmp_path / "features.json").read_text())
+    assert document["state"]["age"].pop("has_missing") is False
+    assert set(document["state"]["price"]) == {"mean", "scale"}
+    (tmp_path / "features.json").write_text(json.dumps(document))
+    old = FeaturePipeline.load(tmp_path)
+    assert all(feature.has_missing for feature in old.inputs("retrieval").features)
+    old.save(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "features.json").read_text()) == document
+
+
 def test_the_order_of_training_rows_does_not_matter(pipeline):
     backwards = [3, 2, 1, 0]
     log = pa.table(LOG).take(pa.array(backwards)).to_pydict()
@@ -203,15 +217,21 @@ def test_a_digest_does_not_run_values_together():
 
 
 def test_what_the_models_are_given(pipeline):
-    def given(name, side, kind, num_rows, width, dim=0):
+    def given(name, side, kind, num_rows, width, dim=0, has_missing=True):
         return FeatureInput(
-            name=name, side=side, kind=kind, dim=dim, num_rows=num_rows, width=width
+            name=name,
+            side=side,
+            kind=kind,
+            dim=dim,
+            num_rows=num_rows,
+            width=width,
+            has_missing=has_missing,
         )
 
     retrieval = pipeline.inputs("retrieval")
     assert retrieval.features == (
         given("user_id", "user", "id", 3, 0),
-        given("age", "user", "numeric", 0, 2),
+        given("age", "user", "numeric", 0, 2, has_missing=False),  # every user has one
         given("interests", "user", "tags", 4, 2),
         given("item_id", "item", "id", 3, 0, dim=8),
         given("brand", "item", "id", 3, 0),

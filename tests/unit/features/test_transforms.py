@@ -115,6 +115,14 @@ def test_numeric_by_hand():
     assert (transform.num_rows, transform.width) == (0, 2)
 
 
+@pytest.mark.parametrize("lacking", [None, NAN, INF])
+def test_whether_a_number_was_missing_in_training(lacking):
+    assert not fit("numeric", pa.array([1.0, 3.0])).has_missing
+    assert not fit("numeric", pa.chunked_array([[1.0], [], [3.0]])).has_missing
+    assert fit("numeric", pa.array([1.0, lacking, 3.0])).has_missing
+    assert fit("numeric", pa.chunked_array([[1.0, 3.0], [lacking]], pa.float64())).has_missing
+
+
 def test_numeric_logarithm_by_hand():
     values = pa.array([0.0, math.e**2 - 1])  # logarithms 0 and 2
     transform = fit("numeric", values, log=True)

@@ -66,6 +66,22 @@ def test_every_kind_by_hand() -> None:
     torch.testing.assert_close(outputs, torch.tensor(expected))
 
 
+def test_that_a_number_is_missing_is_not_looked_at_where_none_was_missing_in_training() -> None:
+    """Its weights would be what they were drawn as."""
+    known = FeatureInput(
+        name="age", side="item", kind="numeric", dim=0, num_rows=0, width=2, has_missing=False
+    )
+    model = embedder(known, PRICE)
+    outputs = model(
+        {
+            "age": torch.tensor([[0.5, 0.0], [0.0, 1.0]]),
+            "price": torch.tensor([[-1.5, 0.0], [0.0, 1.0]]),
+        }
+    )
+    assert (model.width_of(["age"]), model.width) == (1, 3)
+    torch.testing.assert_close(outputs, torch.tensor([[0.5, -1.5, 0], [0, 0, 1]]))
+
+
 def test_a_history_is_embedded_as_its_events_one_by_one() -> None:
     model = embedder(ID, TAGS, PRICE, IMAGE)
     state = torch.Generator().manual_seed(0)
