@@ -90,18 +90,19 @@ class _FullRankStack(torch.autograd.Function):
         linear = [part[:, :width] for part in ctx.saved_tensors[2 * num_layers :]]
         of_weights, of_biases = [], []
         of_x0 = torch.mul(gradient, linear[-1])  # (B, W)
-        own, filled = gradient, torch.empty_like(inputs[0])  # (B, W), and of whole lines
-        filled[:, width:], of_linear = 0, filled[:, :width]
+        own = gradient  # (B, W)
+        filled = torch.empty_like(inputs[0])
+        filled[:, width:] = 0
+        of_linear = filled[:, :width]  # (B, W), d
         for weight, x, h in zip(reversed(weights), reversed(inputs), reversed(linear), strict=True):
             torch.mul(own, inputs[0][:, :width], out=of_linear)
             if h is not linear[-1]:
                 of_x0.addcmul_(own, h)
             of_weight = torch.mm(filled.T, x)
             of_weights.append(of_weight[:width, :width].contiguous())
-            found_room = len(of_weight) > width
-            of_biases.append(
-                of_weight[:width, width].contiguous() if found_room else of_linear.sum(dim=0)
-            )
+            has_bias = len(of_weight) > width
+            of_bias = of_weight[:width, width].contiguous() if has_bias else of_linear.sum(dim=0)
+            of_biases.append(of_bias)  # (W,)
             # Products that are added to what is there are slower than both by themselves.
             own = torch.mm(filled, weight)[:, :width].add_(own)  # (B, W)
         return of_x0.add_(own), *reversed(of_weights), *reversed(of_biases)

@@ -17,7 +17,7 @@ def drawn(*shape: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("num_rows", [0, 1, 5])
-@pytest.mark.parametrize("width", [1, 4, 16, 17])
+@pytest.mark.parametrize("width", [1, 4, 15, 16, 17])
 def test_values_and_gradients(num_layers: int, num_rows: int, width: int) -> None:
     x0 = drawn(num_rows, width, seed=0)
     weights = [drawn(width, width, seed=1 + k) for k in range(num_layers)]
