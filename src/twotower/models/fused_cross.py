@@ -49,12 +49,13 @@ def _filled(
 ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor | None]]:
     """Inputs ``(B, W)``, weights ``(W, W)`` and biases ``(W,)``, of a width of whole cache lines.
 
-    Biases that found room are None.
+    Biases that found room are None. What is exported keeps its width.
     """
-    more = -x0.shape[1] % LINE
-    if not more:
+    rows, width = x0.shape
+    more = -width % LINE
+    if not more or torch.compiler.is_exporting():
         return x0, weights, biases
-    one, zeros = x0.new_ones(len(x0), 1), x0.new_zeros(len(x0), more - 1)
+    one, zeros = x0.new_ones(rows, 1), x0.new_zeros(rows, more - 1)
     pairs = zip(weights, biases, strict=True)
     wider = [torch.cat([weight, bias.unsqueeze(1)], dim=1) for weight, bias in pairs]
     filled = [functional.pad(weight, (0, more - 1, 0, more)) for weight in wider]
