@@ -95,6 +95,7 @@ class SplitTables:
         if TABLES not in checkpoint:
             return checkpoint
         read_tables(task, self.folder / checkpoint[TABLES])
+        dist.barrier()  # so that no process removes what another one still reads
         state = {**task.state_dict(), **checkpoint["state_dict"]}
         return {**{k: v for k, v in checkpoint.items() if k != TABLES}, "state_dict": state}
 

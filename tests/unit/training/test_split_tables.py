@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
 from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import multiprocessing, nn
 
+from twotower.training import split_tables
 from twotower.training.optimizers import OptimizerSettings
 from twotower.training.settings import TrainerSettings
 from twotower.training.sharded_tables import ShardedTable
@@ -85,6 +87,31 @@ def test_tables_are_whole_again(tmp_path):
     assert split(again, tmp_path).make_whole(again, whole) is whole  # made whole, then killed
     again.load_state_dict(whole["state_dict"])
     assert again["table"].weight.tolist() == [[1.0] * 4] * 3
+
+
+def make_whole_and_forget(rank, folder):
+    """What one of two processes does; the second takes its time to read."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    task = task_of(1.0)
+    tables = split(task, folder)
+    checkpoint = {"state_dict": task.state_dict(), TABLES: tables.save(1)}
+    read = split_tables.read_tables
+
+    def late(*arguments):
+        time.sleep(rank)
+        read(*arguments)
+
+    split_tables.read_tables = late
+    tables.make_whole(task, checkpoint)
+    tables.forget(folder / "last.ckpt")
+    assert task["table"].weight.tolist() == [[1.0] * 4] * 3
+    dist.destroy_process_group()
+
+
+@needs_torchrec
+def test_nobody_removes_tables_that_another_process_still_reads(tmp_path):
+    multiprocessing.spawn(make_whole_and_forget, (tmp_path,), nprocs=2)
+    assert names(tmp_path) == []
 
 
 @needs_torchrec
