@@ -20,7 +20,7 @@ from twotower.export.bundle import open_bundle
 
 PAGE = "docs/extend.md"
 WORLD = SyntheticSource(
-    num_users=400, num_items=150, num_days=30, slates_per_user=10, slate_size=8, seed=0
+    num_users=800, num_items=150, num_days=30, slates_per_user=10, slate_size=8, seed=0
 )
 
 
@@ -89,9 +89,8 @@ def test_the_parts_of_the_project_were_trained(walked: Walked):
     assert config["data"]["_target_"] == "shop.source.OrderSource"
     assert config["losses"]["retrieval"]["loss"]["_target_"] == "shop.losses.Margin"
     figures = json.loads((run / "metrics.json").read_text())
-    # 172 users and a few epochs: seeds give 0.33 to 0.63 for popularity's 0.17, and 0.67 to 0.72.
-    assert figures["retrieval/test/hit_rate@10"] > 1.5 * figures["popularity/test/hit_rate@10"]
-    assert figures["ranking/test/auc"] > 0.6
+    assert figures["retrieval/test/hit_rate@10"] > 2 * figures["popularity/test/hit_rate@10"]
+    assert figures["ranking/test/auc"] > 0.7
 
 
 def test_the_bundle_needs_neither_the_package_nor_its_permission(walked: Walked):
