@@ -36,6 +36,7 @@ from bare_two_tower import (
 )
 from torch import Tensor, nn
 from torch.nn import functional
+from turns import end_turn
 from world import CLICK_FILES, click_sizes
 
 DIM, NUM_CROSS = 16, 3
@@ -148,6 +149,7 @@ def measure(given: argparse.Namespace) -> dict[str, object]:
     for batch in islice(batches, WARM_UP + given.steps):
         losses.append(model.step(batch))
         clock.append(time.process_time())
+        end_turn()
     return {
         "peer": "bare",
         "mode": given.mode,

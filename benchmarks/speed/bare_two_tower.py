@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from turns import end_turn
 
 BATCH, HISTORY, DIM, TEMPERATURE = 4096, 50, 32, 0.05
 BLOCK = 256
@@ -278,6 +279,7 @@ def measure(folder: Path, mode: str, right: bool, steps: int) -> dict[str, objec
     for batch in islice(batches, WARM_UP + steps):
         losses.append(model.step(batch))
         clock.append(time.process_time())
+        end_turn()
     seconds = seconds_of_step(clock, mode)
     return {
         "peer": "bare" if right else "bare, uncorrected",

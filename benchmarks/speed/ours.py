@@ -26,6 +26,7 @@ import pytorch_lightning as pl
 import torch
 from bare_two_tower import WARM_UP, seconds_of_step
 from torch import Tensor
+from turns import end_turn
 from world import CLICK_FILES, click_sizes
 
 from twotower.cli.main import main as twotower
@@ -125,6 +126,7 @@ class Clock(Throughput):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self.seconds.append(time.process_time())
         self.losses.append(outputs["loss"].detach())
+        end_turn()
 
 
 class Stepper(Clock):
@@ -146,6 +148,7 @@ class Stepper(Clock):
             scheduler.scheduler.step()
             self.seconds.append(time.process_time())
             self.losses.append(loss.detach())
+            end_turn()
         raise KeyboardInterrupt
 
 

@@ -7,28 +7,27 @@
     ... --peers torchrec:fused=FOLDER/bin/python rechub=FOLDER/bin/python ...
                                                         environments: peers/make_env.sh
 
-Every run is a process of its own, pinned to one core. A round runs all of them once; the figure of
-each is the median of its rounds, and a ratio is the median of the ratios within rounds, so that
-what else the machine does falls on both sides. Figures are examples a CPU second, not of the clock.
+Every run is a process of its own, pinned to one core. In a round all of them take turns, a step
+each (`turns.py`), so that what else the machine does falls on all. The figure of each is the median
+of its rounds, and a ratio the median of the ratios within rounds. Figures are examples a CPU
+second, not of the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from turns import Command, take_turns
+
 HERE = Path(__file__).parent
 BARE = "bare"
 SCRIPTS = {"retrieval": "bare_two_tower.py", "ranking": "bare_ranker.py"}
-
-Command = list[str]
 
 
 def own_commands(given: argparse.Namespace, batch: int) -> dict[str, Command]:
@@ -63,30 +62,14 @@ def peer_commands(given: argparse.Namespace, batch: int) -> dict[str, Command]:
     return commands
 
 
-def run(command: Command, core: int) -> dict[str, Any]:
-    """What a script prints last, in one thread of one core."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    answer = subprocess.run(
-        ["taskset", "-c", str(core), *command],
-        env=os.environ | threads,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if answer.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{answer.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(answer.stdout.strip().splitlines()[-1])
-    return found
-
-
 def compare(given: argparse.Namespace, batch: int) -> list[dict[str, Any]]:
     """All rounds of one batch size; a row for each."""
     commands = own_commands(given, batch) | peer_commands(given, batch)
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for number in range(given.rounds):
-        for name, command in commands.items():
-            found[name].append(run(command, given.core))
-            rate = found[name][-1]["examples_per_cpu_second"]
+        for name, figures in take_turns(commands, given.core).items():
+            found[name].append(figures)
+            rate = figures["examples_per_cpu_second"]
             print(f"round {number + 1}: {name:24} {rate:10,.0f}", file=sys.stderr)
     rates = {n: [row["examples_per_cpu_second"] for row in rows] for n, rows in found.items()}
     return [

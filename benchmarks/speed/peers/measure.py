@@ -15,11 +15,15 @@ import itertools
 import json
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from turns import end_turn
 
 WARM_UP = 3
 CACHED = 8
@@ -54,6 +58,7 @@ class Clock:
     def end(self) -> None:
         """The step is done."""
         self.ended.append(time.process_time())
+        end_turn()
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The warm-up and the asked-for steps, epoch after epoch; fewer for a loader left early."""
