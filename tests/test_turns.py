@@ -13,13 +13,13 @@ SPEED = Path(__file__).parents[1] / "benchmarks" / "speed"
 STEPS = """
 import json, os, sys
 sys.path.append({speed!r})
-from turns import end_turn
+from turns import end_step
 with open({log!r} + "." + {name!r}, "w") as file:
     file.write(str(os.getpid()))
 for step in range({steps}):
     with open({log!r}, "a") as log:
         log.write("{name}")
-    end_turn()
+    end_step()
 print("a line before")
 print(json.dumps({{"name": {name!r}}}))
 {then}
@@ -43,7 +43,9 @@ def test_processes_take_a_step_in_turn(turns, tmp_path: Path) -> None:
     log = tmp_path / "log"
     steps = {"a": 3, "b": 5, "c": 2}
 
-    found = turns.take_turns({name: command(log, name, n) for name, n in steps.items()}, core=0)
+    found = turns.take_turns(
+        {name: command(log, name, n) for name, n in steps.items()}, core=0, steps=1
+    )
 
     assert found == {name: {"name": name} for name in steps}
     assert log.read_text() == "abcabcabbb"

@@ -36,7 +36,7 @@ from bare_two_tower import (
 )
 from torch import Tensor, nn
 from torch.nn import functional
-from turns import end_turn
+from turns import end_step
 from world import CLICK_FILES, click_sizes
 
 DIM, NUM_CROSS = 16, 3
@@ -149,7 +149,7 @@ def measure(given: argparse.Namespace) -> dict[str, object]:
     for batch in islice(batches, WARM_UP + given.steps):
         losses.append(model.step(batch))
         clock.append(time.process_time())
-        end_turn()
+        end_step()
     return {
         "peer": "bare",
         "mode": given.mode,

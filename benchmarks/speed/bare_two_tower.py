@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from turns import end_turn
+from turns import end_step
 
 BATCH, HISTORY, DIM, TEMPERATURE = 4096, 50, 32, 0.05
 BLOCK = 256
@@ -160,31 +160,38 @@ class Table:
 def softmax(queries: Tensor, items: Tensor, batch: Batch, right: bool) -> tuple[float, ...]:
     """Loss of the batch, and the gradients of queries (B, V) and items (B, V)."""
     size = len(queries)
-    of_queries, of_items = torch.empty_like(queries), torch.zeros_like(items)
+    of_queries, of_items = torch.empty_like(queries), matrix(items.shape[1], size).zero_()[:, :size]
     targets = batch.items[:, 0].contiguous()
     hits = accidental_hits(targets) if right else None
     if right:  # log q as a column more of both, which the product hardly notices
         wide = torch.cat([queries / TEMPERATURE, torch.ones(size, 1)], 1)  # (B, V + 1)
         others = torch.cat([items, -batch.log_counts[:, None]], 1).T  # (V + 1, B)
     loss = 0.0
+    room = matrix(min(BLOCK, size), size).fill_(-torch.inf)
     for start in range(0, size, BLOCK):
         block = queries[start : start + BLOCK]
         stop = start + len(block)
         diagonal = torch.arange(len(block)), torch.arange(start, stop)
         if hits is None:
-            logits = torch.mm(block, items.T).div_(TEMPERATURE)  # (b, B)
+            logits = torch.mm(block, items.T, out=room[: len(block), :size])  # (b, B)
+            logits.div_(TEMPERATURE)
         else:
-            logits = torch.mm(wide[start:stop], others)
+            logits = torch.mm(wide[start:stop], others, out=room[: len(block), :size])
             first, last = hits[2][start], hits[2][stop]
             logits[hits[0][first:last] - start, hits[1][first:last]] = -torch.inf
             logits[diagonal] = (block * items[start:stop]).sum(1) / TEMPERATURE
-        torch.softmax(logits, 1, out=logits)
+        torch.softmax(room[: len(block)], 1, out=room[: len(block)])
         loss -= float(logits[diagonal].log().sum())
         logits[diagonal] -= 1
         torch.mm(logits, items, out=of_queries[start:stop])
-        of_items.addmm_(logits.T, block)
+        of_items.addmm_(block.T, logits)
     scale = 1 / (TEMPERATURE * size)
-    return loss / size, of_queries.mul_(scale), of_items.mul_(scale)
+    return loss / size, of_queries.mul_(scale), of_items.T.mul_(scale)
+
+
+def matrix(rows: int, columns: int) -> Tensor:
+    """Room for a matrix, and 16 columns: rows a power of two apart share few places of caches."""
+    return torch.empty(rows, columns + 16)
 
 
 def accidental_hits(targets: Tensor) -> tuple[Tensor, Tensor, list[int]]:
@@ -279,7 +286,7 @@ def measure(folder: Path, mode: str, right: bool, steps: int) -> dict[str, objec
     for batch in islice(batches, WARM_UP + steps):
         losses.append(model.step(batch))
         clock.append(time.process_time())
-        end_turn()
+        end_step()
     seconds = seconds_of_step(clock, mode)
     return {
         "peer": "bare" if right else "bare, uncorrected",

@@ -26,7 +26,7 @@ import pytorch_lightning as pl
 import torch
 from bare_two_tower import WARM_UP, seconds_of_step
 from torch import Tensor
-from turns import end_turn
+from turns import end_step
 from world import CLICK_FILES, click_sizes
 
 from twotower.cli.main import main as twotower
@@ -126,7 +126,7 @@ class Clock(Throughput):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self.seconds.append(time.process_time())
         self.losses.append(outputs["loss"].detach())
-        end_turn()
+        end_step()
 
 
 class Stepper(Clock):
@@ -148,7 +148,7 @@ class Stepper(Clock):
             scheduler.scheduler.step()
             self.seconds.append(time.process_time())
             self.losses.append(loss.detach())
-            end_turn()
+            end_step()
         raise KeyboardInterrupt
 
 

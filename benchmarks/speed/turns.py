@@ -1,8 +1,9 @@
-"""Processes on one core that take turns, a step of training each, so that noise falls on all alike.
+"""Processes on one core that take turns of a few steps of training, so that noise falls on all.
 
 A process ends its turn by stopping itself; the driver lets the next one run until it stops. What
-else the machine does for a second or a minute is then within the steps of every process, where runs
-one after the other would each have weather of its own.
+else the machine does for some seconds or minutes is then within the steps of every process, where
+runs one after the other would each have weather of its own. A turn begins with cold caches, and so
+has more than a step.
 """
 
 from __future__ import annotations
@@ -14,21 +15,27 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from itertools import count
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
-TAKE_TURNS = "TAKE_TURNS"
+TAKE_TURNS = "TAKE_TURNS"  # how many steps a turn has; the first has one, until all have begun
+STEPS = 5
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 Command = list[str]
 
 
-def end_turn() -> None:
-    """At the end of a step, after its clock was read: stop until it is this process's turn again.
+_steps = count()
+
+
+def end_step() -> None:
+    """At the end of a step, after its clock was read: after the last of a turn wait for the next.
 
     Nothing happens in a process that no driver has started.
     """
-    if TAKE_TURNS in os.environ:
+    steps_of_turn = int(os.environ.get(TAKE_TURNS, 0))
+    if steps_of_turn and next(_steps) % steps_of_turn == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -50,13 +57,16 @@ class Runner(NamedTuple):
         return False
 
 
-def take_turns(commands: Mapping[str, Command], core: int) -> dict[str, dict[str, Any]]:
+def take_turns(
+    commands: Mapping[str, Command], core: int, steps: int = STEPS
+) -> dict[str, dict[str, Any]]:
     """Run all commands on a core, each in one thread, step by step in turn.
 
     Args:
-        commands: Command lines by name. Each calls `end_turn` after every step and prints a line of
+        commands: Command lines by name. Each calls `end_step` after every step and prints a line of
             JSON last.
         core: Which core.
+        steps: How many a turn has.
 
     Returns:
         The JSON of each, by name.
@@ -68,7 +78,7 @@ def take_turns(commands: Mapping[str, Command], core: int) -> dict[str, dict[str
             process = ends.enter_context(
                 subprocess.Popen(
                     ["taskset", "-c", str(core), *command],
-                    env=os.environ | ONE_THREAD | {TAKE_TURNS: "1"},
+                    env=os.environ | ONE_THREAD | {TAKE_TURNS: str(steps)},
                     stdout=output,
                     stderr=errors,
                 )

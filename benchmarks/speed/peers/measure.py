@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from turns import end_turn
+from turns import end_step
 
 WARM_UP = 3
 CACHED = 8
@@ -58,7 +58,7 @@ class Clock:
     def end(self) -> None:
         """The step is done."""
         self.ended.append(time.process_time())
-        end_turn()
+        end_step()
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The warm-up and the asked-for steps, epoch after epoch; fewer for a loader left early."""

@@ -32,12 +32,16 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from twotower.losses.exponentials import Exponentials
 from twotower.losses.logits import Logits
-from twotower.losses.row_softmax import COLUMNS_MORE, softmax_in_place
 from twotower.losses.scores import target_scores, widened
 from twotower.losses.softmax_kernels import Kernels, cpu_precision, kernel_precision
 
 Places: TypeAlias = slice | Tensor
+
+# Rows of a block stand a cache line further apart than they are long: a power of two apart, they
+# share the few places of a cache that such addresses have, and their product takes twice as long.
+APART = 16
 
 
 def fused_softmax(
@@ -154,20 +158,19 @@ def _by_blocks(
     """Block of queries by block, the logits of each in its gradient's place."""
     narrow = logits.products or queries.dtype
     narrowed = candidates.to(narrow)
-    left, right, offset = logits.factors(queries, candidates)
+    exponentials = Exponentials(logits, queries, candidates)
     of_queries = torch.empty_like(queries)
-    of_candidates = torch.zeros_like(candidates.T, memory_format=torch.contiguous_format)
+    of_candidates = _matrix(queries, queries.shape[1], len(candidates)).zero_()  # (D, C)
     log_sums = torch.empty_like(queries[:, 0])  # (B,)
     of_further = None if further is None else torch.empty_like(further)  # (B,)
     starts = logits.starts(queries, candidates)
     blocks = _targets_by_block(owners, starts, len(own))
-    room = queries.new_empty(min(starts.step, len(queries)), len(candidates) + COLUMNS_MORE)
+    room = _matrix(queries, min(starts.step, len(queries)), len(candidates))
     for start, mine in zip(starts, blocks, strict=True):
         block = queries[start : start + starts.step]  # (b, D)
         stop = start + len(block)
-        out = room[: len(block), : len(candidates)]
-        logits.of(left[start:stop], right, offset, start, out)
-        values, own_sums, total = softmax_in_place(room[: len(block)], len(candidates))
+        values = room[: len(block)]
+        sums, own_sums = exponentials.of(start, values)
         others = own_sums if further is None else torch.logaddexp(own_sums, further[start:stop])
         log_sums[start:stop] = others
         pull = _pull(shares[mine], own[mine], others, owners, start, mine)  # (b,) g
@@ -175,7 +178,7 @@ def _by_blocks(
             of_further[start:stop] = pull * (further[start:stop] - others).exp()
             pull = pull * (own_sums - others).exp()
         # The factor of a query goes to the narrow side of both products.
-        scale = (pull / total).unsqueeze(1)  # (b, 1)
+        scale = (pull / sums).unsqueeze(1)  # (b, 1)
         values = values.to(narrow)
         torch.mul(torch.mm(values, narrowed), scale, out=of_queries[start:stop])
         factors = (block * scale).T.to(narrow)  # (D, b)
@@ -189,6 +192,11 @@ def _by_blocks(
         of_candidates=of_candidates.T,
         of_further=of_further,
     )
+
+
+def _matrix(like: Tensor, rows: int, columns: int) -> Tensor:
+    """A matrix for products, whose rows are `APART`."""
+    return like.new_empty(rows, columns + APART)[:, :columns]
 
 
 def _by_kernels(

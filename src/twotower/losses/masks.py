@@ -106,12 +106,13 @@ class PositiveMask:
         queries, first, counts = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         if int(counts.sum()) > most:
             return None
-        of_pair, places = expanded(first, counts)
-        queries, order = queries[of_pair].sort(stable=True)
+        queries, order = queries.sort(stable=True)
+        of_pair, places = expanded(first[order], counts[order])
+        queries = queries[of_pair]
         never = None if self.never is None else self.never[pool_rows].nonzero().squeeze(1)
         return MaskedPairs(
             queries=queries,
-            columns=matches.order[places[order]],
+            columns=matches.order[places],
             starts=torch.searchsorted(queries, torch.arange(num_queries + 1)).tolist(),
             never=never,
             num_candidates=num_candidates,

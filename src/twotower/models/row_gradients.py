@@ -4,9 +4,9 @@ Of what a batch looks up in a table much is the same row: an item that is a targ
 histories, a country, a price band. Summed at once, gradients of several readers of a table are
 small when they are added up, and an optimizer finds every row once.
 
-On a GPU an optimizer may sum by row itself, as a part of its step, and that of all readers
-together. It says so by a list on the table, in which readers leave what they have; the table has no
-gradient then.
+An optimizer may sum by row itself, as a part of its step, and that of all readers together: rows
+are sorted once. It says so by a list on the table, in which readers leave what they have; the table
+has no gradient then.
 
 Shapes: V rows of a table, D width, K looked-up rows with repeats, R distinct ones, G gradients, B
 sets.

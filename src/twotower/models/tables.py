@@ -159,7 +159,8 @@ class _Means(torch.autograd.Function):
         rows, offsets = narrowed(rows, len(weight)), narrowed(offsets, len(rows))
         ctx.save_for_backward(rows, offsets)
         ctx.shape, ctx.sparse, ctx.left = weight.shape, sparse, rows_left(weight)
-        if has_kernels(weight):
+        ctx.has_kernels = has_kernels(weight)
+        if ctx.has_kernels:
             from twotower.models.triton_lookup import means_of_sets
 
             return means_of_sets(weight, rows, offsets)
@@ -176,7 +177,7 @@ class _Means(torch.autograd.Function):
         """Sum over the events of every row, or leave them to the optimizer."""
         rows, offsets = ctx.saved_tensors
         shares = gradient.float() / offsets.diff().clamp(min=1).unsqueeze(1)  # (B, D)
-        if ctx.left is not None:
+        if ctx.left is not None and ctx.has_kernels:
             owners = owners_by_search(offsets, len(rows))  # (E,)
             is_of_none = owners == len(shares)
             owners = owners.clamp(max=len(shares) - 1)

@@ -25,7 +25,7 @@ NPY_HEADER: Final = 128
 # 20M and 100M interactions, 0.61 and 0.75 GiB with the libraries (benchmarks/speed/prepare.py).
 PREPARING_BYTES, PREPARING_BYTES_EACH = 600 * 2**20, 2
 # Copies of an embedded row where gradients of tables are made; of a layer's output before that.
-ROW_COPIES, DENSE_COPIES = 2.75, 1.3
+ROW_COPIES, DENSE_COPIES = 3.8, 1.3
 
 
 def table_bytes(num_values: int, width: int, precision: str) -> int:

@@ -28,6 +28,7 @@ from twotower.models.row_gradients import (
     by_row,
     has_kernels,
     rows_left,
+    sum_by_row,
     take_rows,
 )
 from twotower.training.stochastic_rounding import add_rounded
@@ -127,7 +128,7 @@ class RowWiseAdagrad(_TableOptimizer):
         for table in self._tables():
             self.state[table]["sum"] = torch.full((table.shape[0],), initial, device=table.device)
             # Of several processes, the gradients are averaged first.
-            if has_kernels(table) and not _several_processes():
+            if (has_kernels(table) or not table.is_cuda) and not _several_processes():
                 take_rows(table)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -145,11 +146,16 @@ class RowWiseAdagrad(_TableOptimizer):
                 left = rows_left(table)
                 if left:
                     self._take(table, RowGradients.joined(left), group)
+                if left and has_kernels(table):  # the memory is missed there
                     left.clear()
         return loss
 
     def _take(self, table: Tensor, gradients: RowGradients, group: dict[str, Any]) -> None:
-        """Step a table of a GPU."""
+        """Step a table by gradients that are not summed by row."""
+        if not has_kernels(table):
+            rows, values = sum_by_row(gradients.rows, gradients.values, gradients.sources)
+            self._step_rows(table, rows, values, group, self._noise(table))
+            return
         from twotower.training.triton_adagrad import Step
 
         step = Step(
@@ -168,26 +174,36 @@ class RowWiseAdagrad(_TableOptimizer):
         group: dict[str, Any],
         noise: torch.Generator | None,
     ) -> None:
-        accumulator = self.state[table]["sum"]
-        lr, eps = group["lr"], group["eps"]
         if gradient.is_sparse:
-            rows, values = by_row(gradient)  # (K,) distinct, (K, D)
-            accumulator.index_add_(0, rows, values.pow(2).mean(dim=1))
-            total = accumulator.index_select(0, rows)  # (K,)
-            change = values * (-lr / (total.sqrt() + eps)).unsqueeze(1)  # (K, D)
-            if noise is not None:
-                add_rounded(table, change, noise, rows)
-                return
-            # On long tables an index that says the same of every column is ten times as fast as
-            # `index_add_`.
-            table.scatter_add_(0, rows.unsqueeze(1).expand_as(change), change)
+            self._step_rows(table, *by_row(gradient), group, noise)
+            return
+        accumulator = self.state[table]["sum"]
+        accumulator += gradient.pow(2).mean(dim=1)  # (V,)
+        change = -group["lr"] * gradient / (accumulator.sqrt() + group["eps"])[:, None]  # (V, D)
+        if noise is not None:
+            add_rounded(table, change, noise)
         else:
-            accumulator += gradient.pow(2).mean(dim=1)  # (V,)
-            change = -lr * gradient / (accumulator.sqrt() + eps)[:, None]  # (V, D)
-            if noise is not None:
-                add_rounded(table, change, noise)
-            else:
-                table += change
+            table += change
+
+    def _step_rows(
+        self,
+        table: Tensor,
+        rows: Tensor,
+        values: Tensor,
+        group: dict[str, Any],
+        noise: torch.Generator | None,
+    ) -> None:
+        """Step distinct rows ``(K,)`` by their gradients ``(K, D)``."""
+        accumulator = self.state[table]["sum"]
+        accumulator.index_add_(0, rows, values.pow(2).mean(dim=1))
+        total = accumulator.index_select(0, rows)  # (K,)
+        change = values * (-group["lr"] / (total.sqrt() + group["eps"])).unsqueeze(1)  # (K, D)
+        if noise is not None:
+            add_rounded(table, change, noise, rows)
+            return
+        # On long tables an index that says the same of every column is ten times as fast as
+        # `index_add_`.
+        table.scatter_add_(0, rows.unsqueeze(1).expand_as(change), change)
 
 
 class LazyAdam(_TableOptimizer):

@@ -230,7 +230,7 @@ def test_a_masked_candidate_is_as_good_as_absent(dtype: torch.dtype) -> None:
     candidates = torch.randn(4, 4, generator=state).to(dtype)
     log_count = torch.randn(4, generator=state)
     results = []
-    for last in (candidates[3], 1e4 * torch.ones(4, dtype=dtype)):
+    for last in (candidates[3], -candidates[3], 1e4 * torch.ones(4, dtype=dtype)):
         vectors = torch.cat([candidates[:3], last.unsqueeze(0)])
         pool = Pool(vectors=vectors, rows=torch.arange(4), log_expected_count=log_count)
         loss = SampledSoftmax(temperature=0.1)(queries, targets, pool, MASKED)
@@ -239,7 +239,9 @@ def test_a_masked_candidate_is_as_good_as_absent(dtype: torch.dtype) -> None:
     loss = SampledSoftmax(temperature=0.1)(queries, targets, pool, MASKED[:, :3])
     results.append((loss, *gradients(loss, queries)))
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+    # Rows are divided by what no candidate can exceed, of whatever length; that rounds.
     torch.testing.assert_close(results[0], results[2])
+    torch.testing.assert_close(results[0], results[3])
 
 
 def test_bfloat16_vectors_lose_nothing_in_the_loss() -> None:

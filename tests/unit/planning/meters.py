@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -90,7 +91,8 @@ def softmax_step(size: int, candidates: int, dim: int) -> Callable[[], None]:
     """Loss and gradients of some queries against some candidates."""
     torch.manual_seed(0)
     queries, targets, others = (
-        torch.randn(rows, dim, requires_grad=True) for rows in (size, size, candidates)
+        functional.normalize(torch.randn(rows, dim)).requires_grad_()
+        for rows in (size, size, candidates)
     )
     own, none = torch.arange(size), torch.zeros(0, dtype=torch.long)
     mask = PositiveMask(

@@ -65,7 +65,7 @@ def test_uniform_negatives_pass_the_item_tower():
 def test_operations_of_the_softmax(size, candidates, dim):
     towers = dataclasses.replace(TOWERS[0], dim=dim)
     work = towers_work(towers, batch=size, negatives=candidates - size)
-    correction = 2 * candidates  # a column of one of the products, on a CPU
+    correction = 4 * candidates  # two columns of one of the products, on a CPU
     assert (
         operations(softmax_step(size, candidates, dim)) / size == work.full_precision + correction
     )

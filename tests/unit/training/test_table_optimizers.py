@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from twotower.models.half_tables import HalfTable
+from twotower.models.tables import TableGroup
 from twotower.training.table_optimizers import ROUNDINGS, LazyAdam, RowWiseAdagrad
 
 ROWS, DIM = 6, 3
@@ -73,6 +74,44 @@ class TestRowWiseAdagrad:
         for table in tables:
             train(table, RowWiseAdagrad(table.parameters(), lr=0.2))
         torch.testing.assert_close(tables[0].weight, tables[1].weight)
+
+    def test_readers_of_a_table_are_summed_together(self):
+        """Rows looked up and means of sets, of one table, against a dense gradient of both."""
+        rows, members = torch.tensor([[0, 3], [3, 1], [5, 5]]), torch.tensor([3, 3, 2, 0, 5])
+        offsets, weights = torch.tensor([0, 2, 2, 5]), torch.randn(3, 2, DIM)
+        found = []
+        for sparse in (True, False):
+            torch.manual_seed(0)
+            group = TableGroup(num_rows={"a": ROWS, "b": 2}, dim=DIM, sparse=sparse)
+            optimizer = RowWiseAdagrad(group.parameters(), lr=0.2)
+            for share in (1.0, 0.5, 0.25):  # the second step is by the gradients of two passes
+                if share != 0.25:
+                    optimizer.zero_grad()
+                looked_up = group.lookup(0, rows % torch.tensor([ROWS, 2]))  # (3, 2, D)
+                means = group.means("a", members, offsets)  # (3, D)
+                (share * (looked_up * weights).sum() + (means * weights[:, 0]).sum()).backward()
+                if share != 0.5:
+                    optimizer.step()
+            found.append((group.rows.weight.detach(), optimizer.state_dict()["state"][0]["sum"]))
+        torch.testing.assert_close(found[0], found[1])
+
+    def test_gradients_of_a_step_are_kept_until_they_are_forgotten(self):
+        """As torch's own do: a second step is by the same, and after `zero_grad` there is none."""
+        table = table_of(sparse=True)
+        group = TableGroup(num_rows={"a": ROWS}, dim=DIM, sparse=True)
+        with torch.no_grad():
+            group.rows.weight.copy_(table.weight)
+        optimizers = [RowWiseAdagrad(module.parameters(), lr=0.2) for module in (group, table)]
+        group.lookup(0, torch.tensor([[1], [4], [1]])).sum().backward()
+        table(torch.tensor([1, 4, 1])).sum().backward()
+        for _ in range(2):
+            for optimizer in optimizers:
+                optimizer.step()
+        torch.testing.assert_close(group.rows.weight, table.weight)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+            optimizer.step()
+        torch.testing.assert_close(group.rows.weight, table.weight)
 
     def test_first_step_by_hand(self):
         """g = (3, 4), mean square 12.5: w - 0.1 g / sqrt(12.5)."""

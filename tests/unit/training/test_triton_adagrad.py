@@ -106,7 +106,7 @@ def test_a_step_of_several_readers_is_that_of_a_cpu(
             means = group.means("b", members.to(device), offsets.to(device))
             own = group.lookup(0, looked_up.to(device))
             (means * pulls[0].to(device)).sum().add((own * pulls[1].to(device)).sum()).backward()
-            assert (group.rows.weight.grad is None) == by_kernels
+            assert group.rows.weight.grad is None
             if forgotten:
                 optimizer.zero_grad()
             optimizer.step()
