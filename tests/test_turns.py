@@ -56,7 +56,7 @@ def test_what_fails_says_why_and_leaves_no_process(turns, tmp_path: Path) -> Non
     given = {"a": command(log, "a", 9), "b": command(log, "b", 2, then="raise OSError('broken')")}
 
     with pytest.raises(SystemExit, match="OSError: broken"):
-        turns.take_turns(given, core=0)
+        turns.take_turns(given, core=0, steps=1)
 
     assert log.read_text() == "ababa"
     for name in given:
