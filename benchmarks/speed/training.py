@@ -7,9 +7,9 @@
     ... --peers torchrec:fused=FOLDER/bin/python rechub=FOLDER/bin/python ...
                                                         environments: peers/make_env.sh
 
-Every run is a process of its own, pinned to one core. In a round all of them take turns, a step
-each (`turns.py`), so that what else the machine does falls on all. The figure of each is the median
-of its rounds, and a ratio the median of the ratios within rounds. Figures are examples a CPU
+Every run is a process of its own, pinned to one core. In a round all of them take turns, some
+steps each (`turns.py`), so that what else the machine does falls on all. The figure of each is the
+median of its rounds, and a ratio the median of the ratios within rounds. Figures are examples a CPU
 second, not of the clock.
 """
 

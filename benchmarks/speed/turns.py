@@ -60,7 +60,7 @@ class Runner(NamedTuple):
 def take_turns(
     commands: Mapping[str, Command], core: int, steps: int = STEPS
 ) -> dict[str, dict[str, Any]]:
-    """Run all commands on a core, each in one thread, step by step in turn.
+    """Run all commands on a core, each in one thread, in turns of some steps.
 
     Args:
         commands: Command lines by name. Each calls `end_step` after every step and prints a line of

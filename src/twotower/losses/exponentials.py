@@ -38,7 +38,7 @@ class Exponentials:
     def __init__(self, logits: Logits, queries: Tensor, candidates: Tensor) -> None:
         self._masked = logits.masked
         limits = torch.finfo(queries.dtype)
-        # exp(x) below eps does not change 1 + exp(x); less than eps of a sum is lost above this.
+        # What is lost of a sum above this is below eps**1.5 of it for each candidate.
         self._smallest_sum = limits.tiny / limits.eps**1.5
         queries, offset = queries / logits.temperature, -logits.log_expected_count.to(queries.dtype)
         self._offset, self._bounds = None, None
@@ -46,6 +46,7 @@ class Exponentials:
             self._left, self._right, self._offset = queries, candidates, offset
             return
         longest = candidates.norm(dim=1).max()
+        # The logarithm: exp(x) below eps does not change 1 + exp(x).
         bounds = queries.norm(dim=1) * longest + (offset.max() + 1 - math.log(limits.eps))  # (B,)
         ones = torch.ones_like
         self._left = torch.cat([queries, ones(queries[:, :1]), -bounds.unsqueeze(1)], dim=1)
