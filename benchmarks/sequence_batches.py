@@ -145,7 +145,6 @@ def task_of(prepared: Prepared, dropout: float) -> tuple[RetrievalTask, Windows]
         item_probability=torch.full((NUM_ITEMS,), 1 / NUM_ITEMS),
         optimizer=OptimizerSettings(learning_rate=1e-3, table_learning_rate=0.05),
     )
-    task.log = lambda *arguments, **named: None  # type: ignore[method-assign]
     return task, Windows.of(prepared, columns)
 
 

@@ -135,7 +135,7 @@ class Model:
 
 
 def measure(given: argparse.Namespace) -> dict[str, object]:
-    """The median over steps, in one thread."""
+    """Figures of a run in one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_freed_memory()
@@ -153,7 +153,7 @@ def measure(given: argparse.Namespace) -> dict[str, object]:
     return {
         "peer": "bare",
         "mode": given.mode,
-        "examples_per_cpu_second": given.batch / seconds_of_step(clock, given.mode),
+        "examples_per_cpu_second": given.batch / seconds_of_step(clock),
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
         "loss": float(np.mean(losses[-5:])),
     }

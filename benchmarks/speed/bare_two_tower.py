@@ -1,16 +1,16 @@
 """The yardstick of retrieval training: a hand-written loop, as fast as plain PyTorch allows.
 
-    python benchmarks/speed/bare_two_tower.py --data FOLDER [--mode loop|step] [--loss plain]
+    python benchmarks/speed/bare_two_tower.py --data FOLDER [--mode loop|step] [--loss plain|merged]
 
 One file, no framework, nothing that a config could change: two tables 32 wide, ids and features
 looked up at once, the mean of the last 50 items as a bag, towers 320-256-128-64 and 288-256-128-64,
 cosines over 0.05, softmax over the batch with its gradient written out a block at a time, row-wise
 Adagrad on the rows of the batch, Adam for the rest. `--loss plain` leaves out what the sampled
-softmax needs to be right, the correction by log q and the mask of accidental hits.
+softmax needs to be right, the correction by log q and the mask of accidental hits. `--loss merged`
+embeds an item of the batch once and lets one candidate stand for all its copies, the same loss.
 
 Data: `world.py`. Prints one line of JSON: examples a CPU second of one thread; "loop" draws and
-gathers batches and is timed as a whole, "step" takes turns with a few that lie ready and is the
-median.
+gathers batches, "step" takes turns with a few that lie ready.
 
 Shapes: B queries, E events of their histories, D width of a table, V width of the vectors.
 """
@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -38,6 +39,8 @@ BATCH, HISTORY, DIM, TEMPERATURE = 4096, 50, 32, 0.05
 BLOCK = 256
 TABLE_RATE, RATE, EPS = 0.05, 2e-3, 1e-10
 WARM_UP = 3
+
+Hits: TypeAlias = tuple[Tensor, Tensor, list[int]]
 
 
 @dataclass
@@ -157,32 +160,42 @@ class Table:
         self.weight.scatter_add_(0, touched[:, None].expand_as(change), change)
 
 
-def softmax(queries: Tensor, items: Tensor, batch: Batch, right: bool) -> tuple[float, ...]:
-    """Loss of the batch, and the gradients of queries (B, V) and items (B, V)."""
-    size = len(queries)
-    of_queries, of_items = torch.empty_like(queries), matrix(items.shape[1], size).zero_()[:, :size]
-    targets = batch.items[:, 0].contiguous()
-    hits = accidental_hits(targets) if right else None
-    if right:  # log q as a column more of both, which the product hardly notices
+def softmax(
+    queries: Tensor, items: Tensor, own: Tensor, offsets: Tensor | None, hits: Hits | None
+) -> tuple[float, ...]:
+    """Loss of the batch, and the gradients of queries (B, V) and items (C, V).
+
+    Args:
+        queries: (B, V).
+        items: (C, V).
+        own: (B,) which item is the target of each query.
+        offsets: (C,) taken off logits; None where they are not corrected.
+        hits: What else must not stand against a query, or None.
+    """
+    size, width = len(queries), len(items)
+    of_queries, of_items = torch.empty_like(queries), matrix(items.shape[1], width).zero_()
+    of_items = of_items[:, :width]
+    if offsets is not None:  # a column more of both, which the product hardly notices
         wide = torch.cat([queries / TEMPERATURE, torch.ones(size, 1)], 1)  # (B, V + 1)
-        others = torch.cat([items, -batch.log_counts[:, None]], 1).T  # (V + 1, B)
+        others = torch.cat([items, -offsets[:, None]], 1).T  # (V + 1, C)
     loss = 0.0
-    room = matrix(min(BLOCK, size), size).fill_(-torch.inf)
+    room = matrix(min(BLOCK, size), width).fill_(-torch.inf)
     for start in range(0, size, BLOCK):
         block = queries[start : start + BLOCK]
         stop = start + len(block)
-        diagonal = torch.arange(len(block)), torch.arange(start, stop)
-        if hits is None:
-            logits = torch.mm(block, items.T, out=room[: len(block), :size])  # (b, B)
+        at = torch.arange(len(block)), own[start:stop]
+        if offsets is None:
+            logits = torch.mm(block, items.T, out=room[: len(block), :width])  # (b, C)
             logits.div_(TEMPERATURE)
         else:
-            logits = torch.mm(wide[start:stop], others, out=room[: len(block), :size])
-            first, last = hits[2][start], hits[2][stop]
-            logits[hits[0][first:last] - start, hits[1][first:last]] = -torch.inf
-            logits[diagonal] = (block * items[start:stop]).sum(1) / TEMPERATURE
+            logits = torch.mm(wide[start:stop], others, out=room[: len(block), :width])
+            if hits is not None:
+                first, last = hits[2][start], hits[2][stop]
+                logits[hits[0][first:last] - start, hits[1][first:last]] = -torch.inf
+            logits[at] = (block * items[own[start:stop]]).sum(1) / TEMPERATURE
         torch.softmax(room[: len(block)], 1, out=room[: len(block)])
-        loss -= float(logits[diagonal].log().sum())
-        logits[diagonal] -= 1
+        loss -= float(logits[at].log().sum())
+        logits[at] -= 1
         torch.mm(logits, items, out=of_queries[start:stop])
         of_items.addmm_(block.T, logits)
     scale = 1 / (TEMPERATURE * size)
@@ -194,7 +207,7 @@ def matrix(rows: int, columns: int) -> Tensor:
     return torch.empty(rows, columns + 16)
 
 
-def accidental_hits(targets: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+def accidental_hits(targets: Tensor) -> Hits:
     """Pairs of a query and a candidate (P,) with the same target, and where each query's begin."""
     ordered, order = targets.sort()
     last = torch.searchsorted(ordered, targets, right=True)
@@ -210,11 +223,11 @@ class Model:
 
     Args:
         world: The data.
-        right: Whether the loss is corrected and masked.
+        kind: "right", "merged", or "plain": neither corrected nor masked.
     """
 
-    def __init__(self, world: World, right: bool) -> None:
-        self.right = right
+    def __init__(self, world: World, kind: str) -> None:
+        self.kind = kind
         self.query_table, self.item_table = Table(world.num_query_rows), Table(world.num_item_rows)
         self.query_tower, self.item_tower = tower(10 * DIM), tower(9 * DIM)
         weights = [*self.query_tower.parameters(), *self.item_tower.parameters()]
@@ -223,7 +236,16 @@ class Model:
     def step(self, batch: Batch) -> float:
         """Train on a batch."""
         size, items = len(batch.queries), self.item_table.weight
-        query_ids, item_ids = batch.queries.flatten(), batch.items.flatten()
+        hits, offsets, own = None, None, torch.arange(size)
+        target_rows, targets = batch.items, batch.items[:, 0].contiguous()
+        if self.kind == "right":
+            hits, offsets = accidental_hits(targets), batch.log_counts
+        elif self.kind == "merged":
+            rows, own, copies = targets.unique(return_inverse=True, return_counts=True)
+            one_of = torch.empty(len(rows), dtype=torch.long).scatter_(0, own, torch.arange(size))
+            target_rows = batch.items.index_select(0, one_of)  # (C, 9)
+            offsets = batch.log_counts[one_of] - copies.log()
+        query_ids, item_ids = batch.queries.flatten(), target_rows.flatten()
         lengths = batch.offsets.diff()
         history = functional.embedding_bag(
             batch.events, items, batch.offsets, mode="sum", include_last_offset=True
@@ -231,10 +253,10 @@ class Model:
         shares = 1 / lengths.clamp(min=1).float()[:, None]
         query_rows = self.query_table.weight.index_select(0, query_ids).view(size, -1)
         of_users = torch.cat([query_rows, history * shares], 1).requires_grad_()  # (B, 10 D)
-        of_targets = items.index_select(0, item_ids).view(size, -1).requires_grad_()  # (B, 9 D)
+        of_targets = items.index_select(0, item_ids).view(len(target_rows), -1).requires_grad_()
         queries = functional.normalize(self.query_tower(of_users))
         targets = functional.normalize(self.item_tower(of_targets))
-        loss, *gradients = softmax(queries.detach(), targets.detach(), batch, self.right)
+        loss, *gradients = softmax(queries.detach(), targets.detach(), own, offsets, hits)
         torch.autograd.backward([queries, targets], gradients)
         self.adam.step()
         self.adam.zero_grad()
@@ -243,18 +265,17 @@ class Model:
         places = torch.arange(len(by_place), dtype=torch.int32).view(size, 10)
         self.query_table.update(query_ids, places[:, :9].flatten(), by_place)
         owners = torch.arange(size, dtype=torch.int32).repeat_interleave(lengths)  # (E,)
-        own = torch.arange(size, size + len(item_ids), dtype=torch.int32)
+        others = torch.arange(size, size + len(item_ids), dtype=torch.int32)
         pulled = torch.cat([of_users[:, 9 * DIM :] * shares, of_targets.view(-1, DIM)])
         self.item_table.update(
-            torch.cat([batch.events, item_ids]), torch.cat([owners, own]), pulled
+            torch.cat([batch.events, item_ids]), torch.cat([owners, others]), pulled
         )
         return loss
 
 
-def seconds_of_step(clock: list[float], mode: str) -> float:
-    """CPU seconds a step after the warm-up: of a loop all of it, of ready batches the median."""
-    steps = np.diff(clock[WARM_UP - 1 :])
-    return float(steps.mean() if mode == "loop" else np.median(steps))
+def seconds_of_step(clock: list[float]) -> float:
+    """CPU seconds a step after the warm-up, from the end of each step."""
+    return (clock[-1] - clock[WARM_UP - 1]) / (len(clock) - WARM_UP)
 
 
 def keep_freed_memory() -> None:
@@ -271,14 +292,14 @@ def multiply_by_onednn() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-def measure(folder: Path, mode: str, right: bool, steps: int) -> dict[str, object]:
-    """The median over steps, in one thread."""
+def measure(folder: Path, mode: str, kind: str, steps: int) -> dict[str, object]:
+    """Figures of a run in one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_freed_memory()
     multiply_by_onednn()
     world = World(folder)
-    model = Model(world, right)
+    model = Model(world, kind)
     batches = world.batches()
     if mode == "step":
         batches = cycle(list(islice(batches, 4)))
@@ -287,9 +308,9 @@ def measure(folder: Path, mode: str, right: bool, steps: int) -> dict[str, objec
         losses.append(model.step(batch))
         clock.append(time.process_time())
         end_step()
-    seconds = seconds_of_step(clock, mode)
+    seconds = seconds_of_step(clock)
     return {
-        "peer": "bare" if right else "bare, uncorrected",
+        "peer": f"bare, {kind}",
         "mode": mode,
         "examples_per_cpu_second": BATCH / seconds,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
@@ -301,8 +322,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--mode", choices=["loop", "step"], default="loop")
-    parser.add_argument("--loss", choices=["right", "plain"], default="right")
+    parser.add_argument("--loss", choices=["right", "plain", "merged"], default="right")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, choices=[BATCH], default=BATCH)
     given = parser.parse_args()
-    print(json.dumps(measure(given.data, given.mode, given.loss == "right", given.steps)))
+    print(json.dumps(measure(given.data, given.mode, given.loss, given.steps)))

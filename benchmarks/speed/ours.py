@@ -137,7 +137,6 @@ class Stepper(Clock):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Step on batches that lie ready."""
         (optimizer,), (scheduler,) = trainer.optimizers, trainer.lr_scheduler_configs
-        pl_module.log = lambda *arguments, **options: None  # type: ignore[method-assign]
         for batch in islice(cycle(list(islice(trainer.train_dataloader, READY))), self.steps):
             with trainer.precision_plugin.train_step_context():
                 loss = pl_module.training_step(batch, 0)
@@ -153,7 +152,7 @@ class Stepper(Clock):
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """The median over steps, in one thread."""
+    """Figures of a run in one thread."""
     torch.set_num_threads(1)
     data, stage, steps = given.data, given.stage, given.steps
     is_retrieval = stage == "retrieval"
@@ -183,7 +182,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         )
     if code and given.mode == "loop":
         sys.exit(code)
-    seconds = seconds_of_step(clock.seconds[: WARM_UP + steps], given.mode)
+    seconds = seconds_of_step(clock.seconds[: WARM_UP + steps])
     return {
         "peer": "ours",
         "mode": given.mode,

@@ -40,6 +40,7 @@ def own_commands(given: argparse.Namespace, batch: int) -> dict[str, Command]:
     commands |= {f"{name}, step": [*c, "--mode", "step"] for name, c in commands.items()} | narrow
     if given.stage == "retrieval":
         commands["bare, uncorrected"] = [*bare, "--loss", "plain"]
+        commands["bare, merged"] = [*bare, "--loss", "merged"]
     if given.large:
         commands = {BARE: bare, "ours": ours}
         for rows, further in (("10M", "large"), ("1,000", "small")):

@@ -72,7 +72,8 @@ def execute(path, parameters, kernel, folder):
     cell.source = parameters
     notebook.cells.append(nbformat.v4.new_code_cell("import sys; print(sys.executable)"))
     where = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, km=kernel, timeout=120, resources=where).execute()
+    client = NotebookClient(notebook, km=kernel, timeout=120, resources=where)
+    client.execute(cleanup_kc=True)  # a kernel that is given is left running else
     assert notebook.cells[-1].outputs[0]["text"].strip() == sys.executable
     return notebook
 

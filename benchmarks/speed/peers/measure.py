@@ -4,8 +4,8 @@
         [--variant NAME] [--batch 4096] [--rows 200000] [--large]
 
 `loop` is the processor time of whole steps, the peer's own loader included; `step` trains on
-batches that were loaded before, and is the median. The time is that of the process, all its threads
-together: pin it to one core. FOLDER is what ``benchmarks/speed/world.py`` wrote.
+batches that were loaded before. The time is that of the process, all its threads together: pin it
+to one core. FOLDER is what ``benchmarks/speed/world.py`` wrote.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Clock:
             seconds = (self.ended[-1] - self.ended[WARM_UP - 1]) / self.run.steps
         else:
             steps = zip(self.begun[WARM_UP:], self.ended[WARM_UP:], strict=True)
-            seconds = statistics.median(end - begin for begin, end in steps)
+            seconds = statistics.fmean(end - begin for begin, end in steps)
         return self.run.batch / seconds
 
 

@@ -36,6 +36,7 @@ DISK_TEXT = re.compile(
 MEMORY_TEXT = re.compile(
     r"can't allocate memory|out of memory|Failed to allocate memory|bad_alloc|bad allocation"
 )
+THREAD_TEXT = "can't start new thread"
 ASKED = re.compile(r"(?:allocate|Unable to allocate) (?P<size>[\d.]+ ?(?:bytes|[KMGTP]i?B))")
 
 
@@ -93,12 +94,18 @@ def _says(error: BaseException) -> bool:
 
 
 def _memory(error: BaseException) -> str | None:
-    of_text = isinstance(error, RuntimeError) and MEMORY_TEXT.search(str(error)) is not None
+    said = str(error)
+    of_text = isinstance(error, RuntimeError) and (MEMORY_TEXT.search(said) or THREAD_TEXT in said)
     if not of_text and not isinstance(error, MemoryError):
         return None
-    asked = ASKED.search(str(error))
+    if THREAD_TEXT in said:
+        return (
+            "a thread could not be started: there is not enough memory for it, or this user has "
+            "too many processes (`ulimit -u`)"
+        )
+    asked = ASKED.search(said)
     what = "" if asked is None else f" for {asked['size']} more"
-    where = "the GPU's memory" if "CUDA" in str(error) else "memory"
+    where = "the GPU's memory" if "CUDA" in said else "memory"
     return (
         f"there is not enough {where}{what}; take smaller batches (training.<stage>.batch_size), "
         "narrower tables (models.<stage>.embedding_dim) or fewer rows; `twotower plan` says what a "

@@ -125,7 +125,9 @@ class _FusedSoftmax(torch.autograd.Function):
         """
         if torch.is_grad_enabled():
             raise RuntimeError("the fused softmax can be differentiated only once (create_graph)")
-        found = (None if found is None else found * gradient for found in ctx.saved_tensors)
+        found = ctx.saved_tensors
+        if gradient.device.type != "cpu" or float(gradient) != 1:
+            found = (None if one is None else one * gradient for one in found)
         return *found, None, None, None
 
 

@@ -113,7 +113,7 @@ class PositiveMask:
         return MaskedPairs(
             queries=queries,
             columns=matches.order[places],
-            starts=torch.searchsorted(queries, torch.arange(num_queries + 1)).tolist(),
+            starts=[0, *torch.bincount(queries, minlength=num_queries).cumsum(0).tolist()],
             never=never,
             num_candidates=num_candidates,
         )

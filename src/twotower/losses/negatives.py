@@ -21,6 +21,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from twotower.losses.queue import CrossBatchQueue
 from twotower.losses.streaming_frequency import StreamingFrequency
@@ -35,11 +36,14 @@ class PoolRows:
         log_expected_count: Log of the number of times that a candidate's item was to be expected
             in the pool, ``(C,)`` float32; zeros when every item is there exactly once.
         num_in_batch: How many candidates are the targets of the batch, in their order; they come
-            first.
+            first, unless candidates are merged.
         queued: Vectors ``(Q, D)`` of the last Q candidates, which are not embedded again; None
             where there are none.
         gradient_scale: What the gradients of the other candidates' vectors are multiplied by,
             ``(C - Q,)``, to stand for the queued ones, which have none; None where there are none.
+        log_copies: Log of how many candidates each stands for, ``(C,)`` float32, where they are
+            merged; None where each stands for itself.
+        places: Which candidates the targets of the batch are, ``(B,)``, where they are merged.
     """
 
     rows: Tensor
@@ -47,11 +51,48 @@ class PoolRows:
     num_in_batch: int
     queued: Tensor | None = None
     gradient_scale: Tensor | None = None
+    log_copies: Tensor | None = None
+    places: Tensor | None = None
 
     @property
     def to_embed(self) -> Tensor:
         """Item rows of the candidates whose vectors are not known, ``(C - Q,)``."""
         return self.rows if self.queued is None else self.rows[: -len(self.queued)]
+
+    def merged(self) -> PoolRows:
+        """The same with one candidate for all copies of an item, but for the queued ones.
+
+        Those to be embedded are in ascending order then. A device would be waited for: how many
+        items there are is not known before.
+        """
+        rows, item_of, copies = torch.unique(self.to_embed, return_inverse=True, return_counts=True)
+        start, counts, scale = len(item_of), self.log_expected_count, self.gradient_scale
+        # What is known of a candidate is known of its item, so any copy says it.
+        copy_of = torch.empty_like(rows).scatter_(0, item_of, torch.arange(start))
+        return PoolRows(
+            rows=torch.cat([rows, self.rows[start:]]),
+            log_expected_count=torch.cat([counts[copy_of], counts[start:]]),
+            num_in_batch=self.num_in_batch,
+            queued=self.queued,
+            gradient_scale=None if scale is None else scale[copy_of],
+            log_copies=functional.pad(copies.log(), (0, len(self.rows) - start)),
+            places=item_of[: self.num_in_batch],
+        )
+
+    def targets_of(self, vectors: Tensor, target_rows: Tensor) -> Tensor:
+        """Vectors ``(T, D)`` of targets of the batch.
+
+        Args:
+            vectors: Of the candidates that are embedded, ``(C - Q, D)``.
+            target_rows: Item rows of the targets, ``(T,)``: the first of the batch, or any once
+                candidates are merged.
+        """
+        if self.places is None:
+            return vectors[: len(target_rows)]
+        places = self.places
+        if len(target_rows) < len(places):  # of one process among several
+            places = torch.searchsorted(self.to_embed, target_rows)
+        return vectors.index_select(0, places)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +119,14 @@ class Pool:
         rows: Item rows, ``(C,)``.
         log_expected_count: As in `PoolRows`, ``(C,)``.
         own: Candidates of single queries; None where there are none.
+        log_copies: As in `PoolRows`; None for every loss that does not say `counts_copies`.
     """
 
     vectors: Tensor
     rows: Tensor
     log_expected_count: Tensor
     own: OwnCandidates | None = None
+    log_copies: Tensor | None = None
 
 
 class Negatives(Protocol):

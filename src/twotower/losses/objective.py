@@ -34,7 +34,11 @@ class RetrievalObjective(Protocol):
 
 
 class RetrievalLoss(Protocol):
-    """A loss over targets and a pool of candidates that all queries share."""
+    """A loss over targets and a pool of candidates that all queries share.
+
+    One with a true attribute `counts_copies` is given candidates that stand for several copies of
+    an item, and looks at `Pool.log_copies`.
+    """
 
     def __call__(
         self,
@@ -92,18 +96,27 @@ class Objective(nn.Module):
         ranks, device = step.ranks, step.target_rows.device
         target_rows = ranks.gather(step.target_rows)
         drawn = self.negatives.draw(target_rows, step.item_probability, ranks.generator(device))
+        if step.merge_copies and drawn.num_in_batch and getattr(self.loss, "counts_copies", False):
+            drawn = drawn.merged()
         queries = step.embed_queries()  # (B, D)
         targets, vectors = _embedded(step, drawn)
         if self.negatives.remembers:
-            of_all = vectors[: drawn.num_in_batch]
-            if not drawn.num_in_batch:
-                of_all = ranks.gather(targets.detach())
+            of_all = (
+                drawn.targets_of(vectors, target_rows)
+                if drawn.num_in_batch
+                else ranks.gather(targets.detach())
+            )
             self.negatives.remember(target_rows, of_all)
         if drawn.gradient_scale is not None:
             vectors = _with_scaled_gradient(vectors, drawn.gradient_scale)
         if drawn.queued is not None:
             vectors = torch.cat([vectors, drawn.queued])  # (C, D)
-        pool = Pool(vectors=vectors, rows=drawn.rows, log_expected_count=drawn.log_expected_count)
+        pool = Pool(
+            vectors=vectors,
+            rows=drawn.rows,
+            log_expected_count=drawn.log_expected_count,
+            log_copies=drawn.log_copies,
+        )
         masked = step.mask.on(pool.rows)
         mined = None if self.hard is None else self.hard.mine(step, queries.detach())
         if mined is not None:
@@ -114,19 +127,22 @@ class Objective(nn.Module):
 def _embedded(step: Step, drawn: PoolRows) -> tuple[Tensor, Tensor]:
     """Vectors of a process' targets ``(T, D)`` and of all candidates but the queued ``(C - Q, D)``.
 
-    Every process embeds its own targets and a share of the other candidates.
+    Every process embeds its own targets and a share of the other candidates; of merged ones, a
+    share of all.
     """
-    ranks, num_targets = step.ranks, len(step.target_rows)
-    others = drawn.to_embed[drawn.num_in_batch :]
+    ranks, num_targets, is_merged = step.ranks, len(step.target_rows), drawn.places is not None
+    others = drawn.to_embed if is_merged else drawn.to_embed[drawn.num_in_batch :]
     own = others[share(ranks, len(others))]
-    if not drawn.num_in_batch:
+    if is_merged or not drawn.num_in_batch:
         vectors = ranks.gather(step.embed_items(own))
+        if is_merged:
+            return drawn.targets_of(vectors, step.target_rows), vectors
         return step.embed_items(step.target_rows), vectors
     vectors = step.embed_items(torch.cat([step.target_rows, own]))
+    targets = vectors[:num_targets]
     if ranks.size == 1:
-        return vectors[:num_targets], vectors
-    gathered = [ranks.gather(part) for part in (vectors[:num_targets], vectors[num_targets:])]
-    return vectors[:num_targets], torch.cat(gathered)
+        return targets, vectors
+    return targets, torch.cat([ranks.gather(part) for part in (targets, vectors[num_targets:])])
 
 
 def _with_scaled_gradient(vectors: Tensor, scale: Tensor) -> Tensor:

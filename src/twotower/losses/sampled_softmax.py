@@ -9,6 +9,8 @@ the logarithm is an unbiased estimate of the full softmax's partition function. 
 comes first, or 1 / T would blow the correction up. The target is always there, it is not a draw: it
 is not corrected, and it must be masked among the candidates.
 
+Where an item is n times in the pool, its n equal terms are one with log E_c - log n.
+
 Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", who
 correct the target too; against that, "Correcting the LogQ Correction: Revisiting Sampled Softmax
 for Large-Scale Retrieval", 2025.
@@ -63,6 +65,8 @@ class SampledSoftmax(nn.Module):
         ValueError: When the temperature is not above 0.
     """
 
+    counts_copies = True
+
     def __init__(self, *, temperature: float, corrected: bool = True) -> None:
         super().__init__()
         self.temperature = check_temperature(temperature)
@@ -113,8 +117,10 @@ class SampledSoftmax(nn.Module):
         return logits.new_full((len(queries),), lowest).index_copy(0, own.queries, log_sums)
 
     def _counts(self, pool: Pool) -> Tensor:
+        """Of its expected count and copies, what is taken off each logit, ``(C,)``."""
         counts = pool.log_expected_count
-        return counts if self.corrected else torch.zeros_like(counts)
+        counts = counts if self.corrected else torch.zeros_like(counts)
+        return counts if pool.log_copies is None else counts - pool.log_copies
 
 
 class FullSoftmax(SampledSoftmax):

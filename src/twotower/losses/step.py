@@ -29,6 +29,8 @@ class Step:
             gradient.
         owners: Query of every target, ``(T,)``; None where every query has the one of its place.
         ranks: The processes that hold the other shares of the batch.
+        merge_copies: Whether an item that is there repeatedly may be embedded once, with one draw
+            of what dropout drops, and not where something counts its copies, as a batch norm does.
     """
 
     target_rows: Tensor
@@ -40,6 +42,7 @@ class Step:
     embed_catalogue: Callable[[], Tensor]
     owners: Tensor | None = None
     ranks: Ranks = field(default_factory=OneRank)
+    merge_copies: bool = False
 
     def without_queries(self) -> Step:
         """The step of a process that has no share in a batch smaller than there are processes.

@@ -16,7 +16,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from twotower.data.schema import HISTORY_OFFSETS
 from twotower.data.windows import PLACE, WINDOW
@@ -32,8 +31,7 @@ from twotower.models.history import (
 )
 from twotower.models.mlp import MLP
 from twotower.models.sequence import every_by_length
-
-SMALLEST_NORM = 1e-6
+from twotower.models.unit_vectors import unit_vectors
 
 
 class Similarity(Protocol):
@@ -52,7 +50,7 @@ class Cosine(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Scale ``(..., D)`` vectors to unit length."""
-        return functional.normalize(vectors, dim=-1, eps=SMALLEST_NORM)
+        return unit_vectors(vectors)
 
 
 class Dot(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor
 from twotower.data.shuffled_batches import ShuffledBatches
 from twotower.losses.ranks import Ranks
 from twotower.training.distributed import DistributedRanks
+from twotower.training.task import StageTask
 
 
 class ValidationMetrics(pl.Callback):
@@ -205,7 +206,8 @@ class ProgressBar(TQDMProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         """What stands beside the bar."""
-        loss = trainer.callback_metrics.get(f"{self.stage}/train/loss")
+        figures = pl_module.figures if isinstance(pl_module, StageTask) else {}
+        loss = figures.get(f"{self.stage}/train/loss")
         return {} if loss is None else {"loss": float(loss)}
 
 

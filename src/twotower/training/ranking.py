@@ -85,11 +85,11 @@ class RankingTask(StageTask):
         logits = self.model.logits(batch)  # (B, T)
         loss = self._mean(logits[:, 0], batch[LABELS], batch[WEIGHTS])
         of_all = self.ranks.mean(loss)
-        self.log("ranking/train/loss", of_all, batch_size=len(logits))
+        self.figures["ranking/train/loss"] = of_all
         for column, task in enumerate(self.model.tasks, 1):
             of_task = self._mean(logits[:, column], batch[TASK_PREFIX + task], batch[TASK_WEIGHTS])
             of_all = self.ranks.mean(of_task)
-            self.log(f"ranking/train/{task}/loss", of_all, batch_size=len(logits))
+            self.figures[f"ranking/train/{task}/loss"] = of_all
             loss = loss + self.loss.task_weights.get(task, 1.0) * of_task
         return loss
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from twotower.data.batches import ITEM_ROWS, NUM_SEEN, USER_ROWS, WEIGHTS, Batch, Columns
 from twotower.data.schema import BORROWED
@@ -55,6 +56,8 @@ class RetrievalTask(StageTask):
         self.objective = objective
         self.columns = columns
         self.item_probability = item_probability.to(columns.device)
+        counts_rows = any(isinstance(module, _BatchNorm) for module in model.modules())
+        self._merge_copies = aligned is None and not counts_rows
 
     @property
     def dense_parts(self) -> Sequence[nn.Module]:
@@ -79,16 +82,17 @@ class RetrievalTask(StageTask):
             ),
             owners=batch.get(OWNER),
             ranks=self.ranks,
+            merge_copies=self._merge_copies and self.columns.device.type == "cpu",
         )
         if BORROWED in batch:
             step = step.without_queries()
         loss = self.ranks.share_of(self.objective(step), step.weights)
         of_all = self.ranks.mean(loss)
-        self.log("retrieval/train/loss", of_all, batch_size=len(targets))
+        self.figures["retrieval/train/loss"] = of_all
         if self.aligned is None:
             return loss
         held = self.aligned.loss()
-        self.log("retrieval/train/alignment", self.ranks.mean(held), batch_size=len(targets))
+        self.figures["retrieval/train/alignment"] = self.ranks.mean(held)
         return loss + held
 
     def _embed_items(self, rows: Tensor) -> Tensor:

@@ -195,7 +195,8 @@ class RowWiseAdagrad(_TableOptimizer):
     ) -> None:
         """Step distinct rows ``(K,)`` by their gradients ``(K, D)``."""
         accumulator = self.state[table]["sum"]
-        accumulator.index_add_(0, rows, values.pow(2).mean(dim=1))
+        lengths = torch.linalg.vector_norm(values, dim=1)  # (K,)
+        accumulator.index_add_(0, rows, lengths.square_() / values.shape[1])
         total = accumulator.index_select(0, rows)  # (K,)
         change = values * (-group["lr"] / (total.sqrt() + group["eps"])).unsqueeze(1)  # (K, D)
         if noise is not None:

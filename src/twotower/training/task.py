@@ -8,9 +8,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from twotower.data.batches import Batch
 from twotower.losses.ranks import Ranks
 from twotower.training.carried import Carried
 from twotower.training.distributed import DistributedRanks, average_tables, tables_apart
@@ -32,12 +33,20 @@ class StageTask(pl.LightningModule):
         self.ranks = ranks
         self.split: SplitTables | None = None
         self.carried: Carried | None = None
+        self.figures: dict[str, Tensor] = {}  # of the last step
         self._saved_tables = ""
 
     @property
     @abstractmethod
     def dense_parts(self) -> Sequence[nn.Module]:
         """The parts of the model that only multiply and add."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: ANN401
+        """Log the figures of a step that is going to be written; a millisecond each."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.trainer.global_step % every == 0 or self.trainer.should_stop:
+            for name, value in self.figures.items():
+                self.log(name, value, batch_size=1)
 
     def on_after_backward(self) -> None:
         """Average what `DistributedDataParallel` leaves out."""

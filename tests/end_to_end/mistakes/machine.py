@@ -151,7 +151,7 @@ MISTAKES = {
             training_a_world("models.retrieval.embedding_dim=4000000"),
             "there is not enough memory",
             "models.<stage>.embedding_dim",
-            around=LittleMemory(2**29),
+            around=LittleMemory(2**30),  # threads of the data take half of it
             leaves=("prepared",),
         ),
         Mistake(

@@ -1,6 +1,8 @@
 """What is said of a full disk, of too little memory, and of files in the way."""
 
 import errno
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -60,6 +62,18 @@ def test_memory_that_torch_asks_for():
     said = sentence(caught.value)
     assert said.startswith(f"there is not enough memory for {4 << 50} bytes more")
     assert "the GPU's memory" in sentence(RuntimeError("CUDA out of memory. Tried to allocate"))
+
+
+def test_a_thread_for_which_there_is_no_room():
+    """As the standard library says it, under a limit of the address space that leaves no stack."""
+    script = (
+        "import resource, threading; from twotower.cli.failures import sentence\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))\n"
+        "try: threading.Thread(target=print).start()\n"
+        "except RuntimeError as error: print(sentence(error))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ran.stdout.startswith("a thread could not be started: there is not enough memory for it")
 
 
 @pytest.mark.parametrize("error", [KeyError("a"), RuntimeError("b"), OSError(errno.EIO, "c")])

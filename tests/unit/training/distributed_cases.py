@@ -184,8 +184,6 @@ def run_case(name, world, ranks):
         seed=3,
         assemble=with_weights(examples.share_of_batch(ranks)),
     )
-    logged = {}
-    task.log = lambda name, value, **named: logged.update({name: float(value)})
     task.forward = lambda batch: task.training_step(batch, 0)
     step = task
     if several:
@@ -199,7 +197,7 @@ def run_case(name, world, ranks):
             name: p.grad.to_dense() if p.grad.is_sparse else p.grad.clone()
             for name, p in task.named_parameters()
         }
-        (loss,) = logged.values()
+        (loss,) = map(float, task.figures.values())
         sparse = sum(p.grad.is_sparse for p in task.parameters())
         steps.append({"loss": loss, "gradients": gradients, "sparse": sparse})
     if is_half:

@@ -32,7 +32,6 @@ def task(**weights: float) -> RankingTask:
     made = RankingTask(
         model=Fixed(), loss=BinaryLogLoss(task_weights=weights or None), optimizer=OPTIMIZER
     )
-    made.log = lambda *arguments, **named: None
     return made
 
 

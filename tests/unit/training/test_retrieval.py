@@ -10,6 +10,7 @@ import torch
 
 from twotower.data.batches import ITEM_ROWS, USER_ROWS, WEIGHTS
 from twotower.data.schema import TRAIN
+from twotower.losses.alignment import Aligned, Anchor, FrozenItems
 from twotower.losses.negatives import MixedNegatives, PoolRows, WholeCatalogue
 from twotower.losses.objective import Objective
 from twotower.losses.sampled_softmax import FullSoftmax, SampledSoftmax
@@ -68,7 +69,6 @@ def make_task(world, item_probability):
             item_probability=item_probability,
             optimizer=OPTIMIZER,
         )
-        task.log = lambda *arguments, **named: None
         return task
 
     return make
@@ -192,12 +192,60 @@ class TestLoss:
         torch.manual_seed(0)
         assert task.training_step(batch, 0).item() != one.item()
 
-    def test_is_logged(self, make_task, world, interactions):
+    def test_is_taken_down(self, make_task, world, interactions):
         task = make_task(GivenNegatives([0], in_batch=True))
-        logged = {}
-        task.log = lambda name, value, **named: logged.update({name: value})
         loss = task.training_step(world.columns("retrieval").examples(interactions), 0)
-        assert logged == {"retrieval/train/loss": loss}
+        assert task.figures == {"retrieval/train/loss": loss}
+
+
+class TestCopies:
+    """Of an item that is in a batch repeatedly."""
+
+    @pytest.fixture
+    def num_embedded(self, world, item_probability, interactions):
+        """How many rows of items a step embeds, and how many items there are among the targets."""
+
+        def run(model, aligned=None):
+            task = RetrievalTask(
+                model=model,
+                objective=Objective(
+                    loss=SampledSoftmax(temperature=TEMPERATURE),
+                    negatives=MixedNegatives(in_batch=True, num_uniform=0),
+                ),
+                columns=world.columns("retrieval"),
+                item_probability=item_probability,
+                optimizer=OPTIMIZER,
+                aligned=aligned,
+            )
+            embed, sizes = model.embed_items, []
+
+            def counted(columns):
+                vectors = embed(columns)
+                sizes.append(len(vectors))
+                return vectors
+
+            model.embed_items = counted
+            batch = world.columns("retrieval").examples(interactions)
+            task.training_step(batch, 0)
+            (size,) = sizes
+            return size, len(batch[ITEM_ROWS].unique())
+
+        return run
+
+    def test_are_embedded_once(self, world, num_embedded):
+        size, num_items = num_embedded(world.towers())
+        assert size == num_items < BATCH
+
+    def test_are_all_embedded_for_a_batch_norm(self, world, num_embedded):
+        model = world.towers()
+        model.norm = torch.nn.BatchNorm1d(3)
+        assert num_embedded(model)[0] == BATCH
+
+    def test_are_all_embedded_to_be_held(self, world, num_embedded):
+        old = torch.zeros(world.prepared.num_catalogue, 8)
+        frozen = FrozenItems(vectors=old, known=torch.ones(len(old), dtype=torch.bool))
+        aligned = Aligned(alignment=Anchor(weight=1.0), frozen=frozen)
+        assert num_embedded(world.towers(), aligned)[0] == BATCH
 
 
 class TestGradient:
