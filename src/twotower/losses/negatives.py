@@ -34,7 +34,8 @@ class PoolRows:
     Args:
         rows: Item rows, ``(C,)``; an item may be there more than once.
         log_expected_count: Log of the number of times that a candidate's item was to be expected
-            in the pool, ``(C,)`` float32; zeros when every item is there exactly once.
+            in the pool, less `log_copies`, ``(C,)`` float32; zeros when every item is there exactly
+            once.
         num_in_batch: How many candidates are the targets of the batch, in their order; they come
             first, unless candidates are merged.
         queued: Vectors ``(Q, D)`` of the last Q candidates, which are not embedded again; None
@@ -69,13 +70,14 @@ class PoolRows:
         start, counts, scale = len(item_of), self.log_expected_count, self.gradient_scale
         # What is known of a candidate is known of its item, so any copy says it.
         copy_of = torch.empty_like(rows).scatter_(0, item_of, torch.arange(start))
+        log_copies = functional.pad(copies.log(), (0, len(self.rows) - start))
         return PoolRows(
             rows=torch.cat([rows, self.rows[start:]]),
-            log_expected_count=torch.cat([counts[copy_of], counts[start:]]),
+            log_expected_count=torch.cat([counts[copy_of], counts[start:]]) - log_copies,
             num_in_batch=self.num_in_batch,
             queued=self.queued,
             gradient_scale=None if scale is None else scale[copy_of],
-            log_copies=functional.pad(copies.log(), (0, len(self.rows) - start)),
+            log_copies=log_copies,
             places=item_of[: self.num_in_batch],
         )
 

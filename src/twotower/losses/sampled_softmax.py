@@ -118,9 +118,11 @@ class SampledSoftmax(nn.Module):
 
     def _counts(self, pool: Pool) -> Tensor:
         """Of its expected count and copies, what is taken off each logit, ``(C,)``."""
-        counts = pool.log_expected_count
-        counts = counts if self.corrected else torch.zeros_like(counts)
-        return counts if pool.log_copies is None else counts - pool.log_copies
+        if self.corrected:
+            return pool.log_expected_count
+        if pool.log_copies is not None:
+            return -pool.log_copies
+        return torch.zeros_like(pool.log_expected_count)
 
 
 class FullSoftmax(SampledSoftmax):

@@ -21,7 +21,7 @@ from twotower.planning.capacity_devices import CORE, Core, Gpu
 FLOAT: Final = 4
 # How often a number of an embedded row, of a layer's width, or of the softmax's scores crosses the
 # memory bus in a training step, rounded from counts of one size.
-ROW_PASSES, DENSE_PASSES, SOFTMAX_PASSES = 20, 22, 13
+ROW_PASSES, DENSE_PASSES, SOFTMAX_PASSES = 16, 22, 13
 # HugeCTR's DLRM-DCNv2 in MLPerf Training 4.0 did 1.96 million examples a second on each of eight
 # H100, all-to-all included, where the same count over the rates gives 4.8.
 GPU_EFFICIENCY: Final = 0.4
