@@ -111,7 +111,7 @@ class Columns:
         self._users_of_log = None if log.user_rows is None else self._tensor(log.user_rows)
         self._items_of_log = None if log.item_rows is None else self._tensor(log.item_rows)
         self._history_end = self._tensor(log.history_end)
-        self._positive, self._weights = self._tensor(log.positive), self._tensor(log.weights)
+        self._weights = self._tensor(log.weights)
         self._offsets = None if events is None else self._tensor(events.offsets)
         self._event_items = None if events is None else self._tensor(events.item_rows)
         times = prepared.event_times if names.history_times else None
@@ -196,8 +196,11 @@ class Columns:
             positions = shift.index_select(0, owners).add_(every)  # (E,)
             positions.clamp_(max=len(self._event_items) - 1)
         else:
-            shift = shift.repeat_interleave(lengths)  # (E,)
-            positions = shift + torch.arange(len(shift), device=self.home)
+            # From every event to the next one: by one, but for where another history begins.
+            steps = torch.ones(int(offsets[-1]) + 1, dtype=torch.long, device=self.home)
+            steps[0] = 0
+            steps.index_add_(0, offsets[:-1], shift.diff(prepend=shift.new_zeros(1)))
+            positions = steps[:-1].cumsum(0)  # (E,)
         columns = self._events(self._event_items.index_select(0, positions))
         return self._sent(columns | {HISTORY_OFFSETS: offsets})
 
@@ -229,7 +232,9 @@ class Columns:
         return batch
 
     def examples(self, interactions: Tensor, history: Histories | None = None) -> Batch:
-        """Queries, candidate items, labels and weights of some interactions (B,).
+        """Queries, targets and weights of some interactions (B,).
+
+        What is known of the targets is looked up in the step, of each item once.
 
         Args:
             interactions: (B,).
@@ -237,13 +242,9 @@ class Columns:
         """
         interactions = self._placed(interactions)
         batch = self.queries(interactions, history)
-        own = {
-            LABELS: self._positive.index_select(0, interactions).float(),
-            WEIGHTS: self._weights.index_select(0, interactions),
-        }
+        own = {WEIGHTS: self._weights.index_select(0, interactions)}
         if self._items_of_log is not None:
             own[ITEM_ROWS] = gather(self._items_of_log, interactions)
-            batch |= self.items(own[ITEM_ROWS])
         return batch | self._sent(own)
 
     def known_positives(self, user_rows: Tensor) -> KnownPositives:

@@ -128,8 +128,6 @@ def test_shapes_and_types(columns):
     assert {name: (tuple(v.shape), v.dtype) for name, v in batch.items()} == {
         "user_id": ((3,), torch.int64),
         "age": ((3, 2), torch.float32),
-        "item_id": ((3,), torch.int64),
-        "genres": ((3, 3), torch.int64),
         "device": ((3,), torch.int64),
         "history.item_id": ((3, LENGTH), torch.int64),
         "history.genres": ((3, LENGTH, 3), torch.int64),
@@ -139,7 +137,6 @@ def test_shapes_and_types(columns):
         "user_rows": ((3,), torch.int64),
         "num_seen": ((3,), torch.int64),
         "item_rows": ((3,), torch.int64),
-        "labels": ((3,), torch.float32),
         "weights": ((3,), torch.float32),
     }
 
@@ -153,12 +150,11 @@ def test_examples_are_the_rows_of_the_table(prepared, columns):
     assert users.take(pa.array(batch["user_rows"].numpy())) == raw["user_id"].combine_chunks()
     assert items.take(pa.array(batch["item_rows"].numpy())) == raw["item_id"].combine_chunks()
     assert batch["weights"].tolist() == raw["weight"].to_pylist()
-    labels = raw["label"].to_pylist() if "label" in raw.column_names else [1.0] * raw.num_rows
-    assert batch["labels"].tolist() == labels
     for name in NAMES.user:
         assert batch[name].tolist() == prepared.users.columns[name][log.user_rows].tolist()
+    of_items = columns.items(batch["item_rows"])
     for name in NAMES.item:
-        assert batch[name].tolist() == prepared.items.columns[name][log.item_rows].tolist()
+        assert of_items[name].tolist() == prepared.items.columns[name][log.item_rows].tolist()
     assert batch["device"].tolist() == log.context["device"].tolist()
 
 
@@ -223,7 +219,6 @@ def test_a_flat_table(prepare_tables):
     batch = columns.examples(torch.tensor([3, 0]))
     assert {name: value.tolist() for name, value in batch.items()} == {
         "device": [0, 1],
-        "labels": [0.0, 0.0],
         "weights": [1.0, 1.0],
     }
     assert num_known(columns, [0]) == [0, 0, 0]
