@@ -111,7 +111,7 @@ class Columns:
         self._users_of_log = None if log.user_rows is None else self._tensor(log.user_rows)
         self._items_of_log = None if log.item_rows is None else self._tensor(log.item_rows)
         self._history_end = self._tensor(log.history_end)
-        self._weights = self._tensor(log.weights)
+        self._positive, self._weights = self._tensor(log.positive), self._tensor(log.weights)
         self._offsets = None if events is None else self._tensor(events.offsets)
         self._event_items = None if events is None else self._tensor(events.item_rows)
         times = prepared.event_times if names.history_times else None
@@ -232,7 +232,7 @@ class Columns:
         return batch
 
     def examples(self, interactions: Tensor, history: Histories | None = None) -> Batch:
-        """Queries, targets and weights of some interactions (B,).
+        """Queries, targets, labels and weights of some interactions (B,).
 
         What is known of the targets is looked up in the step, of each item once.
 
@@ -242,7 +242,10 @@ class Columns:
         """
         interactions = self._placed(interactions)
         batch = self.queries(interactions, history)
-        own = {WEIGHTS: self._weights.index_select(0, interactions)}
+        own = {
+            LABELS: self._positive.index_select(0, interactions).float(),
+            WEIGHTS: self._weights.index_select(0, interactions),
+        }
         if self._items_of_log is not None:
             own[ITEM_ROWS] = gather(self._items_of_log, interactions)
         return batch | self._sent(own)

@@ -137,6 +137,7 @@ def test_shapes_and_types(columns):
         "user_rows": ((3,), torch.int64),
         "num_seen": ((3,), torch.int64),
         "item_rows": ((3,), torch.int64),
+        "labels": ((3,), torch.float32),
         "weights": ((3,), torch.float32),
     }
 
@@ -152,6 +153,8 @@ def test_examples_are_the_rows_of_the_table(prepared, columns):
     assert batch["weights"].tolist() == raw["weight"].to_pylist()
     for name in NAMES.user:
         assert batch[name].tolist() == prepared.users.columns[name][log.user_rows].tolist()
+    labels = raw["label"].to_pylist() if "label" in raw.column_names else [1.0] * raw.num_rows
+    assert batch["labels"].tolist() == labels
     of_items = columns.items(batch["item_rows"])
     for name in NAMES.item:
         assert of_items[name].tolist() == prepared.items.columns[name][log.item_rows].tolist()
@@ -219,6 +222,7 @@ def test_a_flat_table(prepare_tables):
     batch = columns.examples(torch.tensor([3, 0]))
     assert {name: value.tolist() for name, value in batch.items()} == {
         "device": [0, 1],
+        "labels": [0.0, 0.0],
         "weights": [1.0, 1.0],
     }
     assert num_known(columns, [0]) == [0, 0, 0]
