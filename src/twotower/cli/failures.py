@@ -59,7 +59,7 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, ImportError) and error.name is None:  # raised by us, with what to install
         return str(error)
     for one in _chain(error):
-        if (found := _disk(one) or _memory(one)) is not None:
+        if (found := _disk(one) or _memory(one) or _thread(one)) is not None:
             return found
     if isinstance(error, OSError) and error.errno in PATH_ERRORS:
         about = PATH_ERRORS[error.errno]
@@ -95,14 +95,9 @@ def _says(error: BaseException) -> bool:
 
 def _memory(error: BaseException) -> str | None:
     said = str(error)
-    of_text = isinstance(error, RuntimeError) and (MEMORY_TEXT.search(said) or THREAD_TEXT in said)
+    of_text = isinstance(error, RuntimeError) and MEMORY_TEXT.search(said) is not None
     if not of_text and not isinstance(error, MemoryError):
         return None
-    if THREAD_TEXT in said:
-        return (
-            "a thread could not be started: there is not enough memory for it, or this user has "
-            "too many processes (`ulimit -u`)"
-        )
     asked = ASKED.search(said)
     what = "" if asked is None else f" for {asked['size']} more"
     where = "the GPU's memory" if "CUDA" in said else "memory"
@@ -110,6 +105,15 @@ def _memory(error: BaseException) -> str | None:
         f"there is not enough {where}{what}; take smaller batches (training.<stage>.batch_size), "
         "narrower tables (models.<stage>.embedding_dim) or fewer rows; `twotower plan` says what a "
         "size needs"
+    )
+
+
+def _thread(error: BaseException) -> str | None:
+    if not isinstance(error, RuntimeError) or THREAD_TEXT not in str(error):
+        return None
+    return (
+        "a thread could not be started: there is not enough memory for it, or this user has too "
+        "many processes (`ulimit -u`)"
     )
 
 

@@ -36,8 +36,8 @@ class RetrievalObjective(Protocol):
 class RetrievalLoss(Protocol):
     """A loss over targets and a pool of candidates that all queries share.
 
-    One with a true attribute `counts_copies` is given candidates that stand for several copies of
-    an item, and looks at `Pool.log_copies`.
+    One with a true attribute `counts_copies` may be given candidates that stand for several copies
+    of an item: it weighs them by `Pool.log_expected_count` or `Pool.log_copies`.
     """
 
     def __call__(
