@@ -4,6 +4,10 @@ A block is written by whoever converts it, with ids as codes among the ids of th
 blocks are there, the ids are numbered over the whole log, and a small file a block says which row
 of the users, or of the items, every code stands for.
 
+Numbers stand in them without a header. Those of NumPy's format are parsed as source code, which two
+threads must not do at once before CPython 3.11.8: now and then one of them fails, with "AST
+constructor recursion depth mismatch" (python/cpython#106905).
+
 Shape letters: R interactions, B rows of a block.
 """
 
@@ -108,7 +112,7 @@ def number_ids(folder: Path, name: str, num_blocks: int, listed: pa.Array) -> pa
         ends = [*accumulate(map(len, waiting), initial=len(known))]
         rows = encoded.indices.to_numpy()
         for place, (start, end) in enumerate(pairwise(ends)):
-            np.save(folder / f"rows-{name}-{first + place:06}.npy", rows[start:end])
+            rows[start:end].tofile(_rows_file(folder, name, first + place))
         known, waiting, first = encoded.dictionary, [], block + 1
     return known
 
@@ -162,7 +166,7 @@ class Log:
 
     def entity_rows(self, block: int, name: str) -> npt.NDArray[np.int32]:
         """(B,) rows of the users, or of the items."""
-        rows = np.load(self.folder / f"rows-{name}-{block:06}.npy", allow_pickle=False)
+        rows = np.fromfile(_rows_file(self.folder, name, block), np.int32)
         found: npt.NDArray[np.int32] = rows[self.table(block).column(name).to_numpy()]
         return found
 
@@ -178,14 +182,14 @@ class Log:
 
     def write_parts(self, block: int, codes: npt.NDArray[np.int8]) -> None:
         """Say of which part each row of a block is, codes ``(B,)``."""
-        np.save(self.folder / f"parts-{block:06}.npy", codes)
+        codes.astype(np.int8).tofile(self._parts_file(block))
 
     def parts(self, block: int) -> npt.NDArray[np.int8]:
         """(B,) of which part each row is."""
-        codes: npt.NDArray[np.int8] = np.load(
-            self.folder / f"parts-{block:06}.npy", allow_pickle=False
-        )
-        return codes
+        return np.fromfile(self._parts_file(block), np.int8)
+
+    def _parts_file(self, block: int) -> Path:
+        return self.folder / f"parts-{block:06}.int8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +226,10 @@ class LogBlock:
         """See `SplitInput`."""
         has = self.log.tables.has(SPLIT)
         return self.log.numbers(self.block, SPLIT, np.int8) if has else None
+
+
+def _rows_file(folder: Path, name: str, block: int) -> Path:
+    return folder / f"rows-{name}-{block:06}.int32"
 
 
 def column_numbers(column: pa.ChunkedArray, dtype: type) -> Array:

@@ -1,7 +1,9 @@
 """Prepared folders: what is in them, when they are rebuilt, and that nothing held out leaks in."""
 
+import ast
 import logging
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -169,6 +171,21 @@ def test_rejected_rows_are_kept(files, tmp_path):
     rejected = pq.read_table(prepared.folder / "rejected.parquet").to_pylist()
     assert [row["row"] for row in rejected] == [21]
     assert len(prepared.interactions.rows) == 20
+
+
+def test_threads_parse_no_source(files, tmp_path, monkeypatch):
+    """Two that do so at once fail now and then; NumPy's headers are parsed as source."""
+    files()  # imports what is imported late, one thread at a time
+    parse, parsed = ast.parse, []
+
+    def seen(source, *arguments, **options):
+        if threading.current_thread() is not threading.main_thread():
+            parsed.append(source)
+        return parse(source, *arguments, **options)
+
+    monkeypatch.setattr(ast, "parse", seen)
+    files(root=tmp_path / "again")
+    assert parsed == []
 
 
 def test_the_same_inputs_are_prepared_once(files, tmp_path, caplog):
