@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twotower.data.arrange import DIVIDED, Buckets, Division, Keys, Sorting
-from twotower.data.column_file import ColumnFile
+from twotower.data.column_file import ColumnFile, save_array
 from twotower.data.entities import Catalogue, align, catalogue_first, recommendable
 from twotower.data.leakage import FittedOn, RowRecord, check_leaks
 from twotower.data.prepared import FEATURES_FOLDER, write_arrow
@@ -213,7 +213,7 @@ def _write_buckets(folder: Path, sorting: Sorting, scratch: Scratch) -> dict[str
 def _write_columns(folder: Path, columns: Mapping[str, Array]) -> None:
     folder.mkdir(exist_ok=True)
     for name, values in columns.items():
-        np.save(folder / f"{name}.npy", values, allow_pickle=False)
+        save_array(folder / f"{name}.npy", values)
 
 
 def _write_entities(folder: Path, table: pa.Table, columns: Mapping[str, Array]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -61,3 +62,22 @@ class ColumnFile:
             written = self._num_rows - self._missing
             raise ValueError(f"a column has {written} values instead of {self._num_rows}")
         return self._digest.hexdigest()
+
+
+def save_array(path: Path, values: Array) -> None:
+    """The file that `np.save` writes.
+
+    NumPy hands an array to the C library, whose last buffer is written when the file is closed, and
+    does not look at whether that went well: on a full disk the end may be missing without an error.
+    What is no file to NumPy gets its bytes instead.
+
+    Args:
+        path: Where it lies.
+        values: Numbers of any shape.
+
+    Raises:
+        OSError: When not all of it could be written.
+    """
+    with path.open("wb") as file:
+        bytes_only = SimpleNamespace(write=file.write)
+        np.lib.format.write_array(bytes_only, values, allow_pickle=False)

@@ -112,7 +112,7 @@ def number_ids(folder: Path, name: str, num_blocks: int, listed: pa.Array) -> pa
         ends = [*accumulate(map(len, waiting), initial=len(known))]
         rows = encoded.indices.to_numpy()
         for place, (start, end) in enumerate(pairwise(ends)):
-            rows[start:end].tofile(_rows_file(folder, name, first + place))
+            _rows_file(folder, name, first + place).write_bytes(rows[start:end].data)
         known, waiting, first = encoded.dictionary, [], block + 1
     return known
 
@@ -182,7 +182,7 @@ class Log:
 
     def write_parts(self, block: int, codes: npt.NDArray[np.int8]) -> None:
         """Say of which part each row of a block is, codes ``(B,)``."""
-        codes.astype(np.int8).tofile(self._parts_file(block))
+        self._parts_file(block).write_bytes(codes.astype(np.int8).data)
 
     def parts(self, block: int) -> npt.NDArray[np.int8]:
         """(B,) of which part each row is."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twotower.data.column_file import save_array
 from twotower.data.prepared import Entities, Events, Prepared, write_arrow
 from twotower.data.schema import TRAIN
 from twotower.export import manifest as names
@@ -84,11 +85,11 @@ def write_data(folder: Path, data: Prepared, pipeline: FeaturePipeline) -> None:
     columns = {"offsets": data.events.offsets, "item_rows": data.events.item_rows}
     columns |= {} if data.event_times is None else {"times": data.event_times}
     for name, values in columns.items():
-        np.save(folder / names.EVENTS / f"{name}.npy", values, allow_pickle=False)
+        save_array(folder / names.EVENTS / f"{name}.npy", values)
     training = np.flatnonzero(data.interactions.split == TRAIN)
     frequency = ItemFrequency.count(data, training)
     popular = np.argsort(-frequency.counts, kind="stable").astype(np.int64)  # (C,)
-    np.save(folder / names.POPULAR, popular, allow_pickle=False)
+    save_array(folder / names.POPULAR, popular)
 
 
 def counts(data: Prepared) -> dict[str, int | None]:
@@ -110,7 +111,7 @@ def _write_entities(folder: Path, entities: Entities, num_rows: int) -> None:
     together = {}
     for name, column in entities.columns.items():
         if column[:1].nbytes > LONG_VALUE:
-            np.save(folder / f"{name}.npy", column[:num_rows], allow_pickle=False)
+            save_array(folder / f"{name}.npy", column[:num_rows])
         else:
             together[name] = column
     if together:

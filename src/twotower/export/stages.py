@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from twotower.data.batches import Batch, Columns
+from twotower.data.column_file import save_array
 from twotower.data.prepared import Prepared, checksum
 from twotower.data.queries import evaluation_queries
 from twotower.data.schema import TEST
@@ -118,7 +119,7 @@ def export_retrieval(
     columns = stage_columns(data, inputs, residency="disk")
     bar.set_description("export: item vectors")
     items = item_vectors(model, columns, data.num_catalogue, progress=not bar.disable)  # (C, D)
-    np.save(folder / names.ITEM_VECTORS, items, allow_pickle=False)
+    save_array(folder / names.ITEM_VECTORS, items)
     bar.update()
     bar.set_description("export: towers")
     towers = _export_towers(model, inputs, folder)
