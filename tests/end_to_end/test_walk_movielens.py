@@ -82,14 +82,17 @@ def test_the_server_answers_what_the_page_asks(served: Served):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium binary is installed")
 def test_the_page_shows_the_films_in_a_browser(served: Served):
-    answer = ask(f"{served.url}/v1/recommend", '{"user": 1, "k": 10}')
     with sync_playwright() as playwright:
         root = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=root)
         page = browser.new_page()
-        page.goto(f"{served.url}/#user=1")
+        # Its own answer: a list is of the moment at which it was asked for.
+        with page.expect_response("**/v1/recommend") as first:
+            page.goto(f"{served.url}/#user=1")
+        asked, answer = first.value.request.post_data_json, first.value.json()
         expect(page.locator("#ten li")).to_have_count(10, timeout=30_000)
         titles = page.locator("#ten .title").all_inner_texts()
         expect(page.locator("#history > li").first).to_be_visible()
         browser.close()
+    assert (asked["user"], asked["k"], answer["known_user"]) == ("1", 10, True)
     assert titles == [item["title"] for item in answer["items"]]

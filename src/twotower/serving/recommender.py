@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from twotower.data.item_lists import ItemLists
 from twotower.export.bundle import Bundle
-from twotower.export.screening import best
+from twotower.export.screening import best, num_finalists
 from twotower.index.allowed import AllowedRows
 from twotower.index.base import SearchResult
 from twotower.index.filtered import FilteredIndex
@@ -31,14 +31,7 @@ from twotower.serving.filters import SelectiveIndex, first_allowed, search_filte
 from twotower.serving.ids import ItemId
 from twotower.serving.models import OnnxModel, as_models_take
 from twotower.serving.recommended import popular, recommended
-from twotower.serving.requests import (
-    Answer,
-    Filter,
-    Recommendation,
-    Request,
-    RequestError,
-    Source,
-)
+from twotower.serving.requests import Answer, Filter, Recommendation, Request, RequestError, Source
 from twotower.serving.space import check_space
 
 if TYPE_CHECKING:
@@ -79,7 +72,8 @@ class _Stages:
     def ends(self, stage: str) -> None:
         """What passed since the last stage ended was this one."""
         now = time.perf_counter()
-        self.seconds[stage], self._last = now - self._last, now
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
 
 
 class Recommender:
@@ -213,7 +207,7 @@ class Recommender:
         return list(answer.items)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | RequestError]:
-        """Answer some requests, all that need the models in one pass.
+        """Answer some requests, those in one pass that rank equally many candidates.
 
         Args:
             requests: Any number, each with its own k and filters.
@@ -239,10 +233,18 @@ class Recommender:
                 asked.append(one)
                 allowed.append(among)
         clock.ends("features")
-        if asked:
-            for one, items in zip(asked, self._ranked(asked, allowed, clock), strict=True):
-                answers[one.place] = self._answer(one.request, items, "model", clock)
+        # No list may depend on whose request came at the same time.
+        depths = [self._depth(one.request.k) for one in asked]
+        for depth in dict.fromkeys(depths):
+            group = [n for n, own in enumerate(depths) if own == depth]
+            lists = self._ranked([asked[n] for n in group], [allowed[n] for n in group], clock)
+            for n, items in zip(group, lists, strict=True):
+                answers[asked[n].place] = self._answer(asked[n].request, items, "model", clock)
         return [answer for answer in answers if answer is not None]
+
+    def _depth(self, k: int) -> tuple[int, int]:
+        """How many candidates a list of `k` items is ranked from, and how many pass a screen."""
+        return max(k, self.num_candidates), num_finalists(k)
 
     def _answer(
         self, request: Request, items: Sequence[Recommendation], source: Source, clock: _Stages

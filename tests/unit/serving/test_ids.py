@@ -34,6 +34,7 @@ def test_ids_are_gone_through_once_and_forgotten_with_them(monkeypatch) -> None:
     once = RowIndex._sorted
     monkeypatch.setattr(RowIndex, "_sorted", lambda self: (built.append(1), once(self))[1])
     ids = pa.array([str(n) for n in range(100)])
+    gc.collect()  # those of other tests
     kept = len(module._indexes)
     prepare_to_find(ids)
     assert [find_rows(ids, [n]).tolist() for n in (3, 99, 100)] == [[3], [99], [-1]]

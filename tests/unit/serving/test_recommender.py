@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -265,6 +266,18 @@ def test_features_of_a_new_user_matter(recommender: Recommender, raw: Tables) ->
     assert lists[0] == lists[2] != lists[1]
     assert {item.reason for item in lists[0]} == {"fits the profile"}
     assert len(lists[0]) == len(recommender.items)
+
+
+def test_who_asks_for_more_at_the_same_time_changes_nothing(recommender: Recommender) -> None:
+    few = copy.copy(recommender)
+    few.num_candidates = 10
+    short = Request(user_features={"country": "SE"}, k=3, seconds=NOON)
+    requests = [short, replace(short, k=80), replace(short, k=5), replace(short, k=80)]
+    alone = [few.answer([request])[0] for request in requests]
+    for one, other in zip(alone, few.answer(requests), strict=True):
+        assert ids(one.items) == ids(other.items)
+    # From 80 candidates the ranker would choose others.
+    assert ids(alone[0].items) != ids(alone[1].items)[:3]
 
 
 def test_a_value_of_another_kind_spoils_its_own_request_alone(recommender: Recommender) -> None:
