@@ -269,6 +269,7 @@ def test_metrics_count(client: TestClient, recommender: Recommender) -> None:
     client.post("/v1/recommend", json={"k": 0})
     after = [metric(client, name) for name in names]
     assert [b - a for a, b in zip(before, after, strict=True)] == [3, 1, 3, 3, 3]
+    client.get("/nowhere")
     text = client.get("/metrics").text
     version = recommender.bundle.manifest.version
     assert f'twotower_bundle_info{{name="tiny",version="{version}"}} 1.0' in text
